@@ -1,0 +1,143 @@
+"""Values that travel through the house.  All are immutable; those of the hot path are named tuples, the cheapest kind."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from asyncplumber.errors import BadAccount, BadCursor
+
+ACCOUNT_LENGTH = 256  # characters; as long as the longest e-mail address or two UUIDs with a prefix need
+NAME_LENGTH = 256  # characters of an event's id or type: they travel in headers, so they stay short
+DEFAULT_TYPE = "result"
+RESERVED_TYPES = "plumber."  # types of events about the stream itself begin so
+EARLIEST = "earliest"
+
+_CURSOR = re.compile(r"([0-9a-z]{1,32})\.(0|[1-9][0-9]{0,17})")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def is_plain(text: str, longest: int = NAME_LENGTH) -> bool:
+    """Whether `text` is 1 to `longest` characters with no control character, line separator or lone surrogate."""
+    return 0 < len(text) <= longest and not _CONTROL.search(text)
+
+
+def checked_account(name: str) -> str:
+    """`name` itself if it can be an account.  Raises `BadAccount`."""
+    if not is_plain(name, ACCOUNT_LENGTH):
+        raise BadAccount
+    return name
+
+
+class Cursor(NamedTuple):
+    """The place of an event in its account's history; `seq` 0 is the place before the first."""
+
+    epoch: str
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read ``epoch.seq``.  Raises `BadCursor` for anything that no history gave out."""
+        match = _CURSOR.fullmatch(text)
+        if match is None:
+            raise BadCursor
+        return cls(match[1], int(match[2]))
+
+
+class Position(NamedTuple):
+    """How far an account's history reaches: the events ``floor < seq <= head`` of `epoch` can be read."""
+
+    epoch: str
+    head: int
+    floor: int
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where a subscriber stands who has seen everything."""
+        return Cursor(self.epoch, self.head)
+
+
+class Draft(NamedTuple):
+    """
+    A result that was understood but has no place in the history yet.
+
+    `payload` is one JSON object member as UTF-8 bytes, ``"data":…`` or ``"data_base64":"…"``, without line breaks:
+    it is spliced into the envelope as it stands.  `key` is what makes two POSTs the same event; it is the id, but
+    for a CloudEvent, whose id is unique only together with its source.  `time` is RFC 3339 in UTC.
+    """
+
+    account: str
+    id: str
+    key: str
+    type: str
+    time: str
+    content_type: str
+    payload: bytes
+
+
+class Event(NamedTuple):
+    """One result (or progress report) with its place in the account's history.  For `payload` see `Draft`."""
+
+    account: str
+    epoch: str
+    seq: int
+    id: str
+    type: str
+    time: str
+    content_type: str
+    payload: bytes
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where a subscriber stands who has seen this event."""
+        return Cursor(self.epoch, self.seq)
+
+    @property
+    def data(self) -> Any:
+        """The result: what JSON says, or str for text, or bytes for everything else.  Parsed at each call."""
+        member: dict[str, Any] = json.loads(b"{%b}" % self.payload)
+        if "data_base64" in member:
+            from base64 import b64decode
+
+            return b64decode(member["data_base64"])
+        return member["data"]
+
+
+def placed(draft: Draft, epoch: str, seq: int) -> Event:
+    """The event that `draft` becomes at this place."""
+    account, id, _, type, time, content_type, payload = draft
+    return Event(account, epoch, seq, id, type, time, content_type, payload)
+
+
+class Stored(NamedTuple):
+    """What a history says of an appended draft: the event, and whether it was there before (then it is the old one)."""
+
+    event: Event
+    duplicate: bool
+
+
+class Instance(NamedTuple):
+    """
+    One running process, as the others see it.
+
+    `url` is where it takes in what the others relay; the hook of an account is ``{url}/hooks/{account}``, percent-encoded.
+    `lease` changes with every renewal: whoever wants to remove a dead instance names the lease it saw.
+    """
+
+    id: str
+    url: str
+    lease: str = ""
+
+
+class Receipt(NamedTuple):
+    """What became of a POST.  `pending` counts instances that had not answered when the receipt was written."""
+
+    event: Event
+    duplicate: bool
+    subscribers: int
+    instances: Mapping[str, int]

@@ -1,0 +1,151 @@
+"""
+The boundaries between the rooms: promises, units, failures.  No logic.
+
+Where a method returns a Deferred, its failures come through it and not by raising.  ``Unavailable`` means that the
+store cannot be reached or is too slow: nothing may be assumed to have happened, and the call may be repeated.
+"""
+
+from __future__ import annotations
+
+from zope.interface import Attribute, Interface
+
+
+class IHistory(Interface):
+    """
+    The durable, numbered, expiring record of each account's events.
+
+    The numbers of an account's events are 1, 2, 3 … within an epoch, and whoever can read a number can read all the
+    numbers before it down to the floor: nothing is ever inserted behind a reader's back.
+    """
+
+    def append(drafts):
+        """
+        Keep these drafts, in this order within each account.
+
+        When the Deferred fires they outlive the death of any process.  A draft whose (account, key) is already in the
+        history, or earlier in the same list, is not stored again.
+
+        @return: Deferred of a list, for each draft a `Stored`, or the `PlumberError` that befell this one alone.
+            Fails as a whole only if that holds for all.
+        """
+
+    def position(account):
+        """
+        How far this account's history reaches.  Begins a numbering where there is none, so that the answer stays
+        meaningful.  What it counts is durable.
+
+        @return: Deferred of `Position`.  Fails with `Unavailable`.
+        """
+
+    def heads(accounts):
+        """
+        The same for many accounts in one question, without beginning a numbering.
+
+        @return: Deferred of a dict from account to `Cursor` (epoch, head); accounts without a numbering are left out.
+        """
+
+    def read(account, cursor, upto, limit):
+        """
+        The events after `cursor`, in order, with no number left out, up to the number `upto` (None: the end).
+
+        @param limit: at most so many events; fewer where they are large (a page has 1 MiB of payloads, or one event).
+        @return: Deferred of a list of `Event`; empty means that `cursor` is the end (or `upto`).  Fails with
+            `CursorLost` where the event after `cursor` is no longer there or never was (other epoch, beyond the head).
+        """
+
+    def sweep():
+        """Forget what is beyond the length or the age.  @return: Deferred of the number of events forgotten."""
+
+
+class IRegistry(Interface):
+    """Who has subscribers of which account.  A hook counts while its instance's lease runs."""
+
+    def enlist(instance):
+        """Put the instance in, with a fresh lease, and all its hooks away.  @return: Deferred of the `Instance`, with its lease."""
+
+    def renew(instance):
+        """
+        Prolong the lease.
+
+        @return: Deferred of the `Instance` with its new lease; or of None if the registry had forgotten it: then it
+            must be enlisted again, and all its hooks put in again.
+        """
+
+    def resign(instance):
+        """Take the instance and all its hooks out.  @return: Deferred of None."""
+
+    def register(instance, accounts):
+        """Put in a hook for each account.  Idempotent.  @return: Deferred of None."""
+
+    def withdraw(instance, accounts):
+        """Take out the instance's hooks for these accounts, and no other.  Idempotent.  @return: Deferred of None."""
+
+    def instances(accounts):
+        """
+        Who wants the events of these accounts: read at the time of the call, never from a cache, dead leases left out.
+
+        @return: Deferred of a dict from account to a list of `Instance`; accounts that nobody wants are left out.
+        """
+
+    def prune(instance):
+        """
+        Forget an instance that does not answer, with its hooks, but only if its lease is still the one named here.
+
+        @return: Deferred of bool: whether it was forgotten.
+        """
+
+    def sweep():
+        """Forget instances whose lease ran out, and hooks without an instance.  @return: Deferred of their number."""
+
+
+class IStore(Interface):
+    """A place that lasts (or, for tests, does not): a history and a registry on one connection."""
+
+    history = Attribute("IHistory")
+    registry = Attribute("IRegistry")
+    shared = Attribute("bool: whether other processes can use the same store, so that the registry must be asked")
+
+    def start():
+        """Connect and create what is missing.  @return: Deferred of None; does not fail because the store is down."""
+
+    def stop():
+        """Finish what is under way and disconnect.  @return: Deferred of None."""
+
+    def ping():
+        """@return: Deferred of None.  Fails with `Unavailable` within a few seconds."""
+
+
+class ISubscriber(Interface):
+    """One connected client of one account, as the hub sees it.  No method blocks; what they raise ends this subscriber only."""
+
+    account = Attribute("str")
+
+    def deliver(batch):
+        """Take these events, a `wire.Batch`, now.  Everything handed over is in order and without a hole."""
+
+    def opened(cursor):
+        """You stand at this `Cursor`; what follows comes after it."""
+
+    def missed(cursor, position):
+        """You stood at `cursor`; what came after it cannot be replayed.  You stand at `position`'s head; what follows comes after it."""
+
+    def drained():
+        """@return: Deferred that fires when there is room for a further page of a replay; already fired when there is now."""
+
+    def end(error):
+        """The hub will not serve you any more: `PlumberError` says why, None that the instance stops."""
+
+
+class IRelay(Interface):
+    """Carries events to the other instances."""
+
+    def carry(instance, events):
+        """
+        Hand these events, already in the history, to that instance.  Per instance, order is kept.
+
+        @return: Deferred of the number of subscribers there that were given them, per account; fails with
+            `RelayFailed`.
+        """
+
+    def stop():
+        """Wait for what is under way, a few seconds at most.  @return: Deferred of None."""

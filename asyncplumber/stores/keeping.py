@@ -1,0 +1,50 @@
+"""What every store keeps, and for how long."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PAGE_BYTES = 1024 * 1024  # of payloads in one page of a replay: what a slow reader may make us hold at once
+DAY = 86400.0
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def base36(number: int) -> str:
+    """`number` in the digits 0-9a-z."""
+    text = ""
+    while True:
+        number, digit = divmod(number, 36)
+        text = _DIGITS[digit] + text
+        if not number:
+            return text
+
+
+def new_epoch(now: float) -> str:
+    """A name for a numbering that begins at `now` (seconds since 1970): never given out before, and sorted by time."""
+    return base36(int(now * 1000)) + base36(36**4 + secrets.randbelow(36**4))[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """
+    How much history an account has, and how long a lease runs.
+
+    `length` in events and `age` in seconds, whichever is reached first; a store may keep a tenth more for a while.
+    `lease` in seconds: how long an instance counts after its last renewal.
+    """
+
+    length: int = 1000
+    age: float = DAY
+    lease: float = 15.0
+    epochs: Callable[[float], str] = new_epoch
+
+    @property
+    def numbering(self) -> float:
+        """
+        Seconds that an unused account keeps its numbering.
+
+        Far longer than its events: a client that comes back to an account where nothing happened must not be told of a gap.
+        """
+        return max(30 * DAY, 10 * self.age)

@@ -1,0 +1,213 @@
+"""Nothing lasts: for tests, throw-away runs, and as the measure of what the other stores cost."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from zope.interface import implementer
+
+from asyncplumber.errors import CursorLost
+from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored, placed
+from asyncplumber.interfaces import IHistory, IRegistry, IStore
+from asyncplumber.stores.keeping import PAGE_BYTES, Keeping
+
+
+class _Log:
+    """The kept events of one account: `floor` is the number before the first of them."""
+
+    __slots__ = ("epoch", "events", "floor", "keys", "times", "touched")
+
+    def __init__(self, epoch: str) -> None:
+        self.epoch = epoch
+        self.floor = 0
+        self.events: deque[Event] = deque()
+        self.times: deque[float] = deque()
+        self.keys: dict[str, Event] = {}
+        self.touched = 0.0
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.floor + len(self.events), self.floor)
+
+    def forget(self, length: int, horizon: float) -> int:
+        """Drop events beyond `length` and those stored before `horizon`."""
+        forgotten = 0
+        while self.events and (len(self.events) > length or self.times[0] < horizon):
+            self.events.popleft()
+            self.times.popleft()
+            # Keys are in the order of their events, so the first key is the first event's.
+            del self.keys[next(iter(self.keys))]
+            forgotten += 1
+        self.floor += forgotten
+        return forgotten
+
+
+@implementer(IHistory)
+class MemoryHistory:
+    """A history in this process's memory."""
+
+    def __init__(self, keeping: Keeping, clock: Any) -> None:
+        self._keeping = keeping
+        self._clock = clock
+        self._logs: dict[str, _Log] = {}
+
+    def _log(self, account: str, now: float) -> _Log:
+        log = self._logs.get(account)
+        if log is None:
+            log = self._logs[account] = _Log(self._keeping.epochs(now))
+        log.touched = now
+        return log
+
+    def append(self, drafts: Iterable[Draft]) -> Deferred[list[Stored]]:
+        now = self._clock.seconds()
+        length, horizon = self._keeping.length, now - self._keeping.age
+        stored: list[Stored] = []
+        for draft in drafts:
+            log = self._log(draft.account, now)
+            before = log.keys.get(draft.key)
+            if before is not None:
+                stored.append(Stored(before, True))
+                continue
+            events = log.events
+            event = placed(draft, log.epoch, log.floor + len(events) + 1)
+            events.append(event)
+            log.times.append(now)
+            log.keys[draft.key] = event
+            if len(events) > length or log.times[0] < horizon:
+                log.forget(length, horizon)
+            stored.append(Stored(event, False))
+        return succeed(stored)
+
+    def position(self, account: str) -> Deferred[Position]:
+        now = self._clock.seconds()
+        log = self._log(account, now)
+        log.forget(self._keeping.length, now - self._keeping.age)
+        return succeed(log.position)
+
+    def heads(self, accounts: Iterable[str]) -> Deferred[dict[str, Cursor]]:
+        return succeed({name: log.position.cursor for name in accounts if (log := self._logs.get(name)) is not None})
+
+    def read(self, account: str, cursor: Cursor, upto: int | None, limit: int) -> Deferred[list[Event]]:
+        log = self._log(account, self._clock.seconds())
+        position = log.position
+        if cursor.epoch != position.epoch or not position.floor <= cursor.seq <= position.head:
+            return fail(CursorLost(position))
+        last = position.head if upto is None else min(upto, position.head)
+        page: list[Event] = []
+        size = 0
+        for index in range(cursor.seq - position.floor, min(last - position.floor, cursor.seq - position.floor + limit)):
+            event = log.events[index]
+            size += len(event.payload)
+            if page and size > PAGE_BYTES:
+                break
+            page.append(event)
+        return succeed(page)
+
+    def sweep(self) -> Deferred[int]:
+        now = self._clock.seconds()
+        forgotten = 0
+        for name, log in list(self._logs.items()):
+            forgotten += log.forget(self._keeping.length, now - self._keeping.age)
+            if not log.events and log.touched < now - self._keeping.numbering:
+                del self._logs[name]
+        return succeed(forgotten)
+
+
+@implementer(IRegistry)
+class MemoryRegistry:
+    """A registry in this process's memory; instances that share the object see each other."""
+
+    def __init__(self, keeping: Keeping, clock: Any) -> None:
+        self._keeping = keeping
+        self._clock = clock
+        self._rows: dict[str, tuple[Instance, float]] = {}
+        self._hooks: dict[str, dict[str, None]] = {}
+        self._renewals = 0
+
+    def _put(self, instance: Instance) -> Instance:
+        self._renewals += 1
+        row = instance._replace(lease=str(self._renewals))
+        self._rows[instance.id] = row, self._clock.seconds() + self._keeping.lease
+        return row
+
+    def _unhook(self, id: str) -> None:
+        for account in [account for account, ids in self._hooks.items() if id in ids]:
+            self._withdraw(id, account)
+
+    def _withdraw(self, id: str, account: str) -> None:
+        ids = self._hooks.get(account)
+        if ids is not None:
+            ids.pop(id, None)
+            if not ids:
+                del self._hooks[account]
+
+    def enlist(self, instance: Instance) -> Deferred[Instance]:
+        self._unhook(instance.id)
+        return succeed(self._put(instance))
+
+    def renew(self, instance: Instance) -> Deferred[Instance | None]:
+        return succeed(self._put(instance) if instance.id in self._rows else None)
+
+    def resign(self, instance: Instance) -> Deferred[None]:
+        self._unhook(instance.id)
+        self._rows.pop(instance.id, None)
+        return succeed(None)
+
+    def register(self, instance: Instance, accounts: Iterable[str]) -> Deferred[None]:
+        for account in accounts:
+            self._hooks.setdefault(account, {})[instance.id] = None
+        return succeed(None)
+
+    def withdraw(self, instance: Instance, accounts: Iterable[str]) -> Deferred[None]:
+        for account in accounts:
+            self._withdraw(instance.id, account)
+        return succeed(None)
+
+    def instances(self, accounts: Sequence[str]) -> Deferred[dict[str, list[Instance]]]:
+        now = self._clock.seconds()
+        wanted: dict[str, list[Instance]] = {}
+        for account in accounts:
+            rows = [self._rows[id] for id in self._hooks.get(account, ()) if id in self._rows]
+            alive = [instance for instance, expires in rows if expires > now]
+            if alive:
+                wanted[account] = alive
+        return succeed(wanted)
+
+    def prune(self, instance: Instance) -> Deferred[bool]:
+        row = self._rows.get(instance.id)
+        if row is None or row[0].lease != instance.lease:
+            return succeed(False)
+        self._unhook(instance.id)
+        del self._rows[instance.id]
+        return succeed(True)
+
+    def sweep(self) -> Deferred[int]:
+        now = self._clock.seconds()
+        dead = [instance for instance, expires in self._rows.values() if expires <= now]
+        for instance in dead:
+            self._unhook(instance.id)
+            del self._rows[instance.id]
+        return succeed(len(dead))
+
+
+@implementer(IStore)
+class MemoryStore:
+    """History and registry in this process's memory."""
+
+    def __init__(self, keeping: Keeping, clock: Any, *, shared: bool = False) -> None:
+        """`shared` is for tests that let several instances use one such store."""
+        self.history = MemoryHistory(keeping, clock)
+        self.registry = MemoryRegistry(keeping, clock)
+        self.shared = shared
+
+    def start(self) -> Deferred[None]:
+        return succeed(None)
+
+    def stop(self) -> Deferred[None]:
+        return succeed(None)
+
+    def ping(self) -> Deferred[None]:
+        return succeed(None)

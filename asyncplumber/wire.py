@@ -1,0 +1,92 @@
+"""
+Bytes for the wire, made once per event (or batch) and not once per subscriber.  Pure functions and values.
+
+Envelope: the JSON object every transport carries.  Frame: RFC 6455, 5.2.  Record: WHATWG HTML, 9.2 (Server-Sent Events).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii as quoted
+from typing import Any
+
+from asyncplumber.event import Cursor, Event, Position
+
+
+def envelope(event: Event) -> bytes:
+    """The JSON text, UTF-8 in one line, that tells a subscriber everything about an event."""
+    account, epoch, seq, id, type, time, content_type, payload = event
+    return b"%b%b}" % (
+        (
+            f'{{"id":{quoted(id)},"account":{quoted(account)},"cursor":"{epoch}.{seq}","type":{quoted(type)},'
+            f'"time":"{time}","content_type":{quoted(content_type)},'
+        ).encode("ascii"),
+        payload,
+    )
+
+
+def frame(payload: bytes) -> bytes:
+    """One unmasked, unfragmented WebSocket text message."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81%c%b" % (size, payload)
+    if size < 65536:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
+
+
+def record(cursor: str, type: str, data: bytes) -> bytes:
+    """One Server-Sent Event.  Neither `type` nor `data` may hold a line break: envelopes never do."""
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (cursor.encode("ascii"), type.encode(), data)
+
+
+class Batch:
+    """Some events of one account, in order, with the bytes that carry them, each kind built when first asked for."""
+
+    __slots__ = ("_envelopes", "_frames", "_records", "events")
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
+        self._envelopes: list[bytes] | None = None
+        self._frames: bytes | None = None
+        self._records: bytes | None = None
+
+    @property
+    def envelopes(self) -> list[bytes]:
+        """An envelope for each event."""
+        if self._envelopes is None:
+            self._envelopes = [envelope(event) for event in self.events]
+        return self._envelopes
+
+    @property
+    def frames(self) -> bytes:
+        """All the events as WebSocket messages, one after the other."""
+        if self._frames is None:
+            self._frames = b"".join([frame(text) for text in self.envelopes])
+        return self._frames
+
+    @property
+    def records(self) -> bytes:
+        """All the events as Server-Sent Events."""
+        if self._records is None:
+            self._records = b"".join(
+                [record(f"{e.epoch}.{e.seq}", e.type, text) for e, text in zip(self.events, self.envelopes, strict=True)]
+            )
+        return self._records
+
+
+def notice(type: str, account: str, cursor: Cursor, **data: Any) -> bytes:
+    """The envelope of an event about the stream itself: it is in no history, and `cursor` says where you stand."""
+    return json.dumps({"type": type, "account": account, "cursor": str(cursor), "data": data}, separators=(",", ":")).encode()
+
+
+def gap(account: str, cursor: Cursor, position: Position) -> bytes:
+    """
+    The notice ``plumber.gap``: nothing between `cursor` and the head of the history will be replayed.
+
+    ``oldest`` is the first event that is still kept, or null; who wants it subscribes anew with ``after=earliest``.
+    """
+    oldest = str(Cursor(position.epoch, position.floor + 1)) if position.head > position.floor else None
+    stand = position.cursor
+    return notice("plumber.gap", account, stand, **{"from": str(cursor), "to": str(stand), "oldest": oldest})
