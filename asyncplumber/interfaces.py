@@ -7,7 +7,14 @@ store cannot be reached or is too slow: nothing may be assumed to have happened,
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
+from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
+
+from asyncplumber.errors import PlumberError
+from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
+from asyncplumber.wire import Batch
 
 
 class IHistory(Interface):
@@ -18,7 +25,7 @@ class IHistory(Interface):
     numbers before it down to the floor: nothing is ever inserted behind a reader's back.
     """
 
-    def append(drafts):
+    def append(drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
         """
         Keep these drafts, in this order within each account.
 
@@ -29,7 +36,7 @@ class IHistory(Interface):
             Fails as a whole only if that holds for all.
         """
 
-    def position(account):
+    def position(account: str) -> Deferred[Position]:
         """
         How far this account's history reaches.  Begins a numbering where there is none, so that the answer stays
         meaningful.  What it counts is durable.
@@ -37,14 +44,14 @@ class IHistory(Interface):
         @return: Deferred of `Position`.  Fails with `Unavailable`.
         """
 
-    def heads(accounts):
+    def heads(accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
         """
         The same for many accounts in one question, without beginning a numbering.
 
         @return: Deferred of a dict from account to `Cursor` (epoch, head); accounts without a numbering are left out.
         """
 
-    def read(account, cursor, upto, limit):
+    def read(account: str, cursor: Cursor, upto: int | None, limit: int) -> Deferred[list[Event]]:
         """
         The events after `cursor`, in order, with no number left out, up to the number `upto` (None: the end).
 
@@ -53,17 +60,17 @@ class IHistory(Interface):
             `CursorLost` where the event after `cursor` is no longer there or never was (other epoch, beyond the head).
         """
 
-    def sweep():
+    def sweep() -> Deferred[int]:
         """Forget what is beyond the length or the age.  @return: Deferred of the number of events forgotten."""
 
 
 class IRegistry(Interface):
     """Who has subscribers of which account.  A hook counts while its instance's lease runs."""
 
-    def enlist(instance):
+    def enlist(instance: Instance) -> Deferred[Instance]:
         """Put the instance in, with a fresh lease, and all its hooks away.  @return: Deferred of the `Instance`, with its lease."""
 
-    def renew(instance):
+    def renew(instance: Instance) -> Deferred[Instance | None]:
         """
         Prolong the lease.
 
@@ -71,30 +78,30 @@ class IRegistry(Interface):
             must be enlisted again, and all its hooks put in again.
         """
 
-    def resign(instance):
+    def resign(instance: Instance) -> Deferred[None]:
         """Take the instance and all its hooks out.  @return: Deferred of None."""
 
-    def register(instance, accounts):
+    def register(instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         """Put in a hook for each account.  Idempotent.  @return: Deferred of None."""
 
-    def withdraw(instance, accounts):
+    def withdraw(instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         """Take out the instance's hooks for these accounts, and no other.  Idempotent.  @return: Deferred of None."""
 
-    def instances(accounts):
+    def instances(accounts: Collection[str]) -> Deferred[dict[str, list[Instance]]]:
         """
         Who wants the events of these accounts: read at the time of the call, never from a cache, dead leases left out.
 
         @return: Deferred of a dict from account to a list of `Instance`; accounts that nobody wants are left out.
         """
 
-    def prune(instance):
+    def prune(instance: Instance) -> Deferred[bool]:
         """
         Forget an instance that does not answer, with its hooks, but only if its lease is still the one named here.
 
         @return: Deferred of bool: whether it was forgotten.
         """
 
-    def sweep():
+    def sweep() -> Deferred[int]:
         """Forget instances whose lease ran out, and hooks without an instance.  @return: Deferred of their number."""
 
 
@@ -105,13 +112,13 @@ class IStore(Interface):
     registry = Attribute("IRegistry")
     shared = Attribute("bool: whether other processes can use the same store, so that the registry must be asked")
 
-    def start():
+    def start() -> Deferred[None]:
         """Connect and create what is missing.  @return: Deferred of None; does not fail because the store is down."""
 
-    def stop():
+    def stop() -> Deferred[None]:
         """Finish what is under way and disconnect.  @return: Deferred of None."""
 
-    def ping():
+    def ping() -> Deferred[None]:
         """@return: Deferred of None.  Fails with `Unavailable` within a few seconds."""
 
 
@@ -120,26 +127,26 @@ class ISubscriber(Interface):
 
     account = Attribute("str")
 
-    def deliver(batch):
+    def deliver(batch: Batch) -> None:
         """Take these events, a `wire.Batch`, now.  Everything handed over is in order and without a hole."""
 
-    def opened(cursor):
+    def opened(cursor: Cursor) -> None:
         """You stand at this `Cursor`; what follows comes after it."""
 
-    def missed(cursor, position):
+    def missed(cursor: Cursor, position: Position) -> None:
         """You stood at `cursor`; what came after it cannot be replayed.  You stand at `position`'s head; what follows comes after it."""
 
-    def drained():
+    def drained() -> Deferred[None]:
         """@return: Deferred that fires when there is room for a further page of a replay; already fired when there is now."""
 
-    def end(error):
+    def end(error: PlumberError | None) -> None:
         """The hub will not serve you any more: `PlumberError` says why, None that the instance stops."""
 
 
 class IRelay(Interface):
     """Carries events to the other instances."""
 
-    def carry(instance, events):
+    def carry(instance: Instance, events: Sequence[Event]) -> Deferred[dict[str, int]]:
         """
         Hand these events, already in the history, to that instance.  Per instance, order is kept.
 
@@ -147,5 +154,5 @@ class IRelay(Interface):
             `RelayFailed`.
         """
 
-    def stop():
+    def stop() -> Deferred[None]:
         """Wait for what is under way, a few seconds at most.  @return: Deferred of None."""

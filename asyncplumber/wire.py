@@ -71,7 +71,8 @@ class Batch:
         """All the events as Server-Sent Events."""
         if self._records is None:
             self._records = b"".join(
-                [record(f"{e.epoch}.{e.seq}", e.type, text) for e, text in zip(self.events, self.envelopes, strict=True)]
+                record(f"{event.epoch}.{event.seq}", event.type, text)
+                for event, text in zip(self.events, self.envelopes, strict=True)
             )
         return self._records
 
