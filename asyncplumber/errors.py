@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
 if TYPE_CHECKING:
     from asyncplumber.event import Position
 
@@ -121,3 +124,11 @@ class CursorLost(Exception):
 
 class RelayFailed(Exception):
     """An instance could not be reached, or did not take what was sent.  The message says why, without secrets."""
+
+
+def blame(failure: Failure, log: Logger, what: str) -> PlumberError:
+    """What to tell a client of `failure`: itself if it is meant for clients; else it is our fault, and goes to the log."""
+    if isinstance(failure.value, PlumberError):
+        return failure.value
+    log.failure(what, failure)
+    return PlumberError()

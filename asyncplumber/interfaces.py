@@ -137,7 +137,7 @@ class ISubscriber(Interface):
         """You stood at `cursor`; what came after it cannot be replayed.  You stand at `position`'s head; what follows comes after it."""
 
     def drained() -> Deferred[None]:
-        """@return: Deferred that fires when there is room for a further page of a replay; already fired when there is now."""
+        """@return: Deferred that fires when there is room for a further page of a replay, or when the subscriber is gone."""
 
     def end(error: PlumberError | None) -> None:
         """The hub will not serve you any more: `PlumberError` says why, None that the instance stops."""

@@ -1,0 +1,86 @@
+"""
+Events fall into their order.  Pure: no clock, no store, no subscriber.
+
+Events of one account may arrive early, twice or not at all.  Early ones wait, doubles are dropped, and whoever asks
+learns whether something is missing.
+"""
+
+from __future__ import annotations
+
+from asyncplumber.event import Cursor, Event, Position
+from asyncplumber.wire import Batch
+
+COALESCED = 256 * 1024  # bytes of payloads that go out as one write per subscriber
+AHEAD = 1024  # early events that wait; beyond that they are dropped, and fetched when their turn comes
+
+
+class Order:
+    """The queue of one account's events that are due, and those that came before their turn."""
+
+    def __init__(self, head: Cursor | None = None) -> None:
+        """`head` is where the queue begins; None means that it is not known yet, and everything waits."""
+        self.head = head
+        self._queue: list[Event] = []
+        self._early: dict[tuple[str, int], Event] = {}
+
+    def begin(self, head: Cursor) -> None:
+        """Go on after `head`: what is before it is dropped, what waited and is due falls into place."""
+        self.head = head
+        early, self._early = self._early, {}
+        for event in early.values():
+            self.arrive(event)
+
+    def arrive(self, event: Event) -> bool:
+        """Put an event in its place.  @return: whether something before it is missing."""
+        head = self.head
+        if head is None:
+            self._wait(event)
+            return False
+        epoch, seq = head
+        if event.epoch != epoch:
+            if event.epoch < epoch:
+                return False
+            # Epochs sort by time: the numbering began anew, and where to go on is to be asked.
+            self._wait(event)
+            return True
+        if event.seq == seq + 1:
+            self._queue.append(event)
+            self.head = head = Cursor(epoch, event.seq)
+            while self._early and (early := self._early.pop((epoch, head.seq + 1), None)) is not None:
+                self._queue.append(early)
+                self.head = head = Cursor(epoch, early.seq)
+            return False
+        if event.seq <= seq:
+            return False
+        self._wait(event)
+        return True
+
+    def _wait(self, event: Event) -> None:
+        if len(self._early) < AHEAD:
+            self._early[event.epoch, event.seq] = event
+
+    def is_behind(self, history: Cursor) -> bool:
+        """Whether the history, whose head this is, has something that has not arrived."""
+        head = self.head
+        return head is not None and (bool(self._early) or history.epoch != head.epoch or history.seq > head.seq)
+
+    def take(self) -> Batch | None:
+        """The next events that go out together, or None."""
+        queue = self._queue
+        if not queue:
+            return None
+        count, size = 1, len(queue[0].payload)
+        while count < len(queue) and (size := size + len(queue[count].payload)) <= COALESCED:
+            count += 1
+        self._queue = queue[count:]
+        return Batch(queue if count == len(queue) else queue[:count])
+
+    def jump(self, position: Position) -> None:
+        """Go on from the head of the history: what is before it will not come."""
+        self._queue.clear()
+        self.begin(position.cursor)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._queue.clear()
+        self._early.clear()

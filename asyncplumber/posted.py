@@ -1,0 +1,239 @@
+"""
+What a POST says: from headers and body to drafts.  Pure; both doors, Klein's route and the short way, come here.
+
+Understood are plain bodies of any content type, CloudEvents 1.0 (structured, batched, binary), newline-delimited JSON
+and skyhooks' own payload.  Header names are lower-case bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from binascii import Error as BadBase64
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+from uuid import uuid4
+
+from asyncplumber.errors import BadRequest, TooLarge, UnsupportedMediaType
+from asyncplumber.event import DEFAULT_TYPE, RESERVED_TYPES, Draft, checked_account, is_plain
+
+Headers = Mapping[bytes, bytes]
+
+BATCH_LENGTH = 10_000  # events in one POST; the body's limit usually strikes first
+_CLOUDEVENT = "application/cloudevents"
+_GUESSED = ("", "application/x-www-form-urlencoded")  # what curl -d and a bare string say: nothing about the body
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")  # RFC 8259, 6: Python would take NaN and Infinity
+
+
+# Numbers stay text: only their grammar is wanted, and int() of a million digits takes minutes.
+_check = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str).decode
+_NEWLINES = bytes.maketrans(b"\r\n", b"  ")
+
+
+def json_member(body: bytes) -> bytes:
+    """
+    The body as the envelope's member ``"data"``.  Raises `BadRequest` for anything that is not JSON in UTF-8.
+
+    Line breaks become spaces: inside JSON's strings they cannot occur, so they are only layout.
+    """
+    try:
+        _check(body.decode())
+    except UnicodeDecodeError:
+        raise BadRequest("the body says that it is JSON, but it is not UTF-8") from None
+    except RecursionError:
+        raise BadRequest("the body's JSON is nested too deep") from None
+    except ValueError as error:
+        raise BadRequest(f"the body says that it is JSON, but it is not: {error}") from None
+    return b'"data":' + (body.translate(_NEWLINES) if b"\n" in body or b"\r" in body else body).strip()
+
+
+def _bytes_member(body: bytes) -> bytes:
+    return b'"data_base64":"%b"' % b64encode(body)
+
+
+def _text_member(body: bytes, charset: str) -> bytes:
+    try:
+        return b'"data":' + json.dumps(body.decode(charset)).encode("ascii")
+    except (UnicodeDecodeError, LookupError):
+        return _bytes_member(body)
+
+
+def payload_of(content_type: str, body: bytes) -> tuple[str, bytes]:
+    """What the envelope will say: its content type, and the member that holds the body."""
+    kind, _, parameters = content_type.partition(";")
+    kind = kind.strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return content_type, json_member(body)
+    if kind in _GUESSED:
+        try:
+            return "application/json", json_member(body)
+        except BadRequest:
+            return (content_type or "text/plain"), _text_member(body, "utf-8")
+    if kind.startswith("text/") or kind.endswith(("/xml", "+xml")):
+        charset = parameters.partition("charset=")[2].partition(";")[0].strip(' "') or "utf-8"
+        return content_type, _text_member(body, charset)
+    return content_type, _bytes_member(body)
+
+
+def timestamp(seconds: float) -> str:
+    """`seconds` since 1970 as RFC 3339 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _named(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not is_plain(value):
+        raise BadRequest(f"{name} must be 1 to 256 characters without control characters")
+    return value
+
+
+def _typed(value: Any, name: str) -> str:
+    if _named(value, name).startswith(RESERVED_TYPES):
+        raise BadRequest(f"types that begin with {RESERVED_TYPES!r} are the plumber's own")
+    return str(value)
+
+
+def _header(headers: Headers, name: bytes) -> str | None:
+    value = headers.get(name)
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise BadRequest(f"the header {name.decode('ascii')} is not UTF-8") from None
+
+
+def _cloud_draft(account: str, attributes: Mapping[str, Any], content_type: str, payload: bytes, now: str) -> Draft:
+    """A CloudEvent (spec 1.0.2, Required Attributes).  Its source and id together say whether it is the same event."""
+    if attributes.get("specversion") != "1.0":
+        raise BadRequest("a CloudEvent here has specversion 1.0")
+    id = _named(attributes.get("id"), "the CloudEvent's id")
+    source = _named(attributes.get("source"), "the CloudEvent's source")
+    time = attributes.get("time")
+    if time is not None:
+        try:
+            # RFC 3339 has no time without an offset; fromisoformat does.
+            moment = datetime.fromisoformat(str(time))
+            now = timestamp(moment.timestamp()) if moment.tzinfo else ""
+        except (ValueError, OverflowError):
+            now = ""
+        if not now:
+            raise BadRequest("the CloudEvent's time is not RFC 3339")
+    return Draft(account, id, f"{source} {id}", _typed(attributes.get("type"), "the CloudEvent's type"), now, content_type, payload)
+
+
+def _structured(account: str, event: Any, now: str) -> Draft:
+    if not isinstance(event, dict):
+        raise BadRequest("a structured CloudEvent is a JSON object")
+    content_type = event.get("datacontenttype", "application/json")
+    if not isinstance(content_type, str) or not is_plain(content_type):
+        raise BadRequest("the CloudEvent's datacontenttype is not a media type")
+    if "data_base64" in event:
+        try:
+            raw = b64decode(event["data_base64"], validate=True)
+        except (BadBase64, TypeError, ValueError):
+            raise BadRequest("the CloudEvent's data_base64 is not base64") from None
+        return _cloud_draft(account, event, content_type, _bytes_member(raw), now)
+    payload = b'"data":' + json.dumps(event.get("data"), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the CloudEvent's data has a lone surrogate") from None
+    return _cloud_draft(account, event, content_type, payload, now)
+
+
+def _load(body: bytes) -> Any:
+    """The JSON value of a body whose parts are wanted.  Numbers that Python could not print again as they came are refused."""
+    json_member(body)
+    try:
+        return json.loads(body)
+    except ValueError as error:  # an integer of more than 4300 digits
+        raise BadRequest(f"the body's JSON cannot be taken in: {error}") from None
+
+
+def _cloudevents(account: str, kind: str, body: bytes, now: str) -> list[Draft]:
+    if kind == "application/cloudevents+json":
+        return [_structured(account, _load(body), now)]
+    if kind == "application/cloudevents-batch+json":
+        events = _load(body)
+        if not isinstance(events, list):
+            raise BadRequest("a batch of CloudEvents is a JSON array")
+        return [_structured(account, event, now) for event in _bounded(events)]
+    raise UnsupportedMediaType("CloudEvents are taken as application/cloudevents+json or application/cloudevents-batch+json")
+
+
+def _bounded(events: list[Any]) -> list[Any]:
+    if not events:
+        raise BadRequest("there is no event in this batch")
+    if len(events) > BATCH_LENGTH:
+        raise TooLarge(f"a batch has at most {BATCH_LENGTH} events")
+    return events
+
+
+def _binary(account: str, headers: Headers, content_type: str, body: bytes, now: str) -> Draft:
+    attributes = {
+        name: unquote(_header(headers, b"ce-" + name.encode("ascii")) or "") or None
+        for name in ("specversion", "id", "source", "type", "time")
+    }
+    return _cloud_draft(account, attributes, *payload_of(content_type or "application/json" if body else content_type, body), now)
+
+
+def _lines(account: str, id: str | None, type: str, body: bytes, now: str) -> list[Draft]:
+    """Newline-delimited JSON: a result a line.  With an id, the results are ``id.1``, ``id.2`` …"""
+    lines = _bounded([line for line in body.split(b"\n") if line.strip()])
+    stem = id or uuid4().hex
+    drafts = []
+    for number, line in enumerate(lines, 1):
+        name = _named(f"{stem}.{number}", "Webhook-Id with the line's number")
+        try:
+            drafts.append(Draft(account, name, name, type, now, "application/json", json_member(line)))
+        except BadRequest as error:
+            raise BadRequest(f"line {number}: {error.message}") from None
+    return drafts
+
+
+def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Draft]:
+    """
+    What this POST to `account` brings, nearly always one draft.  `now` is the RFC 3339 time of its arrival.
+
+    Raises `BadAccount`, `BadRequest`, `UnsupportedMediaType` or `TooLarge`; then nothing of it may be kept.
+    """
+    checked_account(account)
+    content_type = _header(headers, b"content-type") or ""
+    if content_type and not is_plain(content_type):
+        raise BadRequest("the content type is too long, or no media type")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.startswith(_CLOUDEVENT):
+        return _cloudevents(account, kind, body, now)
+    if b"ce-specversion" in headers:
+        return [_binary(account, headers, content_type, body, now)]
+    id = _header(headers, b"webhook-id")
+    if id is None:
+        id = _header(headers, b"idempotency-key")
+    if id is not None:
+        _named(id, "the event's id")
+    type = _header(headers, b"event-type")
+    type = DEFAULT_TYPE if type is None else _typed(type, "Event-Type")
+    if kind in ("application/x-ndjson", "application/jsonl"):
+        return _lines(account, id, type, body, now)
+    content_type, payload = payload_of(content_type, body)
+    id = id or uuid4().hex
+    return [Draft(account, id, id, type, now, content_type, payload)]
+
+
+def skyhooks_draft(headers: Headers, body: bytes, now: str) -> Draft:
+    """skyhooks' own payload: a JSON object with ``keys.account_id`` and ``data``.  Raises `BadRequest`."""
+    message = _load(body)
+    keys = message.get("keys") if isinstance(message, dict) else None
+    account = keys.get("account_id") if isinstance(keys, dict) else None
+    if isinstance(account, int) and not isinstance(account, bool):
+        account = str(account)
+    if not isinstance(account, str):
+        raise BadRequest('a POST without an account in its path is {"keys": {"account_id": …}, "data": …} in JSON')
+    inner = {name: value for name, value in headers.items() if name not in (b"content-type", b"ce-specversion")}
+    data = json.dumps(message.get("data")).encode("ascii")
+    return drafts_of(account, {**inner, b"content-type": b"application/json"}, data, now)[0]
