@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from asyncplumber.errors import CursorLost, PlumberError, blame
-from asyncplumber.event import EARLIEST, Cursor, Event, Position
+from asyncplumber.event import EARLIEST, Cursor, Draft, Event, Position, placed
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.order import Order
 from asyncplumber.wire import Batch
@@ -271,6 +271,12 @@ class Channel:
         self._draining = False
         if self._lost is not None:
             self._jump()
+
+    def whisper(self, draft: Draft) -> int:
+        """Deliver to those who are live here, without a place in the history.  @return: how many they are."""
+        listeners = list(self.live)
+        self._serve(Batch([placed(draft, "", 0)]), listeners)
+        return len(listeners)
 
     def _serve(self, batch: Batch, listeners: Sequence[ISubscriber]) -> None:
         for subscriber in listeners:

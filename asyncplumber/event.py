@@ -81,7 +81,11 @@ class Draft(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One result (or progress report) with its place in the account's history.  For `payload` see `Draft`."""
+    """
+    One result (or progress report) with its place in the account's history.  For `payload` see `Draft`.
+
+    An empty `epoch` says that it is in no history: it was meant for those connected to one instance at that moment.
+    """
 
     account: str
     epoch: str

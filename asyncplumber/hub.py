@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from asyncplumber.channel import Channel
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, blame
-from asyncplumber.event import Cursor, Event
+from asyncplumber.event import Cursor, Draft, Event
 from asyncplumber.interfaces import IHistory, ISubscriber
 
 LINGER = 10.0  # seconds a channel outlives its last subscriber: a page that reloads finds it open
@@ -109,6 +109,18 @@ class Hub:
                 touched[channel] = None
         for channel in touched:
             channel.drain()
+
+    def whisper(self, drafts: Iterable[Draft]) -> int:
+        """Deliver to the subscribers here only, in no history.  @return: how many there were."""
+        listeners = 0
+        for draft in drafts:
+            channel = self._channels.get(draft.account)
+            listeners = channel.whisper(draft) if channel is not None else 0
+        return listeners
+
+    def check_soon(self) -> None:
+        """Compare positions now: somebody has reason to think that something was missed."""
+        Deferred.fromCoroutine(self.check()).addErrback(lambda failure: blame(failure, self._log, "a check failed"))
 
     async def check(self) -> int:
         """

@@ -67,6 +67,7 @@ class Intake:
         self._busy = False
         self._closed: PlumberError | None = None
         self._under_way: set[Deferred[Any]] = set()
+        self.accepted = 0
 
     def accept(self, drafts: Sequence[Draft]) -> Deferred[list[Receipt]]:
         """
@@ -140,6 +141,7 @@ class Intake:
     def _kept(self, results: list[Stored | PlumberError], posts: list[_Post]) -> None:
         # A duplicate goes out again as well: should its first POST have died between keeping and sending, this heals it.
         events = [result.event for result in results if isinstance(result, Stored)]
+        self.accepted += len(events)
         self._hub.publish(events)
         if self._registry is None or not events:
             self._answer(posts, results, {})

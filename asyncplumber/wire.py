@@ -15,11 +15,12 @@ from asyncplumber.event import Cursor, Event, Position
 
 
 def envelope(event: Event) -> bytes:
-    """The JSON text, UTF-8 in one line, that tells a subscriber everything about an event."""
+    """The JSON text, UTF-8 in one line, that tells a subscriber everything about an event (no epoch: it is in no history)."""
     account, epoch, seq, id, type, time, content_type, payload = event
+    cursor = f'"{epoch}.{seq}"' if epoch else "null"
     return b"%b%b}" % (
         (
-            f'{{"id":{quoted(id)},"account":{quoted(account)},"cursor":"{epoch}.{seq}","type":{quoted(type)},'
+            f'{{"id":{quoted(id)},"account":{quoted(account)},"cursor":{cursor},"type":{quoted(type)},'
             f'"time":"{time}","content_type":{quoted(content_type)},'
         ).encode("ascii"),
         payload,
@@ -37,8 +38,17 @@ def frame(payload: bytes) -> bytes:
 
 
 def record(cursor: str, type: str, data: bytes) -> bytes:
-    """One Server-Sent Event.  Neither `type` nor `data` may hold a line break: envelopes never do."""
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (cursor.encode("ascii"), type.encode(), data)
+    """
+    One Server-Sent Event.  Neither `type` nor `data` may hold a line break: envelopes never do.
+
+    An empty `cursor` leaves the client's last event id as it was.
+    """
+    id = b"id: %b\n" % cursor.encode("ascii") if cursor else b""
+    return b"%bevent: %b\ndata: %b\n\n" % (id, type.encode(), data)
+
+
+def _cursor(event: Event) -> str:
+    return f"{event.epoch}.{event.seq}" if event.epoch else ""
 
 
 class Batch:
@@ -71,8 +81,7 @@ class Batch:
         """All the events as Server-Sent Events."""
         if self._records is None:
             self._records = b"".join(
-                record(f"{event.epoch}.{event.seq}", event.type, text)
-                for event, text in zip(self.events, self.envelopes, strict=True)
+                record(_cursor(event), event.type, text) for event, text in zip(self.events, self.envelopes, strict=True)
             )
         return self._records
 

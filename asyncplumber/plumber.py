@@ -1,0 +1,221 @@
+"""
+The library: what skyhooks gave a Tornado application, for a Twisted one.
+
+    plumber = Plumber("mongodb://db.example/results", "http://10.0.0.7:8080/plumber")
+    root.putChild(b"plumber", plumber.resource())
+    plumber.setServiceParent(application)
+    plumber.register("42", print)
+
+From then on `print` is called with every event of account 42, whichever instance it was POSTed to.  The server
+that ``twistd asyncplumber`` starts is built on this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.web.resource import IResource
+
+from asyncplumber.callbacks import Callback, CallbackSubscriber
+from asyncplumber.event import EARLIEST, Cursor, Draft, Instance, Receipt, checked_account
+from asyncplumber.hub import LINGER, SUBSCRIBERS, Hub
+from asyncplumber.intake import Intake
+from asyncplumber.interfaces import IStore
+from asyncplumber.leases import Leases
+from asyncplumber.posted import drafts_of, timestamp
+from asyncplumber.relays.webhook import WebhookRelay
+from asyncplumber.signing import Signer
+from asyncplumber.stores import open_store
+from asyncplumber.stores.keeping import Keeping
+from asyncplumber.web.about import About, Figures
+from asyncplumber.web.listener import BODY_LIMIT
+from asyncplumber.web.site import Routes
+from asyncplumber.web.webhook import Webhook
+
+CHECK = 3.0  # seconds between comparisons of our positions with the history: the longest a lost relay is noticed late
+SWEEP = 30.0  # seconds between sweeps of the history
+
+
+class Plumber(Service):
+    """
+    An instance: its store, its hub, its relay, its webhook.  A Twisted service.
+
+    All instances on one store act as one.
+    """
+
+    _log = Logger()
+    name = "asyncplumber"
+
+    def __init__(
+        self,
+        store: str | IStore = "memory:",
+        public_url: str = "http://127.0.0.1:8080",
+        *,
+        keeping: Keeping | None = None,
+        secret: bytes | None = None,
+        linger: float = LINGER,
+        subscribers: int = SUBSCRIBERS,
+        body_limit: int = BODY_LIMIT,
+        check: float = CHECK,
+        reactor: Any = None,
+    ) -> None:
+        """
+        `store` is a URI (see `open_store`) or a store; `public_url` is where the other instances reach `resource()`.
+
+        `secret` signs what instances relay to each other; None means that they trust their network.  `linger` and
+        `check` in seconds, `body_limit` in bytes, `subscribers` at this instance.  Raises ValueError for a URI that
+        names no store, or a secret that is too short.
+        """
+        if reactor is None:
+            from twisted.internet import reactor
+        self._reactor = reactor
+        keeping = keeping or Keeping()
+        self.store: IStore = open_store(store, keeping, reactor) if isinstance(store, str) else store
+        signer = Signer(secret) if secret is not None else None
+        history, registry = self.store.history, self.store.registry
+        id = uuid4().hex[:16]
+        self.leases = Leases(registry, Instance(id, ""), reactor, keeping.lease, forgotten=lambda: self.hub.check_soon())
+        self.public_url = public_url
+        self.hub = Hub(history, reactor, hold=self._hold, release=self._release, linger=linger, subscribers=subscribers)
+        self.relay = WebhookRelay.over_treq(reactor, registry, reactor.seconds, signer)
+        shared = self.store.shared
+        self.intake = Intake(
+            history, self.hub, reactor, registry=registry if shared else None, relay=self.relay, instance=self.leases.instance
+        )
+        self.webhook = Webhook(self.intake, self.hub, reactor.seconds, id, disown=self.leases.disown, signer=signer)
+        self.about = About(self.store, self.hub, self._figures, self._listeners)
+        self.routes = Routes(self.webhook, self.about, body_limit)
+        self._registered: dict[tuple[str, Any], CallbackSubscriber] = {}
+        self._rounds = [LoopingCall(self._guarded, work) for work in (self.hub.check, self._sweep)]
+        self._intervals = (check, SWEEP)
+        for round in self._rounds:
+            round.clock = reactor
+
+    @property
+    def public_url(self) -> str:
+        """Where the other instances reach `resource()`."""
+        return self._public_url
+
+    @public_url.setter
+    def public_url(self, url: str) -> None:
+        self._public_url = url.rstrip("/")
+        instance = self.leases.instance
+        self.leases.instance = instance._replace(url=f"{self._public_url}/instances/{instance.id}")
+
+    # The service
+
+    def startService(self) -> None:
+        super().startService()
+        started = self.store.start()
+        started.addErrback(self._not_started)
+        if self.store.shared:
+            self.leases.start()
+        for round, interval in zip(self._rounds, self._intervals, strict=True):
+            round.start(interval, now=False)
+        for subscriber in self._registered.values():
+            subscriber.start()
+
+    def _not_started(self, failure: Any) -> None:
+        self._log.failure("the store cannot be opened", failure)
+
+    def stopService(self) -> Deferred[None]:
+        """@return: Deferred that fires when what was accepted has been sent on and the store is closed."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def withdraw(self) -> None:
+        """The first half of stopping: no new subscribers, no hooks any more.  Those who are connected stay."""
+        self.about.stopping = True
+        self.hub.refuse()
+        if self.store.shared:
+            await self.leases.stop()
+
+    async def _stop(self) -> None:
+        if not self.about.stopping:
+            await self.withdraw()
+        for round in self._rounds:
+            if round.running:
+                round.stop()
+        for subscriber in list(self._registered.values()):
+            subscriber.stop()
+        await self.intake.stop()
+        self.hub.stop()
+        await self.relay.stop()
+        await self.store.stop()
+
+    # For the application
+
+    def resource(self) -> IResource:
+        """The webhook, to be mounted at the path of `public_url` in a twisted.web site."""
+        return self.routes.resource()
+
+    def register(self, account: str, callback: Callback, after: Cursor | str | None = None) -> None:
+        """
+        Call `callback` with every `Event` of `account`, from now on or after a cursor (or "earliest").
+
+        `callback` is a callable, or a callable that returns an awaitable, which is awaited before the next event; or an
+        Autobahn WebSocket protocol, which is sent the envelope.  What it raises is logged.  To register the same callback
+        for the same account again changes nothing.  Raises `BadAccount`, and `BadCursor` for a cursor that is none.
+        """
+        checked_account(account)
+        if (account, callback) in self._registered:
+            return
+        point = after if after is None or after == EARLIEST or isinstance(after, Cursor) else Cursor.parse(after)
+        subscriber = self._registered[account, callback] = CallbackSubscriber(self.hub, account, callback, point, self._reactor)
+        if self.running:
+            subscriber.start()
+
+    def unregister(self, account: str, callback: Callback) -> None:
+        """Call it no more.  Harmless if it is not registered."""
+        subscriber = self._registered.pop((account, callback), None)
+        if subscriber is not None:
+            subscriber.stop()
+
+    async def send(self, account: str, body: bytes, content_type: str = "application/json", *, id: str | None = None) -> Receipt:
+        """Do what a POST of `body` to the account's webhook does.  Raises a `PlumberError`."""
+        headers = {b"content-type": content_type.encode()}
+        if id is not None:
+            headers[b"webhook-id"] = id.encode()
+        drafts: list[Draft] = drafts_of(account, headers, body, timestamp(self._reactor.seconds()))
+        return (await self.intake.accept(drafts))[0]
+
+    # Rounds and figures
+
+    def _hold(self, account: str) -> Deferred[None]:
+        if self.store.shared:
+            return self.leases.hold(account)
+        held: Deferred[None] = Deferred()
+        held.callback(None)
+        return held
+
+    def _release(self, account: str) -> None:
+        if self.store.shared:
+            self.leases.release(account)
+
+    async def _sweep(self) -> None:
+        await self.store.history.sweep()
+
+    def _guarded(self, work: Callable[[], Any]) -> Deferred[Any]:
+        # A LoopingCall ends for good at the first failure that reaches it.
+        done = Deferred.fromCoroutine(work())
+        return done.addErrback(lambda failure: self._log.warn("{error}", error=failure.getErrorMessage()))
+
+    async def _listeners(self, account: str) -> dict[str, Any]:
+        here = self.hub.count(account)
+        return {"subscribers": here, "instances": 1 if here else 0}
+
+    def _figures(self) -> Figures:
+        return {
+            "subscribers": ("gauge", "Subscribers connected to this instance.", self.hub.subscribers),
+            "accounts": ("gauge", "Accounts with a channel at this instance.", len(self.hub.accounts)),
+            "deliveries_total": ("counter", "Events handed to subscribers.", self.hub.delivered),
+            "accepted_total": ("counter", "Events accepted and kept.", self.intake.accepted),
+            "relayed_total": ("counter", "Events carried to other instances.", self.relay.carried),
+            "relay_failures_total": ("counter", "Parcels that another instance did not take.", self.relay.failed),
+        }

@@ -1,0 +1,60 @@
+"""What the instance tells about itself: readiness, who listens to an account, figures for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from asyncplumber.errors import Unavailable
+from asyncplumber.hub import Hub
+from asyncplumber.interfaces import IStore
+from asyncplumber.web.answers import Answer, json_answer
+
+Figures = dict[str, tuple[str, str, float]]  # name → (type, help, value), as Prometheus' text format has them
+
+
+class About:
+    """Answers questions about this instance, and the farm it belongs to."""
+
+    def __init__(
+        self,
+        store: IStore,
+        hub: Hub,
+        figures: Callable[[], Figures],
+        listeners: Callable[[str], Awaitable[dict[str, Any]]],
+    ) -> None:
+        """`listeners` tells who listens to an account, everywhere."""
+        self._store = store
+        self._hub = hub
+        self._figures = figures
+        self._listeners = listeners
+        self.stopping = False
+
+    def ready(self) -> Deferred[Answer]:
+        """Whether the store can be reached and the instance is not about to stop."""
+        return Deferred.fromCoroutine(self._ready())
+
+    async def _ready(self) -> Answer:
+        if self.stopping:
+            raise Unavailable("this instance is about to stop")
+        await self._store.ping()
+        return json_answer(200, {"status": "ok"})
+
+    def account(self, account: str) -> Deferred[Answer]:
+        """How many listen to an account, and how far its history reaches."""
+        return Deferred.fromCoroutine(self._account(account))
+
+    async def _account(self, account: str) -> Answer:
+        heads = await self._store.history.heads([account])
+        head = heads.get(account)
+        told = {"account": account, "cursor": str(head) if head is not None else None}
+        return json_answer(200, {**told, **await self._listeners(account)})
+
+    def metrics(self) -> Answer:
+        """The figures in Prometheus' text format, version 0.0.4."""
+        lines = []
+        for name, (kind, help, value) in self._figures().items():
+            lines.append(f"# HELP asyncplumber_{name} {help}\n# TYPE asyncplumber_{name} {kind}\nasyncplumber_{name} {value:g}\n")
+        return Answer(200, b"text/plain; version=0.0.4; charset=utf-8", "".join(lines).encode())

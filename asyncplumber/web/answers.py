@@ -1,0 +1,76 @@
+"""Answers as values: what a door says to a request, whichever way it writes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from http import HTTPStatus
+from json.encoder import encode_basestring_ascii as quoted
+from typing import NamedTuple
+
+from asyncplumber.errors import MethodNotAllowed, PlumberError
+from asyncplumber.event import Receipt
+
+JSON = b"application/json"
+_REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+
+
+class Answer(NamedTuple):
+    """Status, content type, body, and further headers as (name, value)."""
+
+    status: int
+    content_type: bytes
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    def head(self, *, close: bool) -> bytes:
+        """The answer's first lines as HTTP/1.1 wants them, up to the body."""
+        extra = b"".join([b"%b: %b\r\n" % header for header in self.headers])
+        return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n" % (
+            self.status,
+            _REASONS[self.status],
+            self.content_type,
+            len(self.body),
+            extra,
+            b"Connection: close\r\n" if close else b"",
+        )
+
+
+def json_answer(status: int, value: object, *headers: tuple[bytes, bytes]) -> Answer:
+    """`value` as JSON."""
+    return Answer(status, JSON, json.dumps(value).encode("ascii") + b"\n", headers)
+
+
+def error_answer(error: PlumberError) -> Answer:
+    """What a client is told of `error`."""
+    headers: list[tuple[bytes, bytes]] = []
+    if error.retry_after is not None:
+        headers.append((b"Retry-After", b"%d" % error.retry_after))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"Allow", error.allow.encode("ascii")))
+    return json_answer(error.status, {"error": {"code": error.code, "message": error.message}}, *headers)
+
+
+def _receipt(receipt: Receipt) -> str:
+    event, duplicate, subscribers, instances = receipt
+    there = ",".join([f'"{state}":{number}' for state, number in instances.items()])
+    cursor = f'"{event.epoch}.{event.seq}"' if event.epoch else "null"
+    return (
+        f'"id":{quoted(event.id)},"cursor":{cursor},"duplicate":{"true" if duplicate else "false"},'
+        f'"subscribers":{subscribers},"instances":{{{there}}}'
+    )
+
+
+def _listened(receipts: Sequence[Receipt]) -> int:
+    """201 when somebody got it, 202 when it is stored and nobody listened (nchan's convention)."""
+    return 201 if any(receipt.subscribers for receipt in receipts) else 202
+
+
+def receipt_answer(receipts: Sequence[Receipt], *, batch: bool = False, skyhooks: bool = False) -> Answer:
+    """The receipt of a POST; a batch has one for each event, and skyhooks' clients look for ``notified``."""
+    if batch:
+        each = ",".join([f"{{{_receipt(receipt)}}}" for receipt in receipts])
+        return Answer(_listened(receipts), JSON, b'{"status":"ok","receipts":[%b]}\n' % each.encode("ascii"))
+    notified = f'"notified":{"true" if receipts[0].subscribers else "false"},' if skyhooks else ""
+    body = f'{{"status":"ok",{notified}{_receipt(receipts[0])}}}\n'
+    return Answer(_listened(receipts), JSON, body.encode("ascii"))

@@ -1,0 +1,84 @@
+"""
+The long way in: a request that `connection` has read is handed to twisted.web, and so to Klein.
+
+twisted.web's `Request` speaks to an HTTP channel; `LongWay` is that channel, for one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.interfaces import ISSLTransport
+from twisted.web.http_headers import Headers
+from twisted.web.server import Request, Site
+
+
+class LongWay:
+    """What a `twisted.web.server.Request` needs of its channel."""
+
+    def __init__(self, transport: Any, site: Site, close: bool, done: Callable[[bool], None]) -> None:
+        """`done` is called when the request is answered, with whether the connection must be closed."""
+        self.transport = transport
+        self.site = site
+        self.factory = site
+        self._close = close
+        self._done = done
+        self.request: Request | None = None
+
+    def handle(self, method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """Let twisted.web answer this request."""
+        request = self.request = self.site.requestFactory(self)
+        for name, value in headers:
+            request.requestHeaders.addRawHeader(name, value)
+        request.parseCookies()
+        request.gotLength(len(body))
+        if body:
+            request.handleContentChunk(body)
+        request.requestReceived(method, target, b"HTTP/1.1")
+
+    def connection_lost(self, reason: Any) -> None:
+        """The client did not wait for the answer."""
+        if self.request is not None:
+            self.request.connectionLost(reason)
+
+    # What Request calls
+
+    def getPeer(self) -> Any:
+        return self.transport.getPeer()
+
+    def getHost(self) -> Any:
+        return self.transport.getHost()
+
+    def isSecure(self) -> bool:
+        return bool(ISSLTransport.providedBy(self.transport))
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        lines = [b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
+        if self._close:
+            lines.append(b"Connection: close\r\n")
+        self.transport.write(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.transport.writeSequence(data)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        self.transport.registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        self.transport.unregisterProducer()
+
+    def loseConnection(self) -> None:
+        self._close = True
+        self.transport.loseConnection()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:  # what Request calls when it cannot parse a form
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        self.loseConnection()
+
+    def requestDone(self, request: Request) -> None:
+        self.request = None
+        self._done(self._close)

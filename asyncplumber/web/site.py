@@ -1,0 +1,174 @@
+"""
+The routes, as Klein has them: the long way in, and the whole way for an application that mounts us in a site of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+from klein import Klein
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource
+from twisted.web.server import Request, Site
+from werkzeug.exceptions import MethodNotAllowed as WrongMethod
+from werkzeug.exceptions import NotFound as NoRoute
+
+from asyncplumber.errors import BadRequest, MethodNotAllowed, NotFound, PlumberError, TooLarge, blame
+from asyncplumber.web.about import About
+from asyncplumber.web.answers import Answer, error_answer, json_answer
+from asyncplumber.web.webhook import SPLITTING, Webhook, account_of
+
+_POLICY = (
+    (b"Content-Security-Policy", b"default-src 'self'; connect-src 'self' ws: wss:; style-src 'self'; frame-ancestors 'none'"),
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Cache-Control", b"no-cache"),
+)
+_STATIC = {
+    "": ("index.html", b"text/html; charset=utf-8"),
+    "asyncplumber.js": ("asyncplumber.js", b"text/javascript; charset=utf-8"),
+    "page.js": ("page.js", b"text/javascript; charset=utf-8"),
+    "page.css": ("page.css", b"text/css; charset=utf-8"),
+    "favicon.svg": ("favicon.svg", b"image/svg+xml"),
+}
+
+
+def _headers(request: IRequest) -> dict[bytes, bytes]:
+    """The request's headers as the rooms want them.  Raises `BadRequest` for bytes that not every server reads alike."""
+    headers = {}
+    for name, values in request.requestHeaders.getAllRawHeaders():
+        value = b", ".join(values)
+        if SPLITTING.search(value):
+            raise BadRequest("a header has a byte that not every server reads alike")
+        headers[name.lower()] = value
+    return headers
+
+
+class Routes:
+    """Klein's routes.  `resource` is what can be mounted in any site; `site` is the whole of our own."""
+
+    _log = Logger()
+    app = Klein()
+
+    def __init__(self, webhook: Webhook, about: About, body_limit: int) -> None:
+        """`body_limit` in bytes."""
+        self._webhook = webhook
+        self._about = about
+        self._limit = body_limit
+
+    def resource(self) -> IResource:
+        """The routes as a twisted.web resource."""
+        return self.app.resource()
+
+    def site(self, reactor: Any) -> Site:
+        """The routes as a site that logs nothing: what came in and what became of it is in the metrics."""
+        site = Site(self.resource(), reactor=reactor, parsePOSTFormSubmission=False)
+        site.log = lambda request: None
+        return site
+
+    def _take(self, request: Request, take: Callable[[dict[bytes, bytes], bytes], Deferred[Answer]]) -> Deferred[bytes]:
+        """Have a POST taken in, within the limit of bodies, and write the answer."""
+
+        def taken() -> Deferred[Answer]:
+            headers = _headers(request)
+            body = request.content.read(self._limit + 1)
+            if len(body) > self._limit:
+                raise TooLarge(f"a body has at most {self._limit} bytes")
+            return take(headers, body)
+
+        return self._write(request, maybeDeferred(taken))
+
+    def _write(self, request: Request, answer: Deferred[Answer]) -> Deferred[bytes]:
+        answer.addErrback(lambda failure: error_answer(blame(failure, self._log, "a request failed")))
+        return answer.addCallback(self._written, request)
+
+    @staticmethod
+    def _written(answer: Answer, request: Request) -> bytes:
+        request.setResponseCode(answer.status)
+        request.setHeader(b"Content-Type", answer.content_type)
+        request.setHeader(b"Content-Length", b"%d" % len(answer.body))
+        for name, value in answer.headers:
+            request.setHeader(name, value)
+        return answer.body
+
+    @staticmethod
+    def _segment(request: Request, from_end: int = 1) -> bytes:
+        """A segment of the path as it came, still percent-encoded: the account may have a slash in it."""
+        return bytes(request.uri.partition(b"?")[0].split(b"/")[-from_end])
+
+    @app.route("/hooks", methods=["POST"])
+    def skyhooks(self, request: Request) -> Deferred[bytes]:
+        """skyhooks' clients."""
+        return self._take(request, self._webhook.take_skyhooks)
+
+    @app.route("/hooks/<path:account>", methods=["POST"])
+    def hook(self, request: Request, account: str) -> Deferred[bytes]:
+        """Everybody's webhook of an account."""
+        return self._take(request, lambda headers, body: self._webhook.take(self._segment(request), headers, body))
+
+    @app.route("/instances/<id>/hooks/<path:account>", methods=["POST"])
+    def own_hook(self, request: Request, id: str, account: str) -> Deferred[bytes]:
+        """This instance's own webhook, as it stands in the registry."""
+        segment = self._segment(request)
+        return self._take(request, lambda headers, body: self._webhook.take_here(id.encode(), segment, headers, body))
+
+    @app.route("/instances/<id>/parcels", methods=["POST"])
+    def parcels(self, request: Request, id: str) -> Deferred[bytes]:
+        """What other instances relay."""
+        return self._take(request, lambda headers, body: self._webhook.take_parcel(id.encode(), headers, body))
+
+    @app.route("/accounts/<path:account>", methods=["GET"])
+    def account(self, request: Request, account: str) -> Deferred[bytes]:
+        """Who listens to an account."""
+        return self._write(request, maybeDeferred(lambda: self._about.account(account_of(self._segment(request)))))
+
+    @app.route("/healthz", methods=["GET"])
+    def healthz(self, request: Request) -> bytes:
+        """It is alive."""
+        return self._written(json_answer(200, {"status": "ok"}), request)
+
+    @app.route("/readyz", methods=["GET"])
+    def readyz(self, request: Request) -> Deferred[bytes]:
+        """It can do its work."""
+        return self._write(request, maybeDeferred(self._about.ready))
+
+    @app.route("/metrics", methods=["GET"])
+    def metrics(self, request: Request) -> bytes:
+        """For Prometheus."""
+        return self._written(self._about.metrics(), request)
+
+    @app.route("/", methods=["GET"])
+    @app.route("/<name>", methods=["GET"])
+    def page(self, request: Request, name: str = "") -> bytes:
+        """The first page, and what belongs to it."""
+        if name not in _STATIC:
+            raise NotFound
+        file, content_type = _STATIC[name]
+        body = files("asyncplumber.web").joinpath("static", file).read_bytes()
+        return self._written(Answer(200, content_type, body, _POLICY), request)
+
+    @app.handle_errors(PlumberError)
+    def plumber_error(self, request: Request, failure: Failure) -> bytes:
+        """Ours."""
+        assert isinstance(failure.value, PlumberError)
+        return self._written(error_answer(failure.value), request)
+
+    @app.handle_errors(NoRoute)
+    def no_route(self, request: Request, failure: Failure) -> bytes:
+        """Nothing at this path."""
+        return self._written(error_answer(NotFound()), request)
+
+    @app.handle_errors(WrongMethod)
+    def wrong_method(self, request: Request, failure: Failure) -> bytes:
+        """Something at this path, but not for this method."""
+        allowed = sorted(getattr(failure.value, "valid_methods", None) or ["GET"])
+        return self._written(error_answer(MethodNotAllowed(", ".join(allowed))), request)
+
+    @app.handle_errors(Exception)
+    def our_fault(self, request: Request, failure: Failure) -> bytes:
+        """It goes to the log, and the client learns only that."""
+        return self._written(error_answer(blame(failure, self._log, "a request failed")), request)

@@ -1,0 +1,214 @@
+"""
+Subscribers by Server-Sent Events (WHATWG HTML, 9.2) and by long-poll; and what every stream has in common.
+
+A stream takes over its connection from the HTTP parser: what is sent goes by its `Outbox`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IProtocol
+from zope.interface import implementer
+
+from asyncplumber.channel import Channel
+from asyncplumber.errors import PlumberError
+from asyncplumber.event import Cursor, Position
+from asyncplumber.interfaces import ISubscriber
+from asyncplumber.web.answers import Answer, error_answer
+from asyncplumber.web.attendance import Attendance
+from asyncplumber.web.outbox import Outbox
+from asyncplumber.wire import Batch, gap, notice, record
+
+RETRY = 3000  # milliseconds that a browser waits before it reconnects; the specification suggests "a few seconds"
+CLOSING = 5.0  # seconds that a client has to take the last bytes and go
+ENVELOPES = 1024 * 1024  # bytes in one answer to a long-poll, at which it stops to take more
+
+
+@implementer(IProtocol)
+class Stream(ABC):
+    """A connected client that is sent events until one side has had enough.  One per connection, so it is kept small."""
+
+    __slots__ = ("_attendance", "_channel", "_ending", "_group", "outbox", "transport")
+
+    def __init__(self, channel: Channel, attendance: Attendance) -> None:
+        self._channel = channel
+        self._attendance = attendance
+        self._group = attendance.enter(self)
+        self._ending: Any = None  # the timer that hangs up on a client that does not go
+        self.transport: Any = None
+        self.outbox: Outbox = None  # type: ignore[assignment]  # there from makeConnection on
+
+    @property
+    def account(self) -> str:
+        """Whose events it is sent."""
+        return self._channel.account
+
+    def begin(self, transport: Any, head: bytes, limit: int, after: Cursor | str | None) -> None:
+        """Take over the connection, answer with `head`, and subscribe.  `limit` is that of the `Outbox`, in bytes."""
+        self.transport = transport
+        self.outbox = Outbox(transport, self._overflow, limit)
+        self.outbox.write(head)
+        self._channel.subscribe(self, after)
+
+    # IProtocol
+
+    def makeConnection(self, transport: Any) -> None:
+        self.transport = transport
+
+    def connectionMade(self) -> None:
+        pass
+
+    def dataReceived(self, data: bytes) -> None:
+        """A client of a stream has nothing to say."""
+
+    def connectionLost(self, reason: Any) -> None:
+        self._channel.unsubscribe(self)
+        self._attendance.leave(self, self._group)
+        self.outbox.forget()
+        if self._ending is not None and self._ending.active():
+            self._ending.cancel()
+
+    @abstractmethod
+    def beat(self) -> None:
+        """Say something that means nothing; hang up on a client that has been silent for too long."""
+
+    @abstractmethod
+    def farewell(self, reconnect_after: float) -> None:
+        """Advise the client to come back after so many seconds, and close."""
+
+    @abstractmethod
+    def end(self, error: PlumberError | None) -> None:
+        """Close, and say why if the transport has a way to."""
+
+    def drained(self) -> Deferred[None]:
+        return self.outbox.drained()
+
+    def _overflow(self) -> None:
+        self.end(SlowReader())
+
+    def abort(self) -> None:
+        """Hang up at once."""
+        self.transport.abortConnection()
+
+    def _close(self, clock: Any) -> None:
+        """Close after what is in the transport has been sent, but do not wait for ever."""
+        self._channel.unsubscribe(self)
+        if self._ending is None:
+            self._ending = clock.callLater(CLOSING, self.abort)
+            self.outbox.flush()
+            self.transport.loseConnection()
+
+
+class SlowReader(PlumberError):
+    """More waits for this client than it is worth; it is to come back with its cursor."""
+
+    status, code, default = 503, "slow-reader", "too much was waiting for you; come back with your cursor"
+
+
+@implementer(ISubscriber)
+class EventStream(Stream):
+    """A Server-Sent Events client."""
+
+    __slots__ = ("_clock",)
+
+    HEAD = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\n"
+        b"X-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n%b\r\nretry: %d\n\n"
+    )
+
+    def __init__(self, channel: Channel, attendance: Attendance, clock: Any) -> None:
+        super().__init__(channel, attendance)
+        self._clock = clock
+
+    def deliver(self, batch: Batch) -> None:
+        self.outbox.write(batch.records)
+
+    def opened(self, cursor: Cursor) -> None:
+        self.outbox.write(record(str(cursor), "plumber.open", notice("plumber.open", self.account, cursor)))
+
+    def missed(self, cursor: Cursor, position: Position) -> None:
+        self.outbox.write(record(str(position.cursor), "plumber.gap", gap(self.account, cursor, position)))
+
+    def beat(self) -> None:
+        self.outbox.write(b":\n\n")
+
+    def farewell(self, reconnect_after: float) -> None:
+        delivered = self._channel.delivered
+        if delivered is not None:
+            bye = notice("plumber.bye", self.account, delivered, reconnect_after=reconnect_after)
+            self.outbox.write(b"retry: %d\n%b" % (1000 * reconnect_after, record("", "plumber.bye", bye)))
+        self._close(self._clock)
+
+    def end(self, error: PlumberError | None) -> None:
+        self._close(self._clock)
+
+
+@implementer(ISubscriber)
+class LongPoll:
+    """One long-poll: an answer as soon as there is an event, or an empty one when the wait runs out."""
+
+    def __init__(self, channel: Channel, clock: Any, wait: float) -> None:
+        """`wait` is in seconds."""
+        self.answer: Deferred[Answer] = Deferred()
+        self._channel = channel
+        self._clock = clock
+        self._cursor: Cursor | None = None
+        self._envelopes: list[bytes] = []
+        self._size = 0
+        self._late: Any = clock.callLater(wait, self._answer)
+        self._soon: Any = None
+
+    @property
+    def account(self) -> str:
+        """Whose events it is sent."""
+        return self._channel.account
+
+    def opened(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+
+    def deliver(self, batch: Batch) -> None:
+        for event, text in zip(batch.events, batch.envelopes, strict=True):
+            if self._envelopes and self._size + len(text) > ENVELOPES:
+                self._answer()
+                return
+            self._take(text, event.cursor if event.epoch else None)
+
+    def missed(self, cursor: Cursor, position: Position) -> None:
+        self._take(gap(self.account, cursor, position), position.cursor)
+
+    def _take(self, envelope: bytes, cursor: Cursor | None) -> None:
+        self._envelopes.append(envelope)
+        self._size += len(envelope)
+        self._cursor = cursor or self._cursor
+        if self._soon is None:
+            # In the reactor's next turn: the rest of a replay's page, or of a burst, comes along.
+            self._soon = self._clock.callLater(0, self._answer)
+
+    def drained(self) -> Deferred[None]:
+        return succeed(None)
+
+    def _answer(self) -> None:
+        cursor = str(self._cursor).encode("ascii") if self._cursor else b""
+        body = b'{"events":[%b],"cursor":"%b"}\n' % (b",".join(self._envelopes), cursor)
+        self._finish(Answer(200, b"application/json", body, ((b"Cache-Control", b"no-store"),)))
+
+    def _finish(self, answer: Answer) -> None:
+        self.leave()
+        if not self.answer.called:
+            self.answer.callback(answer)
+
+    def leave(self) -> None:
+        """The client is gone, or answered."""
+        self._channel.unsubscribe(self)
+        for timer in (self._late, self._soon):
+            if timer is not None and timer.active():
+                timer.cancel()
+
+    def end(self, error: PlumberError | None) -> None:
+        if error is None or self._envelopes:
+            self._answer()
+        else:
+            self._finish(error_answer(error))

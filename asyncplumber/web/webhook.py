@@ -1,0 +1,144 @@
+"""
+The webhook, whichever door a POST came in by: from account, headers and body to an answer.
+
+It only translates.  What a body means is in `posted`, what becomes of it in `intake`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from asyncplumber.errors import BadAccount, BadRequest, Gone, NotAllowed, PlumberError, blame
+from asyncplumber.event import Event, Receipt, checked_account
+from asyncplumber.hub import Hub
+from asyncplumber.intake import Intake
+from asyncplumber.posted import Headers, drafts_of, skyhooks_draft, timestamp
+from asyncplumber.relays.parcels import unpack
+from asyncplumber.signing import Signer
+from asyncplumber.web.answers import Answer, error_answer, json_answer, receipt_answer
+
+# Bytes that Twisted and Autobahn would split a header at, each in its own way (CVE-2026-44546 in daphne).
+SPLITTING = re.compile(rb"[\x0b\x0c\x1c-\x1e\x85]")
+_BATCHES = (b"application/x-ndjson", b"application/jsonl", b"application/cloudevents-batch+json")
+
+
+def account_of(segment: bytes) -> str:
+    """The account that a raw path segment names.  Raises `BadAccount`."""
+    if segment.isalnum():
+        return checked_account(segment.decode("ascii"))
+    if b"/" in segment:
+        raise BadAccount
+    try:
+        return checked_account(unquote_to_bytes(segment).decode())
+    except UnicodeDecodeError:
+        raise BadAccount from None
+
+
+class Webhook:
+    """Takes in what is posted."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        intake: Intake,
+        hub: Hub,
+        now: Callable[[], float],
+        instance_id: str,
+        *,
+        disown: Callable[[str], Any] = lambda account: None,
+        signer: Signer | None = None,
+    ) -> None:
+        """`now` is the time in seconds since 1970.  `disown` is told of accounts relayed here that nobody here wants."""
+        self._intake = intake
+        self._hub = hub
+        self._now = now
+        self._second = -1.0
+        self._disown = disown
+        self._signer = signer
+        self.instance_id = instance_id
+
+    def take(self, segment: bytes, headers: Headers, body: bytes) -> Deferred[Answer]:
+        """``POST /hooks/{account}``: keep it, and send it to everyone.  @return: Deferred that never fails."""
+        try:
+            drafts = drafts_of(account_of(segment), headers, body, timestamp(self._now()))
+        except PlumberError as error:
+            return succeed(error_answer(error))
+        batch = headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in _BATCHES
+        return self._intake.accept(drafts).addCallbacks(self._received, self._refused, callbackKeywords={"batch": batch})
+
+    def take_skyhooks(self, headers: Headers, body: bytes) -> Deferred[Answer]:
+        """``POST /hooks`` as skyhooks' clients do.  @return: Deferred that never fails."""
+        try:
+            draft = skyhooks_draft(headers, body, timestamp(self._now()))
+        except PlumberError as error:
+            return succeed(error_answer(error))
+        return self._intake.accept([draft]).addCallbacks(self._received, self._refused, callbackKeywords={"skyhooks": True})
+
+    def _received(self, receipts: list[Receipt], batch: bool = False, skyhooks: bool = False) -> Answer:
+        return receipt_answer(receipts, batch=batch, skyhooks=skyhooks)
+
+    def _refused(self, failure: Failure) -> Answer:
+        return error_answer(blame(failure, self._log, "a POST could not be taken in"))
+
+    def take_here(self, instance_id: bytes, segment: bytes, headers: Headers, body: bytes) -> Deferred[Answer]:
+        """
+        A POST to this instance's own hook, as the talk's publisher does: one to each hook of the account.
+
+        With an event id (Webhook-Id, Idempotency-Key, CloudEvents) the copies are one event, which is kept and goes to
+        everyone like any other.  Without one, nobody can know that the copies belong together: each is delivered here
+        only, at once, and not kept.
+        """
+        try:
+            account = account_of(segment)
+            if instance_id.decode("ascii", "replace") != self.instance_id or not self._hub.serves(account):
+                raise Gone
+            if self._signer is not None:
+                raise NotAllowed("this instance takes only signed parcels from its peers; post to /hooks/{account}")
+            drafts = drafts_of(account, headers, body, timestamp(self._now()))
+        except PlumberError as error:
+            return succeed(error_answer(error))
+        if headers.keys() & {b"webhook-id", b"idempotency-key", b"ce-id"} or drafts[0].key != drafts[0].id:
+            return self.take(segment, headers, body)
+        given = self._hub.whisper(drafts)
+        receipts = [
+            Receipt(Event(account, "", 0, draft.id, draft.type, draft.time, draft.content_type, draft.payload), False, given, {})
+            for draft in drafts
+        ]
+        return succeed(receipt_answer(receipts, batch=len(receipts) > 1))
+
+    def take_parcel(self, instance_id: bytes, headers: Headers, body: bytes) -> Deferred[Answer]:
+        """
+        Events that another instance has kept, for this one to deliver; an empty body asks it to compare its positions.
+
+        The answer counts the subscribers of each account.  @return: Deferred that never fails.
+        """
+        try:
+            if instance_id.decode("ascii", "replace") != self.instance_id:
+                raise Gone
+            if self._signer is not None and not self._signer.verify(headers, body, self._now()):
+                raise NotAllowed("this parcel is not signed with the secret of this farm")
+            events = unpack(body) if body else []
+        except PlumberError as error:
+            return succeed(error_answer(error))
+        if not body:
+            self._hub.check_soon()
+        self._hub.publish(events)
+        accounts = {event.account for event in events}
+        for account in accounts:
+            if not self._hub.serves(account):
+                self._disown(account)
+        return succeed(json_answer(200, {"subscribers": {account: self._hub.count(account) for account in accounts}}))
+
+
+def split(name: bytes, value: bytes) -> None:
+    """Raises `BadRequest` if two parsers could read this header differently."""
+    if SPLITTING.search(name) or SPLITTING.search(value):
+        raise BadRequest("a header has a byte that not every server reads alike")
