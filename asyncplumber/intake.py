@@ -88,9 +88,13 @@ class Intake:
             self._clock.callLater(0, self._commit)
         return post.done
 
+    def refuse(self) -> None:
+        """Accept nothing more."""
+        self._closed = Unavailable("this instance is about to stop")
+
     def stop(self) -> Deferred[None]:
         """Accept nothing more.  @return: Deferred that fires when everything accepted has been answered."""
-        self._closed = Unavailable("this instance is about to stop")
+        self.refuse()
         return DeferredList([*self._under_way, *[self._shadow(post.done) for post in self._posts]]).addCallback(lambda _: None)
 
     @staticmethod

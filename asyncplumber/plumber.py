@@ -29,6 +29,7 @@ from asyncplumber.intake import Intake
 from asyncplumber.interfaces import IStore
 from asyncplumber.leases import Leases
 from asyncplumber.posted import drafts_of, timestamp
+from asyncplumber.relays.census import Census
 from asyncplumber.relays.webhook import WebhookRelay
 from asyncplumber.signing import Signer
 from asyncplumber.stores import open_store
@@ -89,6 +90,7 @@ class Plumber(Service):
             history, self.hub, reactor, registry=registry if shared else None, relay=self.relay, instance=self.leases.instance
         )
         self.webhook = Webhook(self.intake, self.hub, reactor.seconds, id, disown=self.leases.disown, signer=signer)
+        self._census = Census.over_treq(reactor, signer)
         self.about = About(self.store, self.hub, self._figures, self._listeners)
         self.routes = Routes(self.webhook, self.about, body_limit)
         self._registered: dict[tuple[str, Any], CallbackSubscriber] = {}
@@ -133,6 +135,7 @@ class Plumber(Service):
         """The first half of stopping: no new subscribers, no hooks any more.  Those who are connected stay."""
         self.about.stopping = True
         self.hub.refuse()
+        self.intake.refuse()
         if self.store.shared:
             await self.leases.stop()
 
@@ -207,8 +210,14 @@ class Plumber(Service):
         return done.addErrback(lambda failure: self._log.warn("{error}", error=failure.getErrorMessage()))
 
     async def _listeners(self, account: str) -> dict[str, Any]:
+        """Who listens to an account: here, and in the whole farm."""
         here = self.hub.count(account)
-        return {"subscribers": here, "instances": 1 if here else 0}
+        if not self.store.shared:
+            return {"subscribers": here, "instances": int(here > 0), "here": here}
+        hooks = (await self.store.registry.instances([account])).get(account, [])
+        others = [instance for instance in hooks if instance.id != self.leases.instance.id]
+        counts = [here, *[count or 0 for count in await self._census.count(others, account)]]
+        return {"subscribers": sum(counts), "instances": sum(count > 0 for count in counts), "here": here}
 
     def _figures(self) -> Figures:
         return {

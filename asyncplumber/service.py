@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.application.service import MultiService, Service
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -18,99 +18,105 @@ from asyncplumber.plumber import Plumber
 from asyncplumber.web.attendance import Attendance
 from asyncplumber.web.listener import Listener
 
+STOPPING = 20.0  # seconds that a stop may take; then whatever is left is cut off
 
-class Street(Service):
-    """Listens on one endpoint, and sees everybody off at the end."""
+
+def own_url(port: IListeningPort | None) -> str:
+    """What a listening port is called on this machine."""
+    address = port.getHost() if port is not None else None
+    host = getattr(address, "host", "127.0.0.1")
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{getattr(address, 'port', 80)}"
+
+
+def listen(endpoint: IStreamServerEndpoint, factory: Any, name: str) -> IListeningPort | None:
+    """
+    Listen now.  Raises SystemExit, with a sentence for the user, if that cannot be: a deaf server must not run on.
+
+    Returns None where the endpoint takes its time.
+    """
+    outcome: list[Any] = []
+    endpoint.listen(factory).addBoth(outcome.append)
+    if not outcome:
+        return None
+    port = outcome[0]
+    if isinstance(port, Failure):
+        error = port.value
+        reason = error.socketError if isinstance(error, CannotListenError) else error
+        sys.stderr.write(f"asyncplumber cannot listen on {name}: {reason}\n")
+        raise SystemExit(1)
+    return port  # type: ignore[no-any-return]
+
+
+class Server(Service):
+    """The plumber and its doors."""
 
     _log = Logger()
 
-    def __init__(self, plumber: Plumber, listener: Listener, attendance: Attendance, endpoint: str, reactor: Any) -> None:
-        """`endpoint` is a Twisted server endpoint string."""
+    def __init__(
+        self,
+        plumber: Plumber,
+        endpoints: Sequence[tuple[IStreamServerEndpoint, str]],
+        reactor: Any,
+        *,
+        shares_port: bool = False,
+        ready: Callable[[str], None] | None = None,
+        **limits: Any,
+    ) -> None:
+        """
+        `endpoints`, each with what to call it in a message: the first is for everybody, the last for the other instances.
+
+        `shares_port` says that other workers accept on the first as well, so that a stop leaves it to them at once.
+        `ready` is called with the server's URL when it serves.  `limits` are those of `Listener`.
+        """
         self._plumber = plumber
-        self._listener = listener
-        self._attendance = attendance
-        self._endpoint = serverFromString(reactor, endpoint)
-        self._description = endpoint
-        self._port: IListeningPort | None = None
+        self._endpoints = endpoints
+        self._reactor = reactor
+        self._shares_port = shares_port
+        self._ready = ready or (lambda url: self._log.info("asyncplumber is ready at {url}/", url=url))
+        self._attendance = Attendance(reactor, random.random)  # only the time of a reconnection depends on it
+        site = plumber.routes.site(reactor)
+        self._listener = Listener(plumber.webhook, plumber.hub, self._attendance, site, reactor, **limits)
+        self._ports: list[IListeningPort | None] = []
 
     def privilegedStartService(self) -> None:
-        """Raises SystemExit, with a sentence for the user, if it cannot listen: a deaf server must not run on."""
-        outcome: list[Any] = []
-        self._endpoint.listen(self._listener).addBoth(outcome.append)
-        if outcome and isinstance(outcome[0], Failure):
-            error = outcome[0].value
-            reason = error.socketError if isinstance(error, CannotListenError) else error
-            sys.stderr.write(f"asyncplumber cannot listen on {self._description}: {reason}\n")
-            raise SystemExit(1)
-        if outcome:
-            self._port = outcome[0]
+        """Listen, while a daemon still has the rights to."""
+        self._ports = [listen(endpoint, self._listener, name) for endpoint, name in self._endpoints]
 
     def startService(self) -> None:
         super().startService()
         if not self._plumber.public_url:
-            self._plumber.public_url = self._own_url()
+            self._plumber.public_url = own_url(self._ports[-1])
         self._listener.start()
         self._attendance.start()
-
-    def _own_url(self) -> str:
-        """What we call ourselves if nobody said: right on one machine, and for others only if they can reach that address."""
-        address = self._port.getHost() if self._port is not None else None
-        host = getattr(address, "host", "127.0.0.1")
-        if host in ("0.0.0.0", "::"):  # noqa: S104
-            host = "127.0.0.1"
-        if ":" in host:
-            host = f"[{host}]"
-        return f"http://{host}:{getattr(address, 'port', 80)}"
-
-    @property
-    def url(self) -> str:
-        """Where a browser on this machine finds the page."""
-        return self._own_url() + "/"
+        self._plumber.startService()
+        self._ready(own_url(self._ports[0]))
 
     def stopService(self) -> Deferred[None]:
-        """Withdraw the hooks, send everybody away, and hang up."""
+        """@return: Deferred that fires when all is done, or `STOPPING` seconds have gone by."""
         super().stopService()
-        return Deferred.fromCoroutine(self._stop())
+        stopped = Deferred.fromCoroutine(self._stop())
+        stopped.addTimeout(STOPPING, self._reactor)
+        return stopped.addErrback(lambda failure: self._log.failure("stopping was cut short", failure))
 
     async def _stop(self) -> None:
-        self._log.info("stopping: {count} subscribers are sent away", count=len(self._attendance))
+        """First nobody is sent here any more, then everybody is sent away, then the lights go out."""
+        self._log.info("stopping; {count} subscribers are asked to come back elsewhere", count=len(self._attendance))
         self._listener.refuse()
+        if self._shares_port:
+            await self._close(self._ports[0])
         await self._plumber.withdraw()
-        if self._port is not None:
-            await _finished(self._port.stopListening())
         await self._attendance.dismiss()
         await self._plumber.intake.stop()
+        for port in self._ports:
+            await self._close(port)
         self._listener.stop()
+        await self._plumber.stopService()
 
-
-async def _finished(result: Any) -> None:
-    if isinstance(result, Deferred):
-        await result
-
-
-class Server(MultiService):
-    """The plumber and its street.  They stop in this order: street, plumber."""
-
-    _log = Logger()
-
-    def __init__(self, plumber: Plumber, endpoint: str, reactor: Any, **limits: Any) -> None:
-        """`limits` are those of `Listener`."""
-        super().__init__()
-        attendance = Attendance(reactor, random.random)  # only the time of a reconnection depends on it
-        site = plumber.routes.site(reactor)
-        listener = Listener(plumber.webhook, plumber.hub, attendance, site, reactor, **limits)
-        self.plumber = plumber
-        self.street = Street(plumber, listener, attendance, endpoint, reactor)
-
-    def privilegedStartService(self) -> None:
-        self.street.privilegedStartService()
-
-    def startService(self) -> None:
-        Service.startService(self)
-        self.street.startService()
-        self.plumber.startService()
-        self._log.info("asyncplumber is ready at {url}", url=self.street.url)
-
-    def stopService(self) -> Deferred[None]:
-        Service.stopService(self)
-        return self.street.stopService().addCallback(lambda _: self.plumber.stopService())
+    @staticmethod
+    async def _close(port: IListeningPort | None) -> None:
+        if port is not None:
+            closed = port.stopListening()
+            if isinstance(closed, Deferred):
+                await closed

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.application.service import IService
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, TCP4ServerEndpoint, serverFromString
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.stdio import StandardIO
 from twisted.python import usage
+from twisted.python.failure import Failure
 
 from asyncplumber.stores.keeping import DAY, Keeping
 
@@ -52,6 +57,9 @@ _PARAMETERS: list[tuple[str, str | None, str, str, Callable[[str], Any] | None]]
     ("listen", "l", "", "Twisted endpoint to listen on instead, such as ssl:443:privateKey=… or unix:/run/plumber.", None),
     ("store", "s", "sqlite:asyncplumber.sqlite", "Where events and hooks are kept: sqlite:PATH, memory: or mongodb://…", None),
     ("public-url", None, "", "URL at which other instances reach this one (default: that of the port).", _url),
+    ("workers", "w", "1", "Processes that share the port.", _number(int, 1, 256, " workers")),
+    ("peer-host", None, "127.0.0.1", "Address at which each worker listens for the other instances.", None),
+    ("peer-port", None, "0", "Port of the first worker there, the next has the next; 0 takes any.", _number(int, 0, 65000, "")),
     ("history-length", None, "1000", "Events kept for each account.", _number(int, 1, 10**7, " events")),
     ("history-age", None, f"{DAY:.0f}", "Seconds that an event is kept.", _number(float, 1, 10 * 366 * DAY, " seconds")),
     ("lease", None, "15", "Seconds after which an instance that died is forgotten.", _number(float, 1, 3600, " seconds")),
@@ -91,7 +99,13 @@ class Options(usage.Options):
         print(f"asyncplumber {version('asyncplumber')}")
         raise SystemExit(0)
 
+    def environment(self) -> dict[str, str]:
+        """The environment in which a worker finds these options: a secret does not show in a list of processes."""
+        options = {PREFIX + name.upper().replace("-", "_"): self._given[name] for name in self._given}
+        return {**os.environ, **options, PREFIX + "INSECURE": str(int(self["insecure"])), PREFIX + "WORKERS": "1"}
+
     def postOptions(self) -> None:
+        self._given = {name: self[name] for name, *_ in _PARAMETERS}
         for name, _, _, _, convert in _PARAMETERS:
             if convert is not None:
                 try:
@@ -107,14 +121,18 @@ class Options(usage.Options):
 
     def _check_endpoint(self) -> None:
         from twisted.internet import reactor
-        from twisted.internet.endpoints import _parse, serverFromString
 
+        text: str = self["listen"]
         try:
-            serverFromString(reactor, self["listen"])
-            words, named = _parse(self["listen"])
+            serverFromString(reactor, text)
         except Exception as error:
-            raise usage.UsageError(f"--listen: {self['listen']!r} is not a Twisted endpoint: {error}") from None
-        local = words[0] in ("unix", "systemd", "fd") or named.get("interface") in LOCAL
+            raise usage.UsageError(f"--listen: {text!r} is not a Twisted endpoint: {error}") from None
+        kind = text.partition(":")[0]
+        local = kind in ("unix", "systemd") or any(f":interface={host}:" in f"{text}:".replace("\\:", ":") for host in LOCAL)
+        if self["workers"] > 1 and kind not in ("tcp", "unix"):
+            raise usage.UsageError("--workers: several workers can share a tcp: or unix: endpoint; let a proxy do TLS")
+        if self["peer-host"] not in LOCAL and not (self["secret"] or self["insecure"]):
+            raise usage.UsageError("--peer-host: beyond this machine the instances need a --secret")
         if not local and not self["insecure"]:
             raise usage.UsageError(
                 "--listen: nobody is authenticated yet, so only the loopback interface (interface=127.0.0.1) and UNIX sockets "
@@ -125,7 +143,11 @@ class Options(usage.Options):
         """Opens nothing, but finds out early what cannot work."""
         uri: str = self["store"]
         if not (uri == "memory:" or uri.startswith(("sqlite:", "mongodb:", "mongodb+srv:"))):
-            raise usage.UsageError(f"--store: {uri.partition(':')[0]!r} is no store; there are sqlite:PATH, memory: and mongodb://…")
+            raise usage.UsageError(
+                f"--store: {uri.partition(':')[0]!r} is no store; there are sqlite:PATH, memory: and mongodb://…"
+            )
+        if uri == "memory:" and self["workers"] > 1:
+            raise usage.UsageError("--workers: workers do not share their memory; take --store sqlite:PATH or mongodb://…")
         if uri.startswith("sqlite:"):
             path = os.path.abspath(uri[7:].partition("?")[0])
             folder = os.path.dirname(path)
@@ -133,15 +155,11 @@ class Options(usage.Options):
                 raise usage.UsageError(f"--store: {path} cannot be written")
 
 
-def makeService(options: Options) -> IService:
-    """The service that twistd starts."""
-    from twisted.internet import reactor
-
+def _plumber(options: Options, reactor: Any) -> Any:
     from asyncplumber.plumber import Plumber
-    from asyncplumber.service import Server
 
     try:
-        plumber = Plumber(
+        return Plumber(
             options["store"],
             options["public-url"],
             keeping=Keeping(options["history-length"], options["history-age"], options["lease"]),
@@ -153,14 +171,59 @@ def makeService(options: Options) -> IService:
         )
     except ValueError as error:
         raise usage.UsageError(f"--store: {error}") from None
-    return Server(
-        plumber,
-        options["listen"],
-        reactor,
-        body_limit=options["max-body"],
-        head_limit=options["max-headers"],
-        unsent_limit=options["max-unsent"],
-        request_timeout=options["request-timeout"],
-        idle_timeout=options["idle-timeout"],
-        origins=options["allow-origin"],
-    )
+
+
+def _limits(options: Options) -> dict[str, Any]:
+    return {
+        "body_limit": options["max-body"],
+        "head_limit": options["max-headers"],
+        "unsent_limit": options["max-unsent"],
+        "request_timeout": options["request-timeout"],
+        "idle_timeout": options["idle-timeout"],
+        "origins": options["allow-origin"],
+    }
+
+
+def _worker(options: Options, place: str, reactor: Any) -> IService:
+    """One of several workers: it accepts on its parent's socket, and has a port of its own for the other instances."""
+    from asyncplumber.service import Server
+    from asyncplumber.workers import LISTENING, READY
+
+    number, _, family = place.partition(":")
+    shared = AdoptedStreamServerEndpoint(reactor, LISTENING, getattr(socket, f"AF_{family.upper()}".replace("AF_AF_", "AF_")))
+    port = options["peer-port"] + int(number) - 1 if options["peer-port"] else 0
+    own = TCP4ServerEndpoint(reactor, port, interface=options["peer-host"])
+
+    def ready(url: str) -> None:
+        os.write(READY, b"!")
+        StandardIO(_ParentWatch(reactor), reactor=reactor)
+
+    endpoints = [(shared, "the socket of the parent"), (own, f"port {port} of {options['peer-host']}, for the other instances")]
+    return Server(_plumber(options, reactor), endpoints, reactor, shares_port=True, ready=ready, **_limits(options))
+
+
+class _ParentWatch(Protocol):
+    """Stops the worker when its parent is gone, and with it the other end of standard input."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._reactor.running:
+            self._reactor.stop()
+
+
+def makeService(options: Options) -> IService:
+    """The service that twistd starts."""
+    from twisted.internet import reactor
+
+    from asyncplumber.service import Server
+    from asyncplumber.workers import Supervisor
+
+    place = os.environ.get(PREFIX + "WORKER", "")
+    if place:
+        return _worker(options, place, reactor)
+    endpoint, name = serverFromString(reactor, options["listen"]), options["listen"]
+    if options["workers"] > 1:
+        return Supervisor(options["workers"], endpoint, name, options.environment(), reactor)
+    return Server(_plumber(options, reactor), [(endpoint, name)], reactor, **_limits(options))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import quote
+
+from asyncplumber.event import Instance
 
 PAGE_BYTES = 1024 * 1024  # of payloads in one page of a replay: what a slow reader may make us hold at once
 DAY = 86400.0
@@ -48,3 +51,8 @@ class Keeping:
         Far longer than its events: a client that comes back to an account where nothing happened must not be told of a gap.
         """
         return max(30 * DAY, 10 * self.age)
+
+
+def hook_url(instance: Instance, account: str) -> str:
+    """Where a POST reaches the subscribers that `instance` has of `account`."""
+    return f"{instance.url}/hooks/{quote(account, safe='')}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from asyncplumber.errors import CursorLost
+from asyncplumber.errors import CursorLost, PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored, placed
 from asyncplumber.interfaces import IHistory, IRegistry, IStore
 from asyncplumber.stores.keeping import PAGE_BYTES, Keeping
@@ -61,10 +61,10 @@ class MemoryHistory:
         log.touched = now
         return log
 
-    def append(self, drafts: Iterable[Draft]) -> Deferred[list[Stored]]:
+    def append(self, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
         now = self._clock.seconds()
         length, horizon = self._keeping.length, now - self._keeping.age
-        stored: list[Stored] = []
+        stored: list[Stored | PlumberError] = []
         for draft in drafts:
             log = self._log(draft.account, now)
             before = log.keys.get(draft.key)
@@ -87,7 +87,7 @@ class MemoryHistory:
         log.forget(self._keeping.length, now - self._keeping.age)
         return succeed(log.position)
 
-    def heads(self, accounts: Iterable[str]) -> Deferred[dict[str, Cursor]]:
+    def heads(self, accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
         return succeed({name: log.position.cursor for name in accounts if (log := self._logs.get(name)) is not None})
 
     def read(self, account: str, cursor: Cursor, upto: int | None, limit: int) -> Deferred[list[Event]]:
@@ -156,17 +156,17 @@ class MemoryRegistry:
         self._rows.pop(instance.id, None)
         return succeed(None)
 
-    def register(self, instance: Instance, accounts: Iterable[str]) -> Deferred[None]:
+    def register(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         for account in accounts:
             self._hooks.setdefault(account, {})[instance.id] = None
         return succeed(None)
 
-    def withdraw(self, instance: Instance, accounts: Iterable[str]) -> Deferred[None]:
+    def withdraw(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         for account in accounts:
             self._withdraw(instance.id, account)
         return succeed(None)
 
-    def instances(self, accounts: Sequence[str]) -> Deferred[dict[str, list[Instance]]]:
+    def instances(self, accounts: Collection[str]) -> Deferred[dict[str, list[Instance]]]:
         now = self._clock.seconds()
         wanted: dict[str, list[Instance]] = {}
         for account in accounts:

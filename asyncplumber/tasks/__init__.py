@@ -1,1 +1,10 @@
-"""What runs on the other side: how a task sends its result."""
+"""
+What runs on the other side: how a task sends its result.
+
+`send` and `Sender` are for any synchronous program and need nothing but Python.  For a program on Twisted there is
+`asyncplumber.tasks.twisted`, and `asyncplumber.tasks.celery` makes a Celery worker announce the results of its tasks.
+"""
+
+from asyncplumber.tasks.sender import Patience, Receipt, Refused, Sender, Undelivered, send
+
+__all__ = ["Patience", "Receipt", "Refused", "Sender", "Undelivered", "send"]

@@ -121,6 +121,12 @@ class Routes:
         """What other instances relay."""
         return self._take(request, lambda headers, body: self._webhook.take_parcel(id.encode(), headers, body))
 
+    @app.route("/instances/<id>/accounts/<path:account>", methods=["GET"])
+    def count(self, request: Request, id: str, account: str) -> Deferred[bytes]:
+        """How many listen here."""
+        segment = self._segment(request)
+        return self._take(request, lambda headers, body: self._webhook.count_here(id.encode(), segment, headers))
+
     @app.route("/accounts/<path:account>", methods=["GET"])
     def account(self, request: Request, account: str) -> Deferred[bytes]:
         """Who listens to an account."""

@@ -114,6 +114,22 @@ class Webhook:
         ]
         return succeed(receipt_answer(receipts, batch=len(receipts) > 1))
 
+    def count_here(self, instance_id: bytes, segment: bytes, headers: Headers) -> Deferred[Answer]:
+        """How many listen to an account at this instance, for another one to add up.  @return: Deferred that never fails."""
+        try:
+            account = account_of(segment)
+            self._check_peer(instance_id, headers, b"")
+        except PlumberError as error:
+            return succeed(error_answer(error))
+        return succeed(json_answer(200, {"subscribers": self._hub.count(account)}))
+
+    def _check_peer(self, instance_id: bytes, headers: Headers, body: bytes) -> None:
+        """Raises `Gone` if this is another instance, `NotAllowed` if the secret of the farm is missing."""
+        if instance_id.decode("ascii", "replace") != self.instance_id:
+            raise Gone
+        if self._signer is not None and not self._signer.verify(headers, body, self._now()):
+            raise NotAllowed("this is not signed with the secret of this farm")
+
     def take_parcel(self, instance_id: bytes, headers: Headers, body: bytes) -> Deferred[Answer]:
         """
         Events that another instance has kept, for this one to deliver; an empty body asks it to compare its positions.
@@ -121,10 +137,7 @@ class Webhook:
         The answer counts the subscribers of each account.  @return: Deferred that never fails.
         """
         try:
-            if instance_id.decode("ascii", "replace") != self.instance_id:
-                raise Gone
-            if self._signer is not None and not self._signer.verify(headers, body, self._now()):
-                raise NotAllowed("this parcel is not signed with the secret of this farm")
+            self._check_peer(instance_id, headers, body)
             events = unpack(body) if body else []
         except PlumberError as error:
             return succeed(error_answer(error))

@@ -1,0 +1,44 @@
+"""
+History and registry in MongoDB, for any number of instances on any number of machines.
+
+Needs MongoDB 4.4 or later.  What is accepted is in the journal of a single server, or acknowledged by a majority of a
+replica set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from asyncplumber.interfaces import IStore
+from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.mongo_history import MongoHistory, indexes
+from asyncplumber.stores.mongo_link import MongoLink
+from asyncplumber.stores.mongo_registry import INDEXES, MongoRegistry
+
+
+@implementer(IStore)
+class MongoStore:
+    """History and registry in one MongoDB database."""
+
+    shared = True
+
+    def __init__(self, uri: str, keeping: Keeping, reactor: Any) -> None:
+        """The database is the one that `uri` names, or ``asyncplumber``.  Raises ValueError if `uri` cannot be used."""
+        self._link = MongoLink(uri, reactor, [*indexes(keeping), *INDEXES])
+        self.history = MongoHistory(self._link, keeping, reactor)
+        self.registry = MongoRegistry(self._link, keeping)
+
+    def start(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._link.open())
+
+    def stop(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._link.close())
+
+    def ping(self) -> Deferred[None]:
+        async def work(deadline: float) -> None:
+            await self._link.command(deadline, {"ping": 1})
+
+        return self._link.call(work)

@@ -1,0 +1,61 @@
+"""
+History and registry in one SQLite file: the embedded default, for one machine.
+
+Several processes may share the file, on a local disk.  What is accepted survives the death of any process; with
+``?synchronous=full`` it survives a power cut as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from asyncplumber.interfaces import IStore
+from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.sqlite_file import Connection, SqliteFile
+from asyncplumber.stores.sqlite_history import SqliteHistory
+from asyncplumber.stores.sqlite_registry import SqliteRegistry
+
+
+def _parsed(uri: str) -> tuple[str, str]:
+    """The path, and what `synchronous` is to be.  Raises ValueError."""
+    path, _, query = uri.removeprefix("sqlite:").partition("?")
+    if not path or path == ":memory:":
+        raise ValueError("sqlite: wants the path of a file; for a store that does not last, say memory:")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    synchronous = options.pop("synchronous", "normal")
+    if options or synchronous not in ("normal", "full"):
+        raise ValueError("after the path of a sqlite: store comes nothing, or ?synchronous=normal, or ?synchronous=full")
+    return path, synchronous
+
+
+@implementer(IStore)
+class SqliteStore:
+    """History and registry in one file."""
+
+    shared = True
+
+    def __init__(self, uri: str, keeping: Keeping, reactor: Any) -> None:
+        """Raises ValueError if `uri` is not ``sqlite:PATH``, with or without ``?synchronous=full``."""
+        path, synchronous = _parsed(uri)
+        self._file = SqliteFile(path, synchronous, reactor)
+        self.history = SqliteHistory(self._file, keeping, reactor)
+        self.registry = SqliteRegistry(self._file, keeping, reactor)
+
+    def start(self) -> Deferred[None]:
+        """Open the file.  Unlike a server it does not come by itself later: fails with ValueError if it cannot be used."""
+        return Deferred.fromCoroutine(self._file.open())
+
+    def stop(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._file.close())
+
+    def ping(self) -> Deferred[None]:
+        def work(connection: Connection) -> None:
+            # A write lock is asked for, because a file that can only be read is of no use.
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+
+        return self._file.run(work)

@@ -1,0 +1,116 @@
+"""The registry in a SQLite file.  Its clock is the machine's, which all who share the file share as well."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from asyncplumber.event import Instance
+from asyncplumber.interfaces import IRegistry
+from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.sqlite_file import Connection, SqliteFile
+
+_ORPHANS = "DELETE FROM hooks WHERE instance NOT IN (SELECT id FROM instances)"
+# CROSS JOIN fixes the order: start from the few accounts, never from all hooks.
+_WANTED = """SELECT hooks.account, instances.id, instances.url, instances.lease FROM json_each(?) AS asked
+    CROSS JOIN hooks ON hooks.account = asked.value CROSS JOIN instances ON instances.id = hooks.instance
+    WHERE instances.expires > ?"""
+
+
+@implementer(IRegistry)
+class SqliteRegistry:
+    """Who has subscribers of which account, in one file."""
+
+    def __init__(self, file: SqliteFile, keeping: Keeping, clock: Any) -> None:
+        self._run = file.run
+        self._keeping = keeping
+        self._clock = clock
+
+    def _leased(self, instance: Instance) -> tuple[Instance, float]:
+        return instance._replace(lease=secrets.token_hex(8)), self._clock.seconds() + self._keeping.lease
+
+    def enlist(self, instance: Instance) -> Deferred[Instance]:
+        row, expires = self._leased(instance)
+
+        def work(connection: Connection) -> Instance:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("DELETE FROM hooks WHERE instance = ?", (row.id,))
+            connection.execute("INSERT OR REPLACE INTO instances VALUES (?, ?, ?, ?)", (*row, expires))
+            connection.execute("COMMIT")
+            return row
+
+        return self._run(work)
+
+    def renew(self, instance: Instance) -> Deferred[Instance | None]:
+        row, expires = self._leased(instance)
+        change = "UPDATE instances SET url = ?, lease = ?, expires = ? WHERE id = ?"
+
+        def work(connection: Connection) -> Instance | None:
+            return row if connection.execute(change, (row.url, row.lease, expires, row.id)).rowcount else None
+
+        return self._run(work)
+
+    def resign(self, instance: Instance) -> Deferred[None]:
+        def work(connection: Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("DELETE FROM instances WHERE id = ?", (instance.id,))
+            connection.execute("DELETE FROM hooks WHERE instance = ?", (instance.id,))
+            connection.execute("COMMIT")
+
+        return self._run(work)
+
+    def register(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
+        return self._each("INSERT OR IGNORE INTO hooks VALUES (?, ?)", instance, accounts)
+
+    def withdraw(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
+        return self._each("DELETE FROM hooks WHERE account = ? AND instance = ?", instance, accounts)
+
+    def _each(self, change: str, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
+        rows = [(account, instance.id) for account in accounts]
+
+        def work(connection: Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(change, rows)
+            connection.execute("COMMIT")
+
+        return self._run(work)
+
+    def instances(self, accounts: Collection[str]) -> Deferred[dict[str, list[Instance]]]:
+        now = self._clock.seconds()
+        asked = json.dumps(list(dict.fromkeys(accounts)))
+
+        def work(connection: Connection) -> dict[str, list[Instance]]:
+            wanted: dict[str, list[Instance]] = {}
+            for account, *row in connection.execute(_WANTED, (asked, now)):
+                wanted.setdefault(account, []).append(Instance(*row))
+            return wanted
+
+        return self._run(work)
+
+    def prune(self, instance: Instance) -> Deferred[bool]:
+        def work(connection: Connection) -> bool:
+            connection.execute("BEGIN IMMEDIATE")
+            gone = connection.execute("DELETE FROM instances WHERE id = ? AND lease = ?", (instance.id, instance.lease)).rowcount
+            if gone:
+                connection.execute("DELETE FROM hooks WHERE instance = ?", (instance.id,))
+            connection.execute("COMMIT")
+            return gone > 0
+
+        return self._run(work)
+
+    def sweep(self) -> Deferred[int]:
+        now = self._clock.seconds()
+
+        def work(connection: Connection) -> int:
+            connection.execute("BEGIN IMMEDIATE")
+            dead = connection.execute("DELETE FROM instances WHERE expires <= ?", (now,)).rowcount
+            connection.execute(_ORPHANS)
+            connection.execute("COMMIT")
+            return dead
+
+        return self._run(work)
