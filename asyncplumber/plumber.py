@@ -93,6 +93,8 @@ class Plumber(Service):
         self._census = Census.over_treq(reactor, signer)
         self.about = About(self.store, self.hub, self._figures, self._listeners)
         self.routes = Routes(self.webhook, self.about, body_limit)
+        #: Fires when the store is open; fails if it never will be.  A database server that is down is waited for.
+        self.opened: Deferred[None] = Deferred()
         self._registered: dict[tuple[str, Any], CallbackSubscriber] = {}
         self._rounds = [LoopingCall(self._guarded, work) for work in (self.hub.check, self._sweep)]
         self._intervals = (check, SWEEP)
@@ -114,17 +116,13 @@ class Plumber(Service):
 
     def startService(self) -> None:
         super().startService()
-        started = self.store.start()
-        started.addErrback(self._not_started)
+        self.store.start().addCallbacks(self.opened.callback, self.opened.errback)
         if self.store.shared:
             self.leases.start()
         for round, interval in zip(self._rounds, self._intervals, strict=True):
             round.start(interval, now=False)
         for subscriber in self._registered.values():
             subscriber.start()
-
-    def _not_started(self, failure: Any) -> None:
-        self._log.failure("the store cannot be opened", failure)
 
     def stopService(self) -> Deferred[None]:
         """@return: Deferred that fires when what was accepted has been sent on and the store is closed."""

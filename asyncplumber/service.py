@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -90,8 +91,14 @@ class Server(Service):
             self._plumber.public_url = own_url(self._ports[-1])
         self._listener.start()
         self._attendance.start()
+        self._plumber.opened.addCallbacks(lambda _: self._ready(own_url(self._ports[0])), self._cannot_open)
         self._plumber.startService()
-        self._ready(own_url(self._ports[0]))
+
+    def _cannot_open(self, failure: Failure) -> None:
+        """End with status 1, for which twistd has no way of its own."""
+        self._log.critical("the store cannot be opened: {error}", error=failure.getErrorMessage())
+        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+        self._reactor.stop()
 
     def stopService(self) -> Deferred[None]:
         """@return: Deferred that fires when all is done, or `STOPPING` seconds have gone by."""

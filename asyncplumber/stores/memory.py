@@ -88,7 +88,10 @@ class MemoryHistory:
         return succeed(log.position)
 
     def heads(self, accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
-        return succeed({name: log.position.cursor for name in accounts if (log := self._logs.get(name)) is not None})
+        logs = {name: log for name in accounts if (log := self._logs.get(name)) is not None}
+        for log in logs.values():
+            log.touched = self._clock.seconds()
+        return succeed({name: log.position.cursor for name, log in logs.items()})
 
     def read(self, account: str, cursor: Cursor, upto: int | None, limit: int) -> Deferred[list[Event]]:
         log = self._log(account, self._clock.seconds())

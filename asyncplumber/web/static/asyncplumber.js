@@ -223,8 +223,12 @@
       this._start = 0; // the transport to begin with
       this._failures = this._refusals = 0;
       // "offline" is not heard: a server on this machine, or in this house, may be there without the internet.
-      this._online = () => this._later("online", this.options.random() * this.options.backoff[0], () => this._recheck());
-      globalThis.addEventListener?.("online", this._online);
+      this._listeners = {
+        online: () => this._later("online", this.options.random() * this.options.backoff[0], () => this._recheck()),
+        pagehide: () => this._freeze(),
+        pageshow: () => this._thaw(),
+      };
+      for (const [name, listener] of Object.entries(this._listeners)) globalThis.addEventListener?.(name, listener);
       queueMicrotask(() => this.state === "closed" || this._dial(0));
     }
 
@@ -379,12 +383,29 @@
       }
     }
 
-    _finish({ code = null, status = null, reason }) {
-      if (this.state === "closed") return;
-      globalThis.removeEventListener?.("online", this._online);
+    /** A page that is left may be kept for the way back: frozen, it would hold a connection that it does not read. */
+    _freeze() {
+      this._letGo();
+      this._isFrozen = true;
+      this._become("waiting", { retryIn: null, reason: "the page is not shown" });
+    }
+
+    _thaw() {
+      if (this._isFrozen) this._dial(this._start);
+      this._isFrozen = false;
+    }
+
+    _letGo() {
       Object.values(this._timers).forEach((id) => this.options.clearTimeout(id));
       this._link?.stop();
       this._probe?.stop();
+      this._probe = null;
+    }
+
+    _finish({ code = null, status = null, reason }) {
+      if (this.state === "closed") return;
+      for (const [name, listener] of Object.entries(this._listeners)) globalThis.removeEventListener?.(name, listener);
+      this._letGo();
       this._become("closed", { reason });
       this._emit("close", { code, status, reason });
     }

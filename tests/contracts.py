@@ -1,0 +1,493 @@
+"""
+What a store promises, as suites that every store has to pass.
+
+A test case mixes in `HistoryContract` and `RegistryContract` and says how to open a store; opening it twice gives two
+doors to the same data, as two processes would have.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import Clock
+from zope.interface.verify import verifyObject
+
+from asyncplumber.errors import CursorLost
+from asyncplumber.event import Cursor, Draft, Event, Instance, Stored
+from asyncplumber.interfaces import IHistory, IRegistry, IStore
+from asyncplumber.stores.keeping import PAGE_BYTES, Keeping
+
+ODD_ACCOUNTS = ["ä/ö?%2F#", "..", "a.b$c", "$where", "%", "x" * 256, "日本" * 100, " ", "'; DROP TABLE events; --", '{"a":1}', "\\"]
+ODD_ACCOUNTS += ["A", "a", "É", "E\u0301"]  # names are told apart by their characters: no folding, no normalisation
+
+
+class Steered:
+    """The real reactor, but for its clock, which a test sets forward."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.clock.rightNow = time.time()
+
+    def seconds(self) -> float:
+        return self.clock.seconds()
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+
+def draft(account: str = "a", key: str = "k", payload: bytes = b'"data":1', **fields: str) -> Draft:
+    """A draft whose id is its key."""
+    return Draft(account, fields.get("id", key), key, fields.get("type", "result"), "2026-01-01T00:00:00Z", "text/plain", payload)
+
+
+def drafts(count: int, account: str = "a", prefix: str = "k", payload: bytes = b'"data":1') -> list[Draft]:
+    """Different drafts for one account."""
+    return [draft(account, f"{prefix}{index}", payload) for index in range(count)]
+
+
+def seqs(answers: list[Any]) -> list[int]:
+    """The numbers of events, or of what was stored."""
+    return [answer.event.seq if isinstance(answer, Stored) else answer.seq for answer in answers]
+
+
+class StoreContract:
+    """How a suite gets its store."""
+
+    keeping = Keeping(length=10, age=100.0)
+
+    async def setUp(self) -> None:
+        self.reactor = Steered()
+        self.store = await self.opened()
+        self.history = self.store.history
+        self.registry = self.store.registry
+
+    def make(self, keeping: Keeping) -> Any:
+        """A store, not started; called again, one on the same data."""
+        raise NotImplementedError
+
+    async def opened(self, keeping: Keeping | None = None) -> Any:
+        store = self.make(keeping or self.keeping)
+        self.addCleanup(store.stop)
+        await store.start()
+        return store
+
+    async def lapse(self) -> None:
+        """Let all leases run out."""
+        self.reactor.advance(self.keeping.lease + 1)
+
+    async def test_it_provides_the_interfaces(self) -> None:
+        """Names and signatures are those of the boundary."""
+        verifyObject(IStore, self.store)
+        verifyObject(IHistory, self.history)
+        verifyObject(IRegistry, self.registry)
+
+    async def test_a_ping_is_answered(self) -> None:
+        """A store that is up says so."""
+        self.assertIsNone(await self.store.ping())
+
+    async def test_a_stopped_store_can_be_stopped_again(self) -> None:
+        """Whoever cleans up need not know what was stopped before."""
+        await self.store.stop()
+        await self.store.stop()
+
+
+class HistoryContract(StoreContract):
+    """What `IHistory` promises."""
+
+    async def everything(self, account: str = "a", history: Any = None) -> list[Event]:
+        """All that is kept of an account, page by page."""
+        history = history or self.history
+        epoch, head, floor = await history.position(account)
+        events: list[Event] = []
+        while floor + len(events) < head:
+            events += await history.read(account, Cursor(epoch, floor + len(events)), head, 100)
+        return events
+
+    async def lost(self, account: str, cursor: Cursor) -> Any:
+        """The position that comes with the refusal to read after `cursor`."""
+        with self.assertRaises(CursorLost) as caught:
+            await self.history.read(account, cursor, None, 10)
+        return caught.exception.position
+
+    async def test_numbers_count_up_from_one(self) -> None:
+        """The first event has number 1, and each further one the next, in whatever calls they come."""
+        self.assertEqual(seqs(await self.history.append(drafts(1, prefix="x"))), [1])
+        self.assertEqual(seqs(await self.history.append(drafts(3, prefix="y"))), [2, 3, 4])
+
+    async def test_nothing_appended_is_nothing_answered(self) -> None:
+        """An empty list is no error."""
+        self.assertEqual(await self.history.append([]), [])
+
+    async def test_events_come_back_as_they_were_stored(self) -> None:
+        """Every field survives, and in the order of the batch."""
+        given = [
+            draft("a", "k1", '"data":"ä\U0001f600\\u0000"'.encode(), id="id-1", type="ping"),
+            draft("a", "k2", b'"data_base64":"AAEC/w=="', id="id-2"),
+        ]
+        stored = await self.history.append(given)
+        events = await self.everything()
+        self.assertEqual(events, [answer.event for answer in stored])
+        self.assertEqual(events[0].data, "ä\U0001f600\x00")
+        self.assertEqual(events[1].data, b"\x00\x01\x02\xff")
+        self.assertEqual(
+            [(e.id, e.type, e.time, e.content_type) for e in events], [(d.id, d.type, d.time, d.content_type) for d in given]
+        )
+
+    async def test_a_draft_with_a_known_key_gets_the_old_event(self) -> None:
+        """A retry is answered with the first one's event, whatever else it says, and not stored again."""
+        [first] = await self.history.append([draft(key="k", payload=b'"data":1')])
+        [second] = await self.history.append([draft(key="k", payload=b'"data":2')])
+        self.assertEqual((first.duplicate, second), (False, Stored(first.event, True)))
+        self.assertEqual(await self.everything(), [first.event])
+
+    async def test_twins_in_one_batch_are_one_event(self) -> None:
+        """The second of two drafts with one key is the duplicate, and takes no number from those after it."""
+        answers = await self.history.append([draft(key="x"), draft(key="x"), draft(key="y"), draft(key="x")])
+        self.assertEqual([answer.duplicate for answer in answers], [False, True, False, True])
+        self.assertEqual(seqs(answers), [1, 1, 2, 1])
+        self.assertEqual(seqs(await self.everything()), [1, 2])
+
+    async def test_duplicates_amid_new_drafts_leave_no_hole(self) -> None:
+        """Old and new drafts in one batch: the new ones are numbered without a gap, in their order."""
+        await self.history.append(drafts(4))
+        answers = await self.history.append([draft(key=key) for key in ["n1", "k2", "n2", "k0", "k3", "n3"]])
+        self.assertEqual(seqs(answers), [5, 3, 6, 1, 4, 7])
+        self.assertEqual([event.id for event in (await self.everything())[4:]], ["n1", "n2", "n3"])
+
+    async def test_accounts_have_their_own_numbers_and_keys(self) -> None:
+        """In one batch for several accounts each counts for itself, and the same key twice is two events."""
+        answers = await self.history.append([draft("a", "k"), draft("b", "k"), draft("a", "l"), draft("c", "k"), draft("b", "l")])
+        self.assertEqual(seqs(answers), [1, 1, 2, 1, 2])
+        self.assertFalse(any(answer.duplicate for answer in answers))
+        self.assertEqual([event.id for event in await self.everything("b")], ["k", "l"])
+
+    async def test_odd_account_names_are_kept_apart(self) -> None:
+        """Any allowed name works, and no two of them are one account."""
+        await self.history.append([draft(name, f"key {name}") for name in ODD_ACCOUNTS])
+        for name in ODD_ACCOUNTS:
+            self.assertEqual([(event.account, event.id) for event in await self.everything(name)], [(name, f"key {name}")])
+        self.assertEqual(set(await self.history.heads(ODD_ACCOUNTS)), set(ODD_ACCOUNTS))
+
+    async def test_a_large_payload_survives(self) -> None:
+        """Several MiB are a result like any other."""
+        payload = b'"data":"%b"' % (b"x" * 5_000_000)
+        await self.history.append([draft(key="before"), draft(key="large", payload=payload), draft(key="after")])
+        self.assertEqual([len(event.payload) for event in await self.everything()], [8, len(payload), 8])
+
+    async def test_read_begins_after_the_cursor_and_ends_at_limits(self) -> None:
+        """A page is what follows the cursor, up to a number, or up to a count."""
+        await self.history.append(drafts(8))
+        epoch = (await self.history.position("a")).epoch
+        for after, upto, limit, expected in [
+            (0, None, 100, [1, 2, 3, 4, 5, 6, 7, 8]),
+            (0, None, 3, [1, 2, 3]),
+            (5, None, 100, [6, 7, 8]),
+            (2, 6, 100, [3, 4, 5, 6]),
+            (2, 6, 2, [3, 4]),
+            (8, None, 100, []),
+            (6, 6, 100, []),
+            (6, 100, 100, [7, 8]),
+        ]:
+            page = await self.history.read("a", Cursor(epoch, after), upto, limit)
+            self.assertEqual(seqs(page), expected, (after, upto, limit))
+
+    async def test_a_page_has_a_mebibyte_or_one_event(self) -> None:
+        """Large events make short pages, and one that is larger than a page still comes."""
+        large = b'"data":"%b"' % (b"x" * (PAGE_BYTES // 3))
+        huge = b'"data":"%b"' % (b"x" * (PAGE_BYTES + 1))
+        await self.history.append([*drafts(4, payload=large), draft(key="huge", payload=huge), draft(key="small")])
+        epoch = (await self.history.position("a")).epoch
+        pages = [seqs(await self.history.read("a", Cursor(epoch, after), None, 100)) for after in (0, 2, 4, 5)]
+        self.assertEqual(pages, [[1, 2], [3, 4], [5], [6]])
+
+    async def test_a_cursor_that_cannot_be_continued_is_refused(self) -> None:
+        """Another epoch, and a place that no event had yet: both come with how far the history reaches."""
+        await self.history.append(drafts(3))
+        position = await self.history.position("a")
+        self.assertEqual(await self.lost("a", Cursor("other", 1)), position)
+        self.assertEqual(await self.lost("a", Cursor(position.epoch, 4)), position)
+        self.assertEqual((position.head, position.floor), (3, 0))
+
+    async def test_a_cursor_of_an_unknown_account_is_refused(self) -> None:
+        """The refusal names a numbering that holds from then on."""
+        position = await self.lost("new", Cursor("e", 7))
+        self.assertEqual((position.head, position.floor), (0, 0))
+        self.assertEqual(await self.history.position("new"), position)
+
+    async def test_a_position_begins_a_numbering(self) -> None:
+        """Who asks where an unused account stands gets an answer that the first event continues."""
+        position = await self.history.position("a")
+        self.assertEqual((position.head, position.floor), (0, 0))
+        self.assertEqual(await self.history.read("a", position.cursor, None, 10), [])
+        [stored] = await self.history.append(drafts(1))
+        self.assertEqual(stored.event.cursor, Cursor(position.epoch, 1))
+        self.assertEqual(await self.history.position("a"), position._replace(head=1))
+
+    async def test_heads_tell_many_positions_and_begin_none(self) -> None:
+        """Accounts without a numbering are left out, and stay without."""
+        await self.history.append([*drafts(3, "a"), *drafts(1, "b")])
+        await self.history.position("c")
+        heads = await self.history.heads(["a", "b", "c", "d"])
+        self.assertEqual({name: cursor.seq for name, cursor in heads.items()}, {"a": 3, "b": 1, "c": 0})
+        self.assertEqual(heads["a"], (await self.history.position("a")).cursor)
+        self.assertEqual(await self.history.heads(["d"]), {})
+        self.assertEqual(await self.history.heads([]), {})
+
+    async def test_heads_of_very_many_accounts(self) -> None:
+        """Thousands of accounts are one question."""
+        names = [f"account {index}" for index in range(3000)]
+        await self.history.append([draft(name) for name in names])
+        heads = await self.history.heads(names)
+        self.assertEqual({name: cursor.seq for name, cursor in heads.items()}, dict.fromkeys(names, 1))
+
+    async def test_what_is_beyond_the_length_is_forgotten(self) -> None:
+        """After a sweep exactly the newest are kept, the floor says so, and an older cursor is refused."""
+        await self.history.append(drafts(9))
+        await self.history.append(drafts(26, prefix="m"))
+        await self.history.sweep()
+        position = await self.history.position("a")
+        self.assertEqual((position.head, position.floor), (35, 25))
+        self.assertEqual(seqs(await self.everything()), list(range(26, 36)))
+        self.assertEqual(await self.lost("a", Cursor(position.epoch, 24)), position)
+
+    async def test_what_is_beyond_the_age_is_forgotten(self) -> None:
+        """A sweep forgets what was stored too long ago, says how much, and leaves the rest."""
+        await self.history.append(drafts(3))
+        self.reactor.advance(60)
+        await self.history.append(drafts(2, prefix="young"))
+        self.reactor.advance(60)
+        self.assertEqual(await self.history.sweep(), 3)
+        position = await self.history.position("a")
+        self.assertEqual((position.head, position.floor), (5, 3))
+        self.assertEqual(seqs(await self.everything()), [4, 5])
+        self.assertEqual(await self.lost("a", Cursor(position.epoch, 0)), position)
+        self.assertEqual(await self.history.sweep(), 0)
+
+    async def test_the_numbering_outlives_its_events(self) -> None:
+        """When everything has expired the head stays, a cursor at the head stays good, and numbers go on after it."""
+        stored = await self.history.append(drafts(4))
+        self.reactor.advance(self.keeping.age + 1)
+        await self.history.sweep()
+        other = (await self.opened()).history
+        for history in (self.history, other):
+            position = await history.position("a")
+            self.assertEqual((position.head, position.floor), (4, 4))
+            self.assertEqual(position.cursor, stored[-1].event.cursor)
+            self.assertEqual(await history.read("a", position.cursor, None, 10), [])
+            self.assertEqual(await history.heads(["a"]), {"a": position.cursor})
+        [answer] = await other.append(drafts(1, prefix="next"))
+        self.assertEqual(answer.event.cursor, Cursor(position.epoch, 5))
+        [answer] = await self.history.append(drafts(1, prefix="last"))
+        self.assertEqual(answer.event.seq, 6)
+
+    async def test_a_forgotten_key_is_free_again(self) -> None:
+        """What is no longer in the history cannot be a duplicate's first."""
+        await self.history.append(drafts(1))
+        self.reactor.advance(self.keeping.age + 1)
+        await self.history.sweep()
+        [answer] = await self.history.append(drafts(1))
+        self.assertEqual((answer.duplicate, answer.event.seq), (False, 2))
+
+    async def test_many_appends_at_once_leave_no_hole(self) -> None:
+        """Calls that overlap, through two doors to one store, are numbered without a gap, each call's in its order."""
+        keeping = Keeping(length=1000, age=1000.0)
+        doors = [(await self.opened(keeping)).history for _ in range(2)]
+        calls = [doors[n % 2].append(drafts(3, "a", f"{n}-")) for n in range(40)]
+        answers = await gatherResults(calls)
+        self.assertEqual(sorted(seq for answer in answers for seq in seqs(answer)), list(range(1, 121)))
+        for answer in answers:
+            self.assertEqual(seqs(answer), sorted(seqs(answer)))
+        events = await self.everything(history=doors[0])
+        self.assertEqual(sorted(events), sorted(stored.event for answer in answers for stored in answer))
+
+    async def test_the_same_event_through_two_doors_is_stored_once(self) -> None:
+        """However the calls race, one of them stores it, and all are told of the same event."""
+        doors = [(await self.opened()).history for _ in range(2)]
+        calls = [doors[n % 2].append([draft(key="x"), draft(key=f"own {n}")]) for n in range(6)]
+        answers = await gatherResults(calls)
+        self.assertEqual(len({answer[0].event for answer in answers}), 1)
+        self.assertEqual([answer[0].duplicate for answer in answers].count(False), 1)
+        self.assertEqual(seqs(await self.everything()), [1, 2, 3, 4, 5, 6, 7])
+
+    async def test_a_reader_that_follows_sees_everything_once(self) -> None:
+        """While two doors append, a third one reads what is new: one sequence, without a hole, all that was accepted."""
+        keeping = Keeping(length=1000, age=1000.0)
+        doors = [(await self.opened(keeping)).history for _ in range(3)]
+        reader = doors.pop()
+        cursor = (await reader.position("a")).cursor
+
+        async def write(number: int) -> list[Event]:
+            accepted: list[Event] = []
+            for turn in range(30):
+                answers = await doors[number].append(drafts(1 + turn % 3, "a", f"{number}.{turn}."))
+                accepted += [answer.event for answer in answers]
+            return accepted
+
+        writers = gatherResults([Deferred.fromCoroutine(write(number)) for number in range(2)])
+        seen: list[Event] = []
+        while len(seen) < 120:
+            seen += await reader.read("a", Cursor(cursor.epoch, len(seen)), None, 7)
+        self.assertEqual(seqs(seen), list(range(1, 121)))
+        self.assertEqual(sorted(seen), sorted(event for accepted in await writers for event in accepted))
+
+
+class RegistryContract(StoreContract):
+    """What `IRegistry` promises."""
+
+    async def enlisted(self, id: str, url: str = "") -> Instance:
+        return await self.registry.enlist(Instance(id, url or f"http://127.0.0.1/{id}"))
+
+    async def wanting(self, *accounts: str) -> dict[str, list[str]]:
+        """The ids of those who want these accounts."""
+        found = await self.registry.instances(accounts)
+        return {account: sorted(instance.id for instance in instances) for account, instances in found.items()}
+
+    async def test_who_registered_is_found(self) -> None:
+        """Several instances, several accounts, one question; accounts that nobody wants are left out."""
+        one, two = await self.enlisted("1"), await self.enlisted("2")
+        await self.registry.register(one, ["a", "b"])
+        await self.registry.register(two, ["b", "c"])
+        self.assertEqual(await self.wanting("a", "b", "c", "d"), {"a": ["1"], "b": ["1", "2"], "c": ["2"]})
+        self.assertEqual(await self.registry.instances(["a"]), {"a": [one]})
+        self.assertEqual(await self.wanting(), {})
+
+    async def test_to_register_twice_is_to_register_once(self) -> None:
+        """A repeated call adds nothing, and what is named twice in one call is one hook."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ["a", "a"])
+        await self.registry.register(one, ["a", "b"])
+        self.assertEqual(await self.registry.instances(["a", "b"]), {"a": [one], "b": [one]})
+        await self.registry.register(one, [])
+        await self.registry.withdraw(one, [])
+
+    async def test_to_withdraw_takes_out_these_and_no_other(self) -> None:
+        """Other accounts of the instance, and other instances of the account, keep their hooks."""
+        one, two = await self.enlisted("1"), await self.enlisted("2")
+        await self.registry.register(one, ["a", "b"])
+        await self.registry.register(two, ["a", "b"])
+        await self.registry.withdraw(one, ["a", "never registered"])
+        await self.registry.withdraw(one, ["a"])
+        self.assertEqual(await self.wanting("a", "b"), {"a": ["2"], "b": ["1", "2"]})
+
+    async def test_odd_names_are_kept_apart(self) -> None:
+        """Any allowed account can be registered, found and withdrawn without touching another."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ODD_ACCOUNTS)
+        self.assertEqual(await self.wanting(*ODD_ACCOUNTS), {name: ["1"] for name in ODD_ACCOUNTS})
+        for index, name in enumerate(ODD_ACCOUNTS, 1):
+            await self.registry.withdraw(one, [name])
+            self.assertEqual(await self.wanting(*ODD_ACCOUNTS), {name: ["1"] for name in ODD_ACCOUNTS[index:]})
+
+    async def test_very_many_accounts(self) -> None:
+        """Thousands of accounts are registered, found and withdrawn in one call each."""
+        one = await self.enlisted("1")
+        names = [f"account {index}" for index in range(2500)]
+        await self.registry.register(one, names)
+        self.assertEqual(len(await self.registry.instances(names)), 2500)
+        await self.registry.withdraw(one, names)
+        self.assertEqual(await self.registry.instances(names), {})
+
+    async def test_a_lease_that_ran_out_hides_the_hooks(self) -> None:
+        """A dead instance is not found, although nobody has swept; one that renews after all is found again."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ["a"])
+        await self.lapse()
+        two = await self.enlisted("2")
+        await self.registry.register(two, ["a"])
+        self.assertEqual(await self.wanting("a"), {"a": ["2"]})
+        self.assertIsNotNone(await self.registry.renew(one))
+        self.assertEqual(await self.wanting("a"), {"a": ["1", "2"]})
+
+    async def test_each_renewal_changes_the_lease(self) -> None:
+        """The answer has the new one, and who looks finds that one."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ["a"])
+        renewed = await self.registry.renew(one)
+        self.assertNotEqual(renewed.lease, one.lease)
+        self.assertEqual((renewed.id, renewed.url), (one.id, one.url))
+        self.assertEqual(await self.registry.instances(["a"]), {"a": [renewed]})
+
+    async def test_a_forgotten_instance_cannot_renew(self) -> None:
+        """It is told so, and is not put in again by the attempt."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ["a"])
+        await self.registry.prune(one)
+        self.assertIsNone(await self.registry.renew(one))
+        self.assertIsNone(await self.registry.renew(Instance("never", "http://127.0.0.1/never")))
+        self.assertEqual(await self.wanting("a"), {})
+
+    async def test_to_enlist_puts_old_hooks_away(self) -> None:
+        """Whoever begins anew begins with no hooks, and leaves those of others alone."""
+        one, two = await self.enlisted("1"), await self.enlisted("2")
+        await self.registry.register(one, ["a"])
+        await self.registry.register(two, ["a"])
+        again = await self.enlisted("1")
+        self.assertEqual(await self.wanting("a"), {"a": ["2"]})
+        await self.registry.register(again, ["b"])
+        self.assertEqual(await self.wanting("a", "b"), {"a": ["2"], "b": ["1"]})
+
+    async def test_to_resign_takes_everything_out(self) -> None:
+        """Instance and hooks are gone, those of others are not, and a second time is no error."""
+        one, two = await self.enlisted("1"), await self.enlisted("2")
+        await self.registry.register(one, ["a"])
+        await self.registry.register(two, ["a"])
+        await self.registry.resign(one)
+        await self.registry.resign(one)
+        self.assertEqual(await self.wanting("a"), {"a": ["2"]})
+        self.assertIsNone(await self.registry.renew(one))
+
+    async def test_only_the_lease_that_was_seen_is_pruned(self) -> None:
+        """An instance that renewed meanwhile is alive; only who names its present lease removes it, with its hooks."""
+        one, two = await self.enlisted("1"), await self.enlisted("2")
+        await self.registry.register(one, ["a"])
+        await self.registry.register(two, ["a"])
+        renewed = await self.registry.renew(one)
+        self.assertFalse(await self.registry.prune(one))
+        self.assertEqual(await self.wanting("a"), {"a": ["1", "2"]})
+        self.assertTrue(await self.registry.prune(renewed))
+        self.assertFalse(await self.registry.prune(renewed))
+        self.assertEqual(await self.wanting("a"), {"a": ["2"]})
+
+    async def test_a_pruned_instance_comes_back_without_its_hooks(self) -> None:
+        """What it had was forgotten with it: it has to put its hooks in again."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ["a"])
+        await self.registry.prune(one)
+        again = await self.enlisted("1")
+        self.assertEqual(await self.wanting("a"), {})
+        await self.registry.register(again, ["a"])
+        self.assertEqual(await self.wanting("a"), {"a": ["1"]})
+
+    async def test_a_sweep_forgets_the_dead_only(self) -> None:
+        """It says how many it forgot; they cannot renew, and the living keep their hooks."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ["a"])
+        await self.lapse()
+        two = await self.enlisted("2")
+        await self.registry.register(two, ["a"])
+        self.assertEqual(await self.registry.sweep(), 1)
+        self.assertEqual(await self.registry.sweep(), 0)
+        self.assertIsNone(await self.registry.renew(one))
+        self.assertEqual(await self.wanting("a"), {"a": ["2"]})
+
+    async def test_a_swept_instance_comes_back_without_its_hooks(self) -> None:
+        """A hook of a former life does not count in the next."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ["a"])
+        await self.lapse()
+        await self.registry.sweep()
+        await self.enlisted("1")
+        self.assertEqual(await self.wanting("a"), {})
+
+    async def test_both_doors_see_the_same_registry(self) -> None:
+        """What one process puts in, another finds."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ["a"])
+        other = (await self.opened()).registry
+        self.assertEqual(await other.instances(["a"]), {"a": [one]})

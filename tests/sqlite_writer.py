@@ -1,0 +1,29 @@
+"""A process that appends as fast as it can, and says what was accepted: for a test that kills it."""
+
+from __future__ import annotations
+
+import sys
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+
+from asyncplumber.stores import open_store
+from asyncplumber.stores.keeping import Keeping
+from tests.contracts import drafts
+
+
+async def write(uri: str, life: str) -> None:
+    """Print the ids of the events of each answered append on a line."""
+    store = open_store(uri, Keeping(length=100_000), reactor)
+    await store.start()
+    turn = 0
+    while True:
+        answers = await store.history.append(drafts(3, "a", f"{life}.{turn}."))
+        sys.stdout.write(" ".join(answer.event.id for answer in answers) + "\n")
+        sys.stdout.flush()
+        turn += 1
+
+
+if __name__ == "__main__":
+    Deferred.fromCoroutine(write(sys.argv[1], sys.argv[2])).addErrback(lambda failure: failure.printTraceback())
+    reactor.run()
