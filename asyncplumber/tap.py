@@ -129,7 +129,7 @@ class Options(usage.Options):
             raise usage.UsageError(f"--listen: {text!r} is not a Twisted endpoint: {error}") from None
         kind = text.partition(":")[0]
         local = kind in ("unix", "systemd") or any(f":interface={host}:" in f"{text}:".replace("\\:", ":") for host in LOCAL)
-        if self["workers"] > 1 and kind not in ("tcp", "unix"):
+        if self["workers"] > 1 and kind not in ("tcp", "tcp6", "unix"):
             raise usage.UsageError("--workers: several workers can share a tcp: or unix: endpoint; let a proxy do TLS")
         if self["peer-host"] not in LOCAL and not (self["secret"] or self["insecure"]):
             raise usage.UsageError("--peer-host: beyond this machine the instances need a --secret")

@@ -101,7 +101,7 @@ class OptionsTests(TestCase):
     def test_workers_need_something_to_share(self) -> None:
         """Memory is not shared, and TLS is a proxy's business then."""
         self.assertIn("--workers", self.refused("--workers", "2", "--store", "memory:"))
-        self.assertIn("--workers", self.refused("--workers", "2", "--listen", "ssl:8443:interface=127.0.0.1:privateKey=" + str(ROOT / "tests/key.pem")))
+        self.assertIn("--workers", self.refused("--workers", "2", "--listen", "haproxy:tcp:8080:interface=127.0.0.1"))
 
     def test_peers_beyond_the_machine_need_a_secret(self) -> None:
         """What instances tell each other is believed."""
