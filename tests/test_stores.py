@@ -1,0 +1,215 @@
+"""Every store keeps the one contract; and what each of them promises beyond it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import TestCase
+
+from asyncplumber.errors import Unavailable
+from asyncplumber.event import Cursor, Stored
+from asyncplumber.stores import open_store, sqlite_file
+from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.memory import MemoryStore
+from tests.contracts import HistoryContract, RegistryContract, Steered, draft, drafts, seqs
+
+
+class UnusedNumberings:
+    """What stores promise that have only our clock.  (MongoDB forgets by its own.)"""
+
+    async def test_an_unused_numbering_is_forgotten_at_last(self) -> None:
+        """A month after the last use, and not while somebody asks for heads."""
+        await self.history.position("used")
+        await self.history.append(drafts(1, "unused"))
+        for _ in range(5):
+            self.reactor.advance(self.keeping.numbering / 4)
+            await self.history.heads(["used"])
+            await self.history.sweep()
+        self.assertEqual(set(await self.history.heads(["used", "unused"])), {"used"})
+
+
+class MemoryTests(HistoryContract, RegistryContract, UnusedNumberings, TestCase):
+    """Nothing lasts, but all else holds."""
+
+    _store = None
+
+    def make(self, keeping: Keeping) -> Any:
+        if self._store is None or keeping is not self.keeping:
+            # Two doors to one store are, in memory, one object; a test that wants other limits gets another.
+            self._store = MemoryStore(keeping, self.reactor, shared=True)
+            self.keeping = keeping
+        return self._store
+
+
+class SqliteTests(HistoryContract, RegistryContract, UnusedNumberings, TestCase):
+    """One file, opened as often as there are doors."""
+
+    async def setUp(self) -> None:
+        self.path = self.mktemp()
+        self.patch(sqlite_file, "PATIENCE", 0.3)
+        await super().setUp()
+
+    def make(self, keeping: Keeping) -> Any:
+        return open_store(f"sqlite:{self.path}", keeping, self.reactor)
+
+    def other(self) -> sqlite3.Connection:
+        """The same file, by nobody's leave."""
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(connection.close)
+        return connection
+
+    async def test_a_draft_that_cannot_be_stored_fails_alone(self) -> None:
+        """A lone surrogate is no text; those beside it are stored, and numbered without a gap."""
+        answers = await self.history.append([draft(key="1"), draft(key="\ud800"), draft(key="2"), draft("\ud800")])
+        self.assertEqual([isinstance(answer, Stored) for answer in answers], [True, False, True, False])
+        self.assertEqual(seqs([answers[0], answers[2]]), [1, 2])
+
+    async def test_a_long_history_is_trimmed_without_a_sweep(self) -> None:
+        """At most a tenth more than the length stays."""
+        for turn in range(10):
+            await self.history.append(drafts(7, prefix=f"{turn}."))
+        position = await self.history.position("a")
+        self.assertEqual(position.head, 70)
+        self.assertGreaterEqual(position.floor, 59)
+        self.assertEqual(self.other().execute("SELECT count(*) FROM events").fetchone(), (70 - position.floor,))
+
+    async def test_a_locked_file_is_unavailable_and_comes_back(self) -> None:
+        """Who cannot have the lock in time is told so, and nothing was stored."""
+        other = self.other()
+        other.execute("BEGIN IMMEDIATE")
+        await self.assertFailure(self.history.append(drafts(1)), Unavailable)
+        await self.assertFailure(self.store.ping(), Unavailable)
+        other.execute("ROLLBACK")
+        self.assertEqual(seqs(await self.history.append(drafts(1, prefix="after"))), [1])
+
+    async def test_a_full_disk_is_unavailable_and_loses_nothing(self) -> None:
+        """An append that does not fit fails, the transaction with it; when there is room it goes on."""
+        await self.history.append(drafts(2))
+        await self.store._file.run(lambda connection: connection.execute("PRAGMA max_page_count = 20").fetchall())
+        large = b'"data":"%b"' % (b"x" * 200_000)
+        await self.assertFailure(self.history.append([draft(key="small"), draft(key="large", payload=large)]), Unavailable)
+        await self.store._file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall())
+        self.assertEqual(seqs(await self.history.append([draft(key="large", payload=large)])), [3])
+
+    async def test_a_spoilt_file_is_unavailable(self) -> None:
+        """A file that SQLite does not understand any more is an outage with its reason in the log, and no hang."""
+        await self.history.append(drafts(50, payload=b'"data":"%b"' % (b"x" * 1000)))
+        await self.store.stop()
+        with open(self.path, "r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (os.path.getsize(self.path) - 4096))
+        store = await self.opened()
+        await self.assertFailure(store.history.append(drafts(1)), Unavailable)
+
+    async def test_results_are_for_the_owner_only(self) -> None:
+        """Whoever else has an account on the machine cannot read the file, nor its journal."""
+        await self.history.append(drafts(1))
+        for path in (self.path, f"{self.path}-wal"):
+            self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600, path)
+
+    async def test_the_wish_for_full_safety_reaches_sqlite(self) -> None:
+        """``synchronous=full`` is 2 in its words; without it, 1."""
+        for option, expected in (("", 1), ("?synchronous=normal", 1), ("?synchronous=full", 2)):
+            store = open_store(f"sqlite:{self.path}{option}", self.keeping, self.reactor)
+            await store.start()
+            said = await store._file.run(lambda connection: connection.execute("PRAGMA synchronous").fetchone())
+            await store.stop()
+            self.assertEqual(said, (expected,))
+
+
+class SqliteStartTests(TestCase):
+    """A file that cannot be used ends the start, with a sentence for the operator."""
+
+    async def refused(self, path: str, reason: str) -> None:
+        store = open_store(f"sqlite:{path}", Keeping(), Steered())
+        with self.assertRaisesRegex(ValueError, reason):
+            await store.start()
+        await store.stop()
+
+    async def test_a_folder_that_is_missing_is_named(self) -> None:
+        """Nothing is created by guess."""
+        await self.refused(f"{self.mktemp()}/none/store.db", "none/store.db cannot be used: No such file")
+
+    async def test_a_folder_is_no_file(self) -> None:
+        """Nor is it opened as one."""
+        path = self.mktemp()
+        os.mkdir(path)
+        await self.refused(path, "cannot be used: Is a directory")
+
+    async def test_a_file_of_another_kind_is_left_alone(self) -> None:
+        """It is refused, and is as it was."""
+        path = Path(self.mktemp())
+        path.write_bytes(b"this is my diary\n" * 1000)
+        await self.refused(str(path), "file is not a database")
+        self.assertEqual(path.read_bytes(), b"this is my diary\n" * 1000)
+
+    async def test_a_newer_schema_is_refused(self) -> None:
+        """An old program does not write into what it does not understand."""
+        path = self.mktemp()
+        with sqlite3.connect(path) as connection:
+            connection.execute("PRAGMA user_version = 99")
+        connection.close()
+        await self.refused(path, "newer asyncplumber")
+
+
+class SqliteKillTests(TestCase):
+    """Accepted means kept."""
+
+    async def test_a_killed_process_loses_nothing_that_was_accepted(self) -> None:
+        """SIGKILL amid appends: each one that was answered is in the file, and the numbers have no hole."""
+        uri = f"sqlite:{os.path.abspath(self.mktemp())}"
+        root = Path(__file__).resolve().parent.parent
+        accepted: set[str] = set()
+        for life in range(2):
+            with subprocess.Popen(
+                [sys.executable, "-m", "tests.sqlite_writer", uri, str(life)], cwd=root, stdout=subprocess.PIPE, text=True
+            ) as writer:
+                assert writer.stdout is not None
+                for _ in range(20):
+                    accepted.update(writer.stdout.readline().split())
+                writer.kill()
+                # The last line may be half; what is whole was answered.
+                accepted.update(word for line in writer.stdout.readlines() if line.endswith("\n") for word in line.split())
+        store = open_store(uri, Keeping(length=100_000), Steered())
+        self.addCleanup(store.stop)
+        await store.start()
+        epoch = (await store.history.position("a")).epoch
+        events = await store.history.read("a", Cursor(epoch, 0), None, 1_000_000)
+        self.assertGreaterEqual(len(accepted), 60)
+        self.assertEqual(seqs(events), list(range(1, len(events) + 1)))
+        self.assertEqual(accepted - {event.id for event in events}, set())
+
+
+class WrongWordsTests(TestCase):
+    """What is refused before anything is opened."""
+
+    def test_words_that_name_no_store_are_refused(self) -> None:
+        """Each with a sentence, and before anything is dialled."""
+        for words in [
+            "",
+            "redis://x",
+            "sqlite:",
+            "sqlite::memory:",
+            "sqlite:x?synchronous=off",
+            "sqlite:x?other=1",
+            "mongodb://",
+            "mongodb://host:port/",
+            "mongodb://u:p@h@x/",
+            "mongodb://u:p@host/?authMechanism=PLAIN",
+        ]:
+            with self.assertRaises(ValueError, msg=words):
+                open_store(words, Keeping(), None)
+
+    def test_a_password_is_not_in_the_name_of_the_store(self) -> None:
+        """The log names a store by its hosts and database."""
+        from asyncplumber.stores.mongo_uri import parsed
+
+        address = parsed("mongodb://user:secret@host/db")
+        self.assertEqual(f"{address} {address!r}".count("secret"), 0)
+        self.assertEqual(str(address), "mongodb://host:27017/db")
