@@ -4,10 +4,16 @@ asyncplumber: the pipe from background tasks to the browsers that wait for their
 ``twistd asyncplumber`` is the server; `Plumber` is the same for a Twisted application of your own.
 """
 
-from asyncplumber.errors import BadAccount, BadCursor, BadRequest, PlumberError, TooManyRequests, Unavailable
-from asyncplumber.event import Cursor, Event, Receipt
-from asyncplumber.plumber import Plumber
-from asyncplumber.stores.keeping import Keeping
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncplumber.errors import BadAccount, BadCursor, BadRequest, PlumberError, TooManyRequests, Unavailable
+    from asyncplumber.event import Cursor, Event, Receipt
+    from asyncplumber.plumber import Plumber
+    from asyncplumber.stores.keeping import Keeping
 
 __all__ = [
     "BadAccount",
@@ -22,3 +28,12 @@ __all__ = [
     "TooManyRequests",
     "Unavailable",
 ]
+
+_ROOMS = {"Plumber": "plumber", "Keeping": "stores.keeping", "Cursor": "event", "Event": "event", "Receipt": "event"}
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: a task that only sends, by `asyncplumber.tasks`, is not to load Twisted.
+    if name not in __all__:
+        raise AttributeError(f"module 'asyncplumber' has no attribute {name!r}")
+    return getattr(import_module(f"asyncplumber.{_ROOMS.get(name, 'errors')}"), name)

@@ -19,7 +19,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from asyncplumber import tasks
 from asyncplumber.event import placed
 from asyncplumber.posted import drafts_of
-from asyncplumber.tasks.sender import Address, Answer, Patience, Receipt, Refused, Sender, Tries, Undelivered, encoded
+from asyncplumber.tasks.delivery import Address, Answer, Patience, Receipt, Refused, Tries, Undelivered, encoded
+from asyncplumber.tasks.sender import Sender
 from tests.processes import ROOT
 
 

@@ -19,7 +19,7 @@ from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from asyncplumber.tasks.sender import Patience, Receipt, Refused, Undelivered
+from asyncplumber.tasks.delivery import Patience, Receipt, Refused, Undelivered
 from asyncplumber.tasks.twisted import TreqSender
 
 URL = "http://127.0.0.1:8080"

@@ -5,6 +5,7 @@ What runs on the other side: how a task sends its result.
 `asyncplumber.tasks.twisted`, and `asyncplumber.tasks.celery` makes a Celery worker announce the results of its tasks.
 """
 
-from asyncplumber.tasks.sender import Patience, Receipt, Refused, Sender, Undelivered, send
+from asyncplumber.tasks.delivery import Patience, Receipt, Refused, Undelivered
+from asyncplumber.tasks.sender import Sender, send
 
 __all__ = ["Patience", "Receipt", "Refused", "Sender", "Undelivered", "send"]

@@ -30,7 +30,8 @@ from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 from kombu.utils.json import JSONEncoder
 
-from asyncplumber.tasks.sender import Address, Patience, Post, Refused, Sender, Undelivered
+from asyncplumber.tasks.delivery import Address, Patience, Post, Refused, Undelivered
+from asyncplumber.tasks.sender import Sender
 
 ACCOUNT_HEADER = "account"
 TEXT_LENGTH = 1000  # characters of an error's message, or of the repr of what JSON cannot express

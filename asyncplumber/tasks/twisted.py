@@ -23,7 +23,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from asyncplumber.tasks.sender import ANSWER_BYTES, DEFAULT_TYPE, Address, Answer, Patience, Post, Receipt, Tries
+from asyncplumber.tasks.delivery import ANSWER_BYTES, DEFAULT_TYPE, Address, Answer, Patience, Post, Receipt, Tries
 
 _FAILURES = (OSError, ConnectError, ConnectionClosed, RequestTransmissionFailed, ResponseFailed)
 
