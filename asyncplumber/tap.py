@@ -131,6 +131,10 @@ class Options(usage.Options):
         local = kind in ("unix", "systemd") or any(f":interface={host}:" in f"{text}:".replace("\\:", ":") for host in LOCAL)
         if self["workers"] > 1 and kind not in ("tcp", "tcp6", "unix"):
             raise usage.UsageError("--workers: several workers can share a tcp: or unix: endpoint; let a proxy do TLS")
+        if self["workers"] > 1 and self["public-url"]:
+            raise usage.UsageError("--public-url: each of several workers has an address of its own; see --peer-host and --peer-port")
+        if self["peer-host"] in ("0.0.0.0", "::"):  # noqa: S104
+            raise usage.UsageError("--peer-host: name the one address at which other machines reach this one")
         if self["peer-host"] not in LOCAL and not (self["secret"] or self["insecure"]):
             raise usage.UsageError("--peer-host: beyond this machine the instances need a --secret")
         if not local and not self["insecure"]:

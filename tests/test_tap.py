@@ -108,6 +108,11 @@ class OptionsTests(TestCase):
         self.assertIn("--peer-host", self.refused("--peer-host", "10.0.0.1"))
         self.assertEqual(parsed("--peer-host", "10.0.0.1", "--secret", "x" * 16)["peer-host"], "10.0.0.1")
 
+    def test_each_worker_has_an_address_of_its_own(self) -> None:
+        """One public URL would lead to any of them, and a wildcard to none."""
+        self.assertIn("--public-url", self.refused("--workers", "2", "--public-url", "http://10.0.0.1/"))
+        self.assertIn("--peer-host", self.refused("--peer-host", "0.0.0.0", "--secret", "x" * 16))
+
     def test_a_short_secret_is_refused(self) -> None:
         """Sixteen bytes at least."""
         self.assertIn("--secret", self.refused("--secret", "x" * 15))
