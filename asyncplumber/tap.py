@@ -132,7 +132,7 @@ class Options(usage.Options):
         if self["workers"] > 1 and kind not in ("tcp", "tcp6", "unix"):
             raise usage.UsageError("--workers: several workers can share a tcp: or unix: endpoint; let a proxy do TLS")
         if self["workers"] > 1 and self["public-url"]:
-            raise usage.UsageError("--public-url: each of several workers has an address of its own; see --peer-host and --peer-port")
+            raise usage.UsageError("--public-url: each of several workers has an address of its own; see --peer-host")
         if self["peer-host"] in ("0.0.0.0", "::"):  # noqa: S104
             raise usage.UsageError("--peer-host: name the one address at which other machines reach this one")
         if self["peer-host"] not in LOCAL and not (self["secret"] or self["insecure"]):

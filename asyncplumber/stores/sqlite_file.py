@@ -20,16 +20,14 @@ Connection = sqlite3.Connection
 
 SCHEMA_VERSION = 1
 PATIENCE = 2.5  # seconds for a lock that another process holds, and as much for waiting behind such a call: 5 in all
-# An account has a number here, so that the two indexes of `events` stay small.  WITHOUT ROWID: an event lies where its
-# sequence number says, and a replay reads neighbours.
+# An account has a number here, so that the two indexes of `events` stay small.  Events lie in the order of their arrival: the
+# events of one append share a page of the log, and what is oldest comes first without an index of its own.
 _SCHEMA = """
 CREATE TABLE accounts (number INTEGER PRIMARY KEY, account TEXT NOT NULL UNIQUE, epoch TEXT NOT NULL,
     head INTEGER NOT NULL, floor INTEGER NOT NULL, touched REAL NOT NULL);
 CREATE TABLE events (account INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL,
     time TEXT NOT NULL, content_type TEXT NOT NULL, payload BLOB NOT NULL, stored REAL NOT NULL,
-    PRIMARY KEY (account, seq)) WITHOUT ROWID;
-CREATE UNIQUE INDEX events_key ON events (account, key);
-CREATE INDEX events_stored ON events (stored);
+    UNIQUE (account, seq), UNIQUE (account, key));
 CREATE TABLE instances (id TEXT PRIMARY KEY, url TEXT NOT NULL, lease TEXT NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE hooks (account TEXT NOT NULL, instance TEXT NOT NULL, PRIMARY KEY (account, instance)) WITHOUT ROWID;
 CREATE INDEX hooks_instance ON hooks (instance);
@@ -67,6 +65,7 @@ class SqliteFile:
             "journal_mode = WAL",
             f"synchronous = {self._synchronous}",
             "cache_size = -16000",
+            "wal_autocheckpoint = 4000",
             "journal_size_limit = 67108864",
         ):
             connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -81,6 +80,7 @@ class SqliteFile:
                 self._path,
                 check_same_thread=False,
                 isolation_level=None,
+                cached_statements=512,
                 cp_min=1,
                 cp_max=1,
                 cp_openfun=self._opened,

@@ -27,8 +27,8 @@ _PAGE = """SELECT seq, id, type, time, content_type, payload FROM events
 _HEADS = """SELECT accounts.account, accounts.epoch, accounts.head, accounts.touched FROM json_each(?) AS asked
     CROSS JOIN accounts ON accounts.account = asked.value"""
 # Clocks of several writers differ a little, so age goes by the youngest that is too old, and takes what is before it.
-_AGED = """SELECT account, max(seq) FROM (SELECT account, seq FROM events WHERE stored < ? ORDER BY stored LIMIT ?)
-    GROUP BY account"""
+_AGED = """SELECT account, max(seq) FROM (SELECT account, seq, stored FROM events ORDER BY rowid LIMIT ?)
+    WHERE stored < ? GROUP BY account"""
 _UNUSED = "DELETE FROM accounts WHERE touched < ? AND head = floor"
 # What one draft may suffer by itself; everything else befell the file.
 _OWN_FAULT = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, UnicodeError, OverflowError)
@@ -213,7 +213,7 @@ class SqliteHistory:
     def _too_old(self, connection: Connection, now: float) -> tuple[int, bool]:
         """Forget some of what is too old.  The second answer is whether there may be more."""
         connection.execute("BEGIN IMMEDIATE")
-        rows = connection.execute(_AGED, (now - self._keeping.age, SWEEP_EVENTS)).fetchall()
+        rows = connection.execute(_AGED, (SWEEP_EVENTS, now - self._keeping.age)).fetchall()
         forgotten = sum(self._forget(connection, number, seq) for number, seq in rows)
         connection.execute(_UNUSED, (now - self._keeping.numbering,))
         connection.execute("COMMIT")
