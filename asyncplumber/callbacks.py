@@ -109,6 +109,9 @@ class CallbackSubscriber:
         if self._stopped:
             return
         self._queue.extend(batch.events)
+        last = batch.events[-1]
+        if last.epoch:
+            self._after = last.cursor  # whatever happens, the queue is gone through
         if not self._calling:
             self._go_on()
         if len(self._queue) > WAITING and not self._behind:
@@ -130,35 +133,22 @@ class CallbackSubscriber:
 
     def _go_on(self) -> None:
         """Call with what waits, until a call takes its time."""
+        self._calling = True
         while self._queue and not self._stopped:
-            event = self._queue.popleft()
-            if event.epoch:
-                self._after = event.cursor
-            try:
-                outcome = self._call(event)
-            except Exception:
-                self._log.failure("a callback of {account} raised", account=self.account)
-                continue
-            if isawaitable(outcome):
-                self._calling = True
-                Deferred.fromCoroutine(self._awaited(outcome))
-                if self._calling:
-                    return
-        if not self._queue:
-            self._caught_up()
+            calling = Deferred.fromCoroutine(self._called(self._queue.popleft()))
+            if not calling.called:
+                calling.addCallback(lambda _: self._go_on())
+                return
+        self._calling = False
+        self._caught_up()
 
-    async def _awaited(self, outcome: Awaitable[Any]) -> None:
+    async def _called(self, event: Event) -> None:
         try:
-            await outcome
+            outcome = self._call(event)
+            if isawaitable(outcome):
+                await outcome
         except Exception:
             self._log.failure("a callback of {account} failed", account=self.account)
-        self._calling = False
-        # By way of the reactor: a thousand awaitables that are done already must not nest.
-        self._clock.callLater(0, self._resume)
-
-    def _resume(self) -> None:
-        if not self._calling:
-            self._go_on()
 
     def _caught_up(self) -> None:
         self._release()

@@ -3,7 +3,7 @@ One account's stream at this instance: everything in order, once, without a hole
 
 `delivered` is where the live subscribers stand.  Events may arrive early, twice or not at all: early ones wait, doubles
 are dropped, what is missing is fetched from the history.  A subscriber that resumes is replayed up to `delivered`
-and then goes live, in one step with nothing between.
+and then goes live, see `replay`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.errors import CursorLost, PlumberError, blame
-from asyncplumber.event import EARLIEST, Cursor, Draft, Event, Position, placed
+from asyncplumber.errors import CursorLost, PlumberError
+from asyncplumber.event import Cursor, Draft, Event, Position, placed
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.order import Order
+from asyncplumber.replay import PAGE, Replay
 from asyncplumber.wire import Batch
 
 if TYPE_CHECKING:
     from asyncplumber.hub import Hub
 
 SLICE = 256  # subscribers served before the reactor has a turn: about a millisecond
-PAGE = 256  # events in one page of a replay
 
 
 class Channel:
@@ -37,13 +37,14 @@ class Channel:
     def __init__(self, account: str, hub: Hub) -> None:
         self.account = account
         self.delivered: Cursor | None = None  # None: not open yet
-        self.live: dict[ISubscriber, None] = {}
-        self._joining: dict[ISubscriber, None] = {}
+        self.live: dict[ISubscriber, Cursor] = {}  # with the very `delivered` at which each went live
+        self._joining: dict[ISubscriber, Replay] = {}
         self._hub = hub
         self._order = Order()
-        self._lost: Position | None = None
+        self._lost: tuple[Cursor, Position] | None = None  # where we stood when the history did not reach back to it
         self._draining = False
         self._catching_up: list[Deferred[None]] | None = None
+        self._asked = False
         self._waiters: list[Deferred[Channel]] | None = []
         self._closing: Any = None
 
@@ -56,28 +57,38 @@ class Channel:
             waiter.callback(self)
         else:
             self._waiters.append(waiter)
+            self._hub.waiting += 1
         return waiter
 
     def open_at(self, cursor: Cursor) -> None:
         """The history's position is known: what arrived meanwhile falls into place, and those who wait come in."""
         self.delivered = cursor
-        self._order.begin(cursor)
+        is_missing = self._order.begin(cursor)
         self.drain()
-        waiters, self._waiters = self._waiters or [], None
-        for waiter in waiters:
+        for waiter in self._admitted():
             waiter.callback(self)
         self._leave_open()
+        if is_missing:
+            self.catch_up()
 
     def fail_open(self, error: PlumberError) -> None:
         """It cannot be opened: those who wait are told why."""
-        waiters, self._waiters = self._waiters or [], None
-        for waiter in waiters:
+        for waiter in self._admitted():
             waiter.errback(error)
 
+    def _admitted(self) -> list[Deferred[Channel]]:
+        waiters, self._waiters = self._waiters or [], None
+        self._hub.waiting -= len(waiters)
+        return waiters
+
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Nobody is served any more."""
         self._stay()
+        self._hub.subscribers -= len(self.live) + len(self._joining)
+        self.live.clear()
+        self._joining.clear()
         self._order.clear()
+        self._lost = None
 
     def _stay(self) -> None:
         if self._closing is not None:
@@ -86,7 +97,7 @@ class Channel:
 
     def _leave_open(self) -> None:
         """If nobody is left, close after the linger."""
-        if not self.live and not self._joining and self._closing is None:
+        if not self.live and not self._joining and self._closing is None and self._hub.is_open(self):
             self._closing = self._hub.clock.callLater(self._hub.linger, self._left)
 
     def _left(self) -> None:
@@ -103,107 +114,51 @@ class Channel:
         `unsubscribe`, which it may do at any time.
         """
         self._stay()
-        self._joining[subscriber] = None
         self._hub.subscribers += 1
         if after is None or after == self.delivered:
-            self._go_live(subscriber, False)
+            self.go_live(subscriber, False)
         else:
-            replay = Deferred.fromCoroutine(self._replay(subscriber, after))
-            replay.addErrback(self._replay_failed, subscriber)
+            replay = self._joining[subscriber] = Replay(self, self._hub, subscriber, after)
+            replay.start()
 
     def unsubscribe(self, subscriber: ISubscriber) -> None:
         """Serve it no more.  Harmless if it is not served."""
-        for group in (self.live, self._joining):
-            if subscriber in group:
-                del group[subscriber]
-                self._hub.subscribers -= 1
-                if self._hub.is_open(self):
-                    self._leave_open()
-                return
+        if self.live.pop(subscriber, None) is not None or self._joining.pop(subscriber, None) is not None:
+            self._hub.subscribers -= 1
+            self._leave_open()
 
-    def _go_live(self, subscriber: ISubscriber, opened: bool) -> None:
-        del self._joining[subscriber]
-        self.live[subscriber] = None
+    def is_joining(self, subscriber: ISubscriber, replay: Replay) -> bool:
+        """Whether this subscriber is still on this way to the live ones."""
+        return self._joining.get(subscriber) is replay
+
+    def go_live(self, subscriber: ISubscriber, opened: bool) -> None:
+        """From here on it gets what the live ones get.  `opened` says whether it was told where it stands."""
+        assert self.delivered is not None
+        self._joining.pop(subscriber, None)
+        self.live[subscriber] = self.delivered
         if not opened:
-            assert self.delivered is not None
-            self._guarded(subscriber, subscriber.opened, self.delivered)
+            self.tell(subscriber, subscriber.opened, self.delivered)
 
-    def _guarded(self, subscriber: ISubscriber, tell: Callable[..., None], *words: Any) -> None:
+    def tell(self, subscriber: ISubscriber, word: Callable[..., None], *words: Any) -> None:
+        """Call one method of a live subscriber, guarded."""
+        if subscriber in self.live:
+            try:
+                word(*words)
+            except Exception:
+                self._broken(subscriber)
+
+    def dismiss(self, subscriber: ISubscriber, error: PlumberError) -> None:
+        """Serve it no more, and tell it why."""
+        self.unsubscribe(subscriber)
         try:
-            tell(*words)
+            subscriber.end(error)
         except Exception:
-            self._broken(subscriber)
+            self._log.failure("a subscriber of {account} raised when it was told to end", account=self.account)
 
     def _broken(self, subscriber: ISubscriber) -> None:
         """What one subscriber raises ends that one, with a line in the log, and nobody else notices."""
         self._log.failure("a subscriber of {account} raised, and is dropped", account=self.account)
-        self.unsubscribe(subscriber)
-        try:
-            subscriber.end(PlumberError("the subscriber broke"))
-        except Exception:
-            self._log.failure("it raised again when it was told to end")
-
-    # Replay
-
-    def _replay_failed(self, failure: Failure, subscriber: ISubscriber) -> None:
-        error = blame(failure, self._log, "a replay failed")
-        self.unsubscribe(subscriber)
-        self._guarded(subscriber, subscriber.end, error)
-
-    async def _replay(self, subscriber: ISubscriber, after: Cursor | str) -> None:
-        """Hand over pages until the subscriber stands where the live ones stand, or is gone."""
-        await self._hub.replays.acquire()
-        try:
-            stand = after if isinstance(after, Cursor) else await self._earliest()
-            opened = False
-            while subscriber in self._joining and stand != self.delivered:
-                try:
-                    page = await self._page(stand)
-                except CursorLost as lost:
-                    if after == EARLIEST and not opened:
-                        stand = await self._earliest()  # forgotten between the two questions
-                        continue
-                    self._missed(subscriber, stand, lost.position, opened)
-                    return
-                if subscriber not in self._joining:
-                    return
-                if not opened:
-                    subscriber.opened(stand)
-                    opened = True
-                if page:
-                    subscriber.deliver(Batch(page))
-                    stand = page[-1].cursor
-                    await subscriber.drained()
-            if subscriber in self._joining:
-                self._go_live(subscriber, opened)
-        finally:
-            self._hub.replays.release()
-
-    def _missed(self, subscriber: ISubscriber, stand: Cursor, position: Position, opened: bool) -> None:
-        if subscriber in self._joining:
-            assert self.delivered is not None
-            epoch, seq = self.delivered
-            self._go_live(subscriber, opened)
-            self._guarded(subscriber, subscriber.missed, stand, Position(epoch, seq, min(position.floor, seq)))
-
-    async def _earliest(self) -> Cursor:
-        position = await self._hub.history.position(self.account)
-        return Cursor(position.epoch, position.floor)
-
-    async def _page(self, stand: Cursor) -> Sequence[Event]:
-        """The next events after `stand`, none beyond what the live ones have.  Fails with `CursorLost`."""
-        history, delivered = self._hub.history, self.delivered
-        assert delivered is not None
-        if stand.epoch == delivered.epoch and stand.seq <= delivered.seq:
-            return await history.read(self.account, stand, delivered.seq, PAGE)
-        # It comes from an instance that was faster than this one, or from a dream: the history knows.
-        await history.read(self.account, stand, None, 1)
-        await self.catch_up()
-        await self._turn()
-        return ()
-
-    def _turn(self) -> Deferred[None]:
-        return deferLater(self._hub.clock, 0, lambda: None)
+        self.dismiss(subscriber, PlumberError("the subscriber broke"))
 
     # Events arrive
 
@@ -219,6 +174,8 @@ class Channel:
     def catch_up(self) -> Deferred[None]:
         """Fetch from the history what has not arrived.  @return: Deferred that fires when that is done or has failed."""
         done: Deferred[None] = Deferred()
+        # What is under way may have asked the history before it had what is wanted now.
+        self._asked = True
         if self._catching_up is not None:
             self._catching_up.append(done)
             return done
@@ -237,19 +194,19 @@ class Channel:
 
     async def _fetch(self) -> None:
         while self._hub.is_open(self) and (head := self._order.head) is not None:
+            self._asked = False
+            page: Sequence[Event] = ()
             try:
                 page = await self._hub.history.read(self.account, head, None, PAGE)
             except CursorLost as lost:
-                self._lost = lost.position
-                self.drain()
-                return
-            if not page:
-                return
+                self._lost = head, lost.position
             for event in page:
                 self._order.arrive(event)
             self.drain()
             while self._draining:
-                await self._turn()
+                await deferLater(self._hub.clock, 0, lambda: None)
+            if not page and not self._asked:
+                return
 
     # Events leave
 
@@ -260,6 +217,7 @@ class Channel:
             self._send_on()
 
     def _send_on(self) -> None:
+        spent = 0
         while (batch := self._order.take()) is not None:
             listeners = list(self.live)
             self.delivered = batch.events[-1].cursor
@@ -267,42 +225,51 @@ class Channel:
             if len(listeners) > SLICE:
                 self._serve_in_slices(batch, listeners, 0)
                 return
-            self._serve(batch, listeners)
+            self._serve(batch, listeners, self.delivered)
+            spent += len(listeners)
+            if spent > SLICE and self._order.is_due:
+                self._hub.clock.callLater(0, self._send_on)
+                return
         self._draining = False
         if self._lost is not None:
-            self._jump()
+            self._jump(*self._lost)
 
     def whisper(self, draft: Draft) -> int:
         """Deliver to those who are live here, without a place in the history.  @return: how many they are."""
         listeners = list(self.live)
-        self._serve(Batch([placed(draft, "", 0)]), listeners)
+        self._serve(Batch([placed(draft, "", 0)]), listeners, None)
         return len(listeners)
 
-    def _serve(self, batch: Batch, listeners: Sequence[ISubscriber]) -> None:
+    def _serve(self, batch: Batch, listeners: Sequence[ISubscriber], joined: Cursor | None) -> None:
+        """Serve those of the listeners that are still live; whoever went live at `joined`, the very object, stands behind it."""
+        live = self.live
         for subscriber in listeners:
-            try:
-                subscriber.deliver(batch)
-            except Exception:
-                self._broken(subscriber)
+            if live.get(subscriber, joined) is not joined:
+                try:
+                    subscriber.deliver(batch)
+                except Exception:
+                    self._broken(subscriber)
 
     def _serve_in_slices(self, batch: Batch, listeners: list[ISubscriber], start: int) -> None:
         """Serve some now and the rest in the reactor's next turns; what arrives meanwhile goes out together afterwards."""
-        live = self.live
-        self._serve(batch, [subscriber for subscriber in listeners[start : start + SLICE] if subscriber in live])
+        self._serve(batch, listeners[start : start + SLICE], self.delivered)
         start += SLICE
         if start < len(listeners):
             self._hub.clock.callLater(0, self._serve_in_slices, batch, listeners, start)
         else:
             self._send_on()
 
-    def _jump(self) -> None:
-        """The history does not reach back to where we stand: say so, and go on from its head."""
-        position, self._lost = self._lost, None
+    def _jump(self, head: Cursor, position: Position) -> None:
+        """The history does not reach back to `head`, where we stood: say so, and go on from its own head."""
+        self._lost = None
+        if self._order.head != head:
+            self.catch_up()  # what came late led on from there: perhaps nothing is lost
+            return
         stood = self.delivered
-        assert position is not None
-        assert stood is not None
         self.delivered = position.cursor
-        self._order.jump(position)
+        is_missing = self._order.jump(position)
         for subscriber in list(self.live):
-            self._guarded(subscriber, subscriber.missed, stood, position)
+            self.tell(subscriber, subscriber.missed, stood, position)
         self.drain()
+        if is_missing:
+            self.catch_up()

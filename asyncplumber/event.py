@@ -103,7 +103,11 @@ class Event(NamedTuple):
 
     @property
     def data(self) -> Any:
-        """The result: what JSON says, or str for text, or bytes for everything else.  Parsed at each call."""
+        """
+        The result: what JSON says, or str for text, or bytes for everything else.  Parsed at each call.
+
+        Raises ValueError for a number of more digits than Python takes in (4300); browsers make it infinite.
+        """
         member: dict[str, Any] = json.loads(b"{%b}" % self.payload)
         if "data_base64" in member:
             from base64 import b64decode

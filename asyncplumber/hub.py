@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from asyncplumber.channel import Channel
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, blame
 from asyncplumber.event import Cursor, Draft, Event
-from asyncplumber.interfaces import IHistory, ISubscriber
+from asyncplumber.interfaces import IHistory
 
 LINGER = 10.0  # seconds a channel outlives its last subscriber: a page that reloads finds it open
 SUBSCRIBERS = 100_000  # at one instance; beyond that a new one is refused
@@ -54,6 +54,7 @@ class Hub:
         self._channels: dict[str, Channel] = {}
         self._stopping: PlumberError | None = None
         self.subscribers = 0
+        self.waiting = 0  # those whose channel is about to open
         self.delivered = 0
 
     def count(self, account: str) -> int:
@@ -79,13 +80,15 @@ class Hub:
         """
         if self._stopping is not None:
             return fail(self._stopping)
-        if self.subscribers >= self._limit:
+        if self.subscribers + self.waiting >= self._limit:
             return fail(TooManyRequests("this instance has no room for more subscribers", retry_after=5))
         channel = self._channels.get(account)
-        if channel is None:
-            channel = self._channels[account] = Channel(account, self)
-            Deferred.fromCoroutine(self._open(channel)).addErrback(self._not_opened, channel)
-        return channel.when_open()
+        if channel is not None:
+            return channel.when_open()
+        channel = self._channels[account] = Channel(account, self)
+        opened = channel.when_open()  # before the question: it may fail at once
+        Deferred.fromCoroutine(self._open(channel)).addErrback(self._not_opened, channel)
+        return opened
 
     async def _open(self, channel: Channel) -> None:
         await self._hold(channel.account)
@@ -152,10 +155,6 @@ class Hub:
     def refuse(self) -> None:
         """Admit nobody any more; those who are here stay."""
         self._stopping = Unavailable("this instance is about to stop", retry_after=1)
-
-    def everybody(self) -> list[ISubscriber]:
-        """All live subscribers."""
-        return [subscriber for channel in self._channels.values() for subscriber in channel.live]
 
     def stop(self) -> None:
         """Close all channels; their subscribers have been told before."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -66,7 +66,7 @@ class Intake:
         self._size = 0
         self._busy = False
         self._closed: PlumberError | None = None
-        self._under_way: set[Deferred[Any]] = set()
+        self._under_way: set[_Post] = set()
         self.accepted = 0
 
     def accept(self, drafts: Sequence[Draft]) -> Deferred[list[Receipt]]:
@@ -82,6 +82,7 @@ class Intake:
             return fail(TooManyRequests("the store does not keep up with what is posted", retry_after=1))
         post = _Post(drafts)
         self._posts.append(post)
+        self._under_way.add(post)
         self._size += post.size
         if not self._busy:
             self._busy = True
@@ -95,7 +96,7 @@ class Intake:
     def stop(self) -> Deferred[None]:
         """Accept nothing more.  @return: Deferred that fires when everything accepted has been answered."""
         self.refuse()
-        return DeferredList([*self._under_way, *[self._shadow(post.done) for post in self._posts]]).addCallback(lambda _: None)
+        return DeferredList([self._shadow(post.done) for post in self._under_way]).addCallback(lambda _: None)
 
     @staticmethod
     def _shadow(done: Deferred[Any]) -> Deferred[None]:
@@ -122,10 +123,8 @@ class Intake:
         if not posts:
             self._busy = False
             return
-        if self._registry is not None:
-            self._under_way.update([post.done for post in posts])
-        appended = self._history.append(group)
-        appended.addCallbacks(self._kept, self._refused, callbackArgs=(posts,), errbackArgs=(posts,))
+        appended = maybeDeferred(self._history.append, group)
+        appended.addCallback(self._kept, posts)
         appended.addErrback(self._refused, posts)
         appended.addCallback(lambda _: self._next(posts))
 
@@ -139,13 +138,22 @@ class Intake:
     def _refused(self, failure: Failure, posts: list[_Post]) -> None:
         error = blame(failure, self._log, "appending to the history failed")
         for post in posts:
-            if not post.done.called:
-                post.done.errback(error)
+            self._end(post, error)
+
+    def _end(self, post: _Post, outcome: list[Receipt] | PlumberError) -> None:
+        """Answer one POST, once."""
+        if post not in self._under_way:
+            return
+        self._under_way.remove(post)
+        if isinstance(outcome, PlumberError):
+            post.done.errback(outcome)
+        else:
+            post.done.callback(outcome)
 
     def _kept(self, results: list[Stored | PlumberError], posts: list[_Post]) -> None:
         # A duplicate goes out again as well: should its first POST have died between keeping and sending, this heals it.
         events = [result.event for result in results if isinstance(result, Stored)]
-        self.accepted += len(events)
+        self.accepted += sum([isinstance(result, Stored) and not result.duplicate for result in results])
         self._hub.publish(events)
         if self._registry is None or not events:
             self._answer(posts, results, {})
@@ -153,10 +161,12 @@ class Intake:
         elsewhere = Deferred.fromCoroutine(self._send_elsewhere(self._registry, events))
         elsewhere.addErrback(self._not_sent)
         elsewhere.addCallback(lambda reached: self._answer(posts, results, reached))
+        elsewhere.addErrback(self._refused, posts)
 
     def _not_sent(self, failure: Failure) -> dict[str, tuple[int, dict[str, int]]]:
         # What was kept is accepted; the others find it when they compare their positions.
-        self._log.warn("the other instances were not told: {error}", error=failure.getErrorMessage())
+        error = blame(failure, self._log, "telling the other instances failed")
+        self._log.warn("the other instances were not told: {error}", error=error.message)
         return {}
 
     def _answer(
@@ -166,12 +176,8 @@ class Intake:
         for post in posts:
             own = results[at : at + len(post.drafts)]
             at += len(own)
-            self._under_way.discard(post.done)
             broken = next((result for result in own if isinstance(result, PlumberError)), None)
-            if broken is not None:
-                post.done.errback(broken)
-            else:
-                post.done.callback([self._receipt(stored, reached) for stored in own if isinstance(stored, Stored)])
+            self._end(post, broken or [self._receipt(stored, reached) for stored in own if isinstance(stored, Stored)])
 
     def _receipt(self, stored: Stored, reached: dict[str, tuple[int, dict[str, int]]]) -> Receipt:
         event, duplicate = stored
@@ -192,7 +198,7 @@ class Intake:
                     parcels.setdefault(instance, []).append(event)
         if not parcels or self._relay is None:
             return {}
-        carried = await gatherResults([self._patiently(self._relay.carry(to, parcel)) for to, parcel in parcels.items()])
+        carried = await gatherResults([self._patiently(maybeDeferred(self._relay.carry, *parcel)) for parcel in parcels.items()])
         return self._tally(zip(parcels.values(), carried, strict=True))
 
     @staticmethod

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.errors import PlumberError, blame
+from asyncplumber.errors import PlumberError, Unavailable, blame
 from asyncplumber.event import Instance
 from asyncplumber.interfaces import IRegistry
 
@@ -42,7 +42,7 @@ class Leases:
         *,
         forgotten: Callable[[], Any] = lambda: None,
     ) -> None:
-        """`lease` in seconds.  `forgotten` is called when the registry turns out to have lost us: we may have missed events."""
+        """`lease` in seconds.  `forgotten` is called when the registry had lost us and has our hooks again: we may miss events."""
         self.instance = instance
         self._registry = registry
         self._clock = clock
@@ -53,7 +53,10 @@ class Leases:
         self._removing: set[str] = set()
         self._waiting: dict[str, list[Deferred[None]]] = {}
         self._busy = False
+        self._idle: list[Deferred[None]] = []
         self._enlisted = False
+        self._was_forgotten = False
+        self._sweeping = False
         self._stopped = False
         self._renewal = LoopingCall(self._renew)
         self._renewal.clock = clock
@@ -74,9 +77,11 @@ class Leases:
 
         @return: Deferred that fires when it is there.  Fails with `Unavailable`; then it is not held.
         """
+        if self._stopped:
+            return fail(Unavailable("this instance is about to stop"))
         self._held.add(account)
         self._removing.discard(account)
-        if account in self._known or self._stopped:
+        if account in self._known:
             return succeed(None)
         done: Deferred[None] = Deferred()
         self._adding.add(account)
@@ -87,7 +92,9 @@ class Leases:
     def release(self, account: str) -> None:
         """Take the hook out again, soon."""
         self._held.discard(account)
-        self._adding.discard(account)
+        if account in self._adding:
+            self._adding.discard(account)
+            self._answer(account, Unavailable("nobody wants this hook any more"))
         if account in self._known:
             self._removing.add(account)
             self._stir()
@@ -103,9 +110,14 @@ class Leases:
         self._stopped = True
         if self._renewal.running:
             self._renewal.stop()
-        resigned = self._registry.resign(self.instance)
-        resigned.addErrback(lambda failure: self._log.warn("could not resign: {error}", error=failure.getErrorMessage()))
-        return resigned
+        for account in list(self._waiting):
+            self._answer(account, Unavailable("this instance is about to stop"))
+        # What is under way must not overtake the resignation, and put in again what that takes out.
+        told: Deferred[None] = Deferred()
+        self._idle.append(told)
+        self._rest()
+        told.addCallback(lambda _: self._registry.resign(self.instance))
+        return told.addErrback(lambda failure: self._log.warn("could not resign: {error}", error=failure.getErrorMessage()))
 
     # Telling the registry
 
@@ -117,6 +129,13 @@ class Leases:
     def _tell(self) -> None:
         Deferred.fromCoroutine(self._told()).addErrback(self._not_told)
 
+    def _rest(self) -> None:
+        """Nothing is under way: whoever waits for that goes on."""
+        if not self._busy:
+            idle, self._idle = self._idle, []
+            for done in idle:
+                done.callback(None)
+
     async def _told(self) -> None:
         """Bring the registry up to what is held: first the new hooks, for which subscribers wait, then the old ones."""
         while not self._stopped:
@@ -127,18 +146,37 @@ class Leases:
                 self._removing.clear()
                 self._adding.update(self._held)
             if added := _some(self._adding):
-                await self._registry.register(self.instance, added)
-                self._known.update(added)
-                self._removing.update([account for account in added if account not in self._held])
-                for account in added:
-                    self._answer(account, None)
+                await self._add(added)
             elif removed := _some(self._removing):
-                # From here on they may be gone, whatever the answer says.
-                self._known.difference_update(removed)
-                await self._registry.withdraw(self.instance, removed)
+                await self._remove(removed)
             else:
                 break
         self._busy = False
+        self._rest()
+        if self._was_forgotten and not self._stopped:
+            # Now that the hooks are in again: nothing falls between what this finds and what is relayed.
+            self._was_forgotten = False
+            self._forgotten()
+
+    async def _add(self, accounts: list[str]) -> None:
+        try:
+            await self._registry.register(self.instance, accounts)
+        except Exception:
+            self._removing.update(accounts)  # they may be there all the same; `_not_told` leaves out what is held
+            raise
+        self._known.update(accounts)
+        self._removing.update([account for account in accounts if account not in self._held])
+        for account in accounts:
+            self._answer(account, None)
+
+    async def _remove(self, accounts: list[str]) -> None:
+        # From here on they may be gone, whatever the answer says.
+        self._known.difference_update(accounts)
+        try:
+            await self._registry.withdraw(self.instance, accounts)
+        except Exception:
+            self._removing.update(accounts)
+            raise
 
     def _answer(self, account: str, error: PlumberError | None) -> None:
         for done in self._waiting.pop(account, ()):
@@ -151,11 +189,14 @@ class Leases:
         """Those who wait are told; whatever else is open is tried again at the next renewal."""
         error = blame(failure, self._log, "telling the registry failed")
         self._log.warn("the registry cannot be told of hooks: {error}", error=error.message)
+        waiting = list(self._waiting)
+        self._held.difference_update(waiting)
+        self._adding = self._held - self._known
+        self._removing -= self._held
         self._busy = False
-        for account in list(self._waiting):
-            self._held.discard(account)
+        self._rest()
+        for account in waiting:
             self._answer(account, error)
-        self._adding = {account for account in self._held if account not in self._known}
 
     # Renewing
 
@@ -171,10 +212,16 @@ class Leases:
             else:
                 self._log.warn("the registry had forgotten this instance: enlisting again, with {hooks} hooks", hooks=self.held)
                 self._enlisted = False
-                self._forgotten()
+                self._was_forgotten = True
         if not self._enlisted or self._adding or self._removing:
             self._stir()
-        await self._registry.sweep()
+        if not self._sweeping:
+            # Not awaited: a long sweep must not keep us from renewing.
+            self._sweeping = True
+            self._registry.sweep().addErrback(self._not_renewed).addCallback(self._swept)
+
+    def _swept(self, _: Any) -> None:
+        self._sweeping = False
 
     def _not_renewed(self, failure: Failure) -> None:
-        self._log.warn("the lease was not renewed: {error}", error=failure.getErrorMessage())
+        self._log.warn("renewing the lease, or sweeping, failed: {error}", error=failure.getErrorMessage())

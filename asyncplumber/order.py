@@ -23,12 +23,22 @@ class Order:
         self._queue: list[Event] = []
         self._early: dict[tuple[str, int], Event] = {}
 
-    def begin(self, head: Cursor) -> None:
-        """Go on after `head`: what is before it is dropped, what waited and is due falls into place."""
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something for `take`."""
+        return bool(self._queue)
+
+    def begin(self, head: Cursor) -> bool:
+        """
+        Go on after `head`: what is before it is dropped, what waited and is due falls into place.
+
+        @return: whether something is missing before what still waits.
+        """
         self.head = head
         early, self._early = self._early, {}
         for event in early.values():
             self.arrive(event)
+        return bool(self._early)
 
     def arrive(self, event: Event) -> bool:
         """Put an event in its place.  @return: whether something before it is missing."""
@@ -60,9 +70,13 @@ class Order:
             self._early[event.epoch, event.seq] = event
 
     def is_behind(self, history: Cursor) -> bool:
-        """Whether the history, whose head this is, has something that has not arrived."""
-        head = self.head
-        return head is not None and (bool(self._early) or history.epoch != head.epoch or history.seq > head.seq)
+        """
+        Whether the history, whose head this is, is not as we know it.
+
+        A head before ours is a history put back from a backup, where our numbers are given out again; or the question
+        was older than what arrived since, and then asking the history does no harm.
+        """
+        return self.head is not None and (bool(self._early) or history != self.head)
 
     def take(self) -> Batch | None:
         """The next events that go out together, or None."""
@@ -75,10 +89,10 @@ class Order:
         self._queue = queue[count:]
         return Batch(queue if count == len(queue) else queue[:count])
 
-    def jump(self, position: Position) -> None:
-        """Go on from the head of the history: what is before it will not come."""
+    def jump(self, position: Position) -> bool:
+        """Go on from the head of the history: what is before it will not come.  @return: see `begin`."""
         self._queue.clear()
-        self.begin(position.cursor)
+        return self.begin(position.cursor)
 
     def clear(self) -> None:
         """Forget everything."""

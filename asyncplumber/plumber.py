@@ -12,13 +12,11 @@ that ``twistd asyncplumber`` starts is built on this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
@@ -31,6 +29,7 @@ from asyncplumber.leases import Leases
 from asyncplumber.posted import drafts_of, timestamp
 from asyncplumber.relays.census import Census
 from asyncplumber.relays.webhook import WebhookRelay
+from asyncplumber.rounds import Round
 from asyncplumber.signing import Signer
 from asyncplumber.stores import open_store
 from asyncplumber.stores.keeping import Keeping
@@ -85,21 +84,16 @@ class Plumber(Service):
         self.public_url = public_url
         self.hub = Hub(history, reactor, hold=self._hold, release=self._release, linger=linger, subscribers=subscribers)
         self.relay = WebhookRelay.over_treq(reactor, registry, reactor.seconds, signer)
-        shared = self.store.shared
-        self.intake = Intake(
-            history, self.hub, reactor, registry=registry if shared else None, relay=self.relay, instance=self.leases.instance
-        )
-        self.webhook = Webhook(self.intake, self.hub, reactor.seconds, id, disown=self.leases.disown, signer=signer)
         self._census = Census.over_treq(reactor, signer)
+        asked = registry if self.store.shared else None
+        self.intake = Intake(history, self.hub, reactor, registry=asked, relay=self.relay, instance=self.leases.instance)
+        self.webhook = Webhook(self.intake, self.hub, reactor.seconds, id, disown=self.leases.disown, signer=signer)
         self.about = About(self.store, self.hub, self._figures, self._listeners)
         self.routes = Routes(self.webhook, self.about, body_limit)
         #: Fires when the store is open; fails if it never will be.  A database server that is down is waited for.
         self.opened: Deferred[None] = Deferred()
         self._registered: dict[tuple[str, Any], CallbackSubscriber] = {}
-        self._rounds = [LoopingCall(self._guarded, work) for work in (self.hub.check, self._sweep)]
-        self._intervals = (check, SWEEP)
-        for round in self._rounds:
-            round.clock = reactor
+        self._rounds = [Round(self.hub.check, check, reactor), Round(self._sweep, SWEEP, reactor)]
 
     @property
     def public_url(self) -> str:
@@ -119,8 +113,8 @@ class Plumber(Service):
         self.store.start().addCallbacks(self.opened.callback, self.opened.errback)
         if self.store.shared:
             self.leases.start()
-        for round, interval in zip(self._rounds, self._intervals, strict=True):
-            round.start(interval, now=False)
+        for round in self._rounds:
+            round.start()
         for subscriber in self._registered.values():
             subscriber.start()
 
@@ -141,8 +135,7 @@ class Plumber(Service):
         if not self.about.stopping:
             await self.withdraw()
         for round in self._rounds:
-            if round.running:
-                round.stop()
+            round.stop()
         for subscriber in list(self._registered.values()):
             subscriber.stop()
         await self.intake.stop()
@@ -201,11 +194,6 @@ class Plumber(Service):
 
     async def _sweep(self) -> None:
         await self.store.history.sweep()
-
-    def _guarded(self, work: Callable[[], Any]) -> Deferred[Any]:
-        # A LoopingCall ends for good at the first failure that reaches it.
-        done = Deferred.fromCoroutine(work())
-        return done.addErrback(lambda failure: self._log.warn("{error}", error=failure.getErrorMessage()))
 
     async def _listeners(self, account: str) -> dict[str, Any]:
         """Who listens to an account: here, and in the whole farm."""

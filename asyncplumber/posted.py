@@ -8,8 +8,10 @@ and skyhooks' own payload.  Header names are lower-case bytes.
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
+from codecs import lookup
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +25,7 @@ Headers = Mapping[bytes, bytes]
 
 BATCH_LENGTH = 10_000  # events in one POST; the body's limit usually strikes first
 _CLOUDEVENT = "application/cloudevents"
+_ATTRIBUTES = ("specversion", "id", "source", "type", "time", "datacontenttype")
 _GUESSED = ("", "application/x-www-form-urlencoded")  # what curl -d and a bare string say: nothing about the body
 
 
@@ -31,7 +34,12 @@ def _refuse_constant(name: str) -> None:
 
 
 # Numbers stay text: only their grammar is wanted, and int() of a million digits takes minutes.
-_check = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str).decode
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
+_check = _DECODER.decode
+_SPACE = re.compile(r"[ \t\n\r]*")
+_CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s";,]+)', re.IGNORECASE)
+# Of Python's codecs only those that are found on the web: some of the others take minutes for a body within the limit.
+_CHARSETS = re.compile("(utf-?(8|16|32)|ascii|iso8859|cp(125|437|850|866|874|932|949|950)|koi8|big5|gb|euc_|shift_jis|iso2022)")
 _NEWLINES = bytes.maketrans(b"\r\n", b"  ")
 
 
@@ -56,27 +64,30 @@ def _bytes_member(body: bytes) -> bytes:
     return b'"data_base64":"%b"' % b64encode(body)
 
 
-def _text_member(body: bytes, charset: str) -> bytes:
+def _text_member(body: bytes, content_type: str) -> bytes:
+    """Text in the charset that the content type names, UTF-8 if none; bytes if it is not text in that."""
+    named = _CHARSET.search(content_type)
     try:
-        return b'"data":' + json.dumps(body.decode(charset)).encode("ascii")
-    except (UnicodeDecodeError, LookupError):
-        return _bytes_member(body)
+        codec = lookup(named[1] if named is not None else "utf-8")
+        if _CHARSETS.match(codec.name):
+            return b'"data":' + json.dumps(body.decode(codec.name)).encode("ascii")
+    except (UnicodeError, LookupError):
+        pass
+    return _bytes_member(body)
 
 
 def payload_of(content_type: str, body: bytes) -> tuple[str, bytes]:
     """What the envelope will say: its content type, and the member that holds the body."""
-    kind, _, parameters = content_type.partition(";")
-    kind = kind.strip().lower()
+    kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         return content_type, json_member(body)
     if kind in _GUESSED:
         try:
             return "application/json", json_member(body)
         except BadRequest:
-            return (content_type or "text/plain"), _text_member(body, "utf-8")
+            return (content_type or "text/plain"), _text_member(body, "")
     if kind.startswith("text/") or kind.endswith(("/xml", "+xml")):
-        charset = parameters.partition("charset=")[2].partition(";")[0].strip(' "') or "utf-8"
-        return content_type, _text_member(body, charset)
+        return content_type, _text_member(body, content_type)
     return content_type, _bytes_member(body)
 
 
@@ -117,52 +128,84 @@ def _cloud_draft(account: str, attributes: Mapping[str, Any], content_type: str,
     if time is not None:
         try:
             # RFC 3339 has no time without an offset; fromisoformat does.
-            moment = datetime.fromisoformat(str(time))
+            moment = datetime.fromisoformat(str(time).upper())
             now = timestamp(moment.timestamp()) if moment.tzinfo else ""
         except (ValueError, OverflowError):
             now = ""
         if not now:
             raise BadRequest("the CloudEvent's time is not RFC 3339")
-    return Draft(account, id, f"{source} {id}", _typed(attributes.get("type"), "the CloudEvent's type"), now, content_type, payload)
+    # A line break is in neither of them, so that no two pairs make one key, and none that of a plain id.
+    key = f"{source}\n{id}"
+    return Draft(account, id, key, _typed(attributes.get("type"), "the CloudEvent's type"), now, content_type, payload)
 
 
-def _structured(account: str, event: Any, now: str) -> Draft:
-    if not isinstance(event, dict):
+def _structured(account: str, text: str, now: str) -> Draft:
+    if not text.startswith("{"):
         raise BadRequest("a structured CloudEvent is a JSON object")
-    content_type = event.get("datacontenttype", "application/json")
+    event = dict(_parts(text))
+    attributes = {name: _value(event[name]) for name in _ATTRIBUTES if name in event}
+    content_type = attributes.get("datacontenttype", "application/json")
     if not isinstance(content_type, str) or not is_plain(content_type):
         raise BadRequest("the CloudEvent's datacontenttype is not a media type")
     if "data_base64" in event:
         try:
-            raw = b64decode(event["data_base64"], validate=True)
+            payload = _bytes_member(b64decode(_value(event["data_base64"]), validate=True))
         except (BadBase64, TypeError, ValueError):
             raise BadRequest("the CloudEvent's data_base64 is not base64") from None
-        return _cloud_draft(account, event, content_type, _bytes_member(raw), now)
-    payload = b'"data":' + json.dumps(event.get("data"), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-    try:
-        payload.decode()
-    except UnicodeDecodeError:
-        raise BadRequest("the CloudEvent's data has a lone surrogate") from None
-    return _cloud_draft(account, event, content_type, payload, now)
+    else:
+        payload = json_member(event.get("data", "null").encode())
+    return _cloud_draft(account, attributes, content_type, payload, now)
 
 
-def _load(body: bytes) -> Any:
-    """The JSON value of a body whose parts are wanted.  Numbers that Python could not print again as they came are refused."""
-    json_member(body)
+def _value(text: str) -> Any:
     try:
-        return json.loads(body)
-    except ValueError as error:  # an integer of more than 4300 digits
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # an integer of more than 4300 digits
         raise BadRequest(f"the body's JSON cannot be taken in: {error}") from None
+
+
+def _parts(text: str) -> list[tuple[str, str]]:
+    """
+    The members of a JSON object, or the elements of an array (named ""), each as the text that it is.
+
+    What is passed on thus stays as it came: Python would make infinity of 1e400, and round what has many digits.
+    `text` is JSON, and begins and ends with its bracket.
+    """
+    parts = []
+    at = _after_space(text, 1)
+    try:
+        while text[at] not in "]}":
+            name = ""
+            if text[0] == "{":
+                name, at = _DECODER.raw_decode(text, at)
+                at = _after_space(text, _after_space(text, at) + 1)
+            _, end = _DECODER.raw_decode(text, at)
+            parts.append((name, text[at:end]))
+            at = _after_space(text, end)
+            if text[at] == ",":
+                at = _after_space(text, at + 1)
+    except RecursionError:
+        raise BadRequest("the body's JSON is nested too deep") from None
+    return parts
+
+
+def _after_space(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches everywhere
+
+
+def _json_text(body: bytes) -> str:
+    """The text of a JSON body, without the space around it.  Raises `BadRequest`."""
+    return json_member(body)[len(b'"data":') :].decode()
 
 
 def _cloudevents(account: str, kind: str, body: bytes, now: str) -> list[Draft]:
     if kind == "application/cloudevents+json":
-        return [_structured(account, _load(body), now)]
+        return [_structured(account, _json_text(body), now)]
     if kind == "application/cloudevents-batch+json":
-        events = _load(body)
-        if not isinstance(events, list):
+        text = _json_text(body)
+        if not text.startswith("["):
             raise BadRequest("a batch of CloudEvents is a JSON array")
-        return [_structured(account, event, now) for event in _bounded(events)]
+        return [_structured(account, event, now) for event in _bounded([event for _, event in _parts(text)])]
     raise UnsupportedMediaType("CloudEvents are taken as application/cloudevents+json or application/cloudevents-batch+json")
 
 
@@ -227,13 +270,14 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
 
 def skyhooks_draft(headers: Headers, body: bytes, now: str) -> Draft:
     """skyhooks' own payload: a JSON object with ``keys.account_id`` and ``data``.  Raises `BadRequest`."""
-    message = _load(body)
-    keys = message.get("keys") if isinstance(message, dict) else None
+    text = _json_text(body)
+    message = dict(_parts(text)) if text.startswith("{") else {}
+    keys = _value(message.get("keys", "null"))
     account = keys.get("account_id") if isinstance(keys, dict) else None
     if isinstance(account, int) and not isinstance(account, bool):
         account = str(account)
     if not isinstance(account, str):
         raise BadRequest('a POST without an account in its path is {"keys": {"account_id": …}, "data": …} in JSON')
     inner = {name: value for name, value in headers.items() if name not in (b"content-type", b"ce-specversion")}
-    data = json.dumps(message.get("data")).encode("ascii")
+    data = message.get("data", "null").encode()
     return drafts_of(account, {**inner, b"content-type": b"application/json"}, data, now)[0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.application.service import IService
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, TCP4ServerEndpoint, serverFromString
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.stdio import StandardIO
 from twisted.python import usage
@@ -213,7 +215,7 @@ class _ParentWatch(Protocol):
         self._reactor = reactor
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._reactor.running:
+        with suppress(ReactorNotRunning):  # it may be about to stop already
             self._reactor.stop()
 
 

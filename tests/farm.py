@@ -21,8 +21,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
+from twisted.python import log
 
-from tests.farm_clients import TRANSPORTS, Broken, Ledger, LongPoll, Publisher, Reply, Subscriber, ask, connect, sleep
+from tests.farm_clients import TRANSPORTS, Broken, Ledger, Publisher, Reply, Subscriber, ask, connect, sleep
 from tests.mongod import Mongod, free_port, with_database
 from tests.processes import Process
 
@@ -53,6 +54,15 @@ async def eventually(question: Callable[[], Any], right: Callable[[Any], bool], 
     return answer
 
 
+class _Command(Process):
+    """A process whose end can be asked for without waiting."""
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, or None while it runs."""
+        return self._child.poll()
+
+
 class Node:
     """One instance, or one parent of workers, which comes back at the same port."""
 
@@ -61,19 +71,24 @@ class Node:
         self.port = port or free_port()
         self._program = (_SKEW.format(skew=skew) if skew else "") + _TWISTD
         self._options = options
-        self.process: Process | None = None
+        self.process: _Command | None = None
+
+    def add_options(self, *options: str) -> None:
+        """For the next start."""
+        self._options += options
 
     def spawn(self) -> None:
         """Start it, and do not wait."""
+        self.kill()
         command = [sys.executable, "-c", self._program, "--nodaemon", "--pidfile=", "asyncplumber"]
-        self.process = Process([*command, "--port", str(self.port), *self._options])
+        self.process = _Command([*command, "--port", str(self.port), *self._options])
 
     async def start(self) -> Node:
         """Start it, and wait until it serves."""
         self.spawn()
         process = self._running
-        await until(lambda: "is ready at http" in process.output or process.poll() is not None, "ready")
-        if process.poll() is not None:
+        await until(lambda: "is ready at http" in process.output or process.status is not None, "ready")
+        if process.status is not None:
             raise AssertionError(f"it ended: {process.output}")
         await self.ready()
         return self
@@ -90,13 +105,13 @@ class Node:
         await eventually(status, lambda status: status == 200, f"readyz of {self.port}: {self._running.output}")
 
     @property
-    def _running(self) -> Process:
+    def _running(self) -> _Command:
         assert self.process is not None
         return self.process
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.process is not None and self.process.status is None
 
     @property
     def output(self) -> str:
@@ -118,12 +133,12 @@ class Node:
     async def ended(self, seconds: float = LATEST) -> int:
         """Wait for its end.  @return: the exit status."""
         await until(lambda: not self.alive, f"{self.port} ends: {self.output}", seconds)
-        status = self._running.poll()
+        status = self._running.status
         assert status is not None
         return status
 
     async def stop(self) -> int:
-        """SIGTERM, and wait."""
+        """SIGTERM, and wait.  @return: the exit status; twistd ends by the signal it was sent, after all is done."""
         self.signal(signal.SIGTERM)
         return await self.ended()
 
@@ -150,6 +165,11 @@ class Farm:
         if not self.mongod.pid:
             self.mongod.start()
         await gatherResults([Deferred.fromCoroutine(node.start()) for node in self.nodes if not node.alive])
+
+    def log_news(self) -> None:
+        """What the instances have said since the last time goes into trial's log."""
+        for node in self.nodes:
+            log.msg(f"{node.port} says:\n{node.output}")
 
     def down(self) -> None:
         """Everything ends."""
@@ -209,14 +229,8 @@ class Crowd:
 
     async def leave(self) -> None:
         """Everybody goes."""
-        for publisher in self.publishers:
-            publisher.stopping = True
-            publisher.close()
-        for subscriber in self.ledger.subscribers:
-            subscriber.end()
-        polls = [each for each in self.ledger.subscribers if isinstance(each, LongPoll)]
-        await until(lambda: all(each._connection is None for each in self.ledger.subscribers), "everybody has left", 10)
-        del polls
+        await gatherResults([publisher.abandon() for publisher in self.publishers])
+        await gatherResults([subscriber.end() for subscriber in self.ledger.subscribers])
 
 
 class _End(Protocol):

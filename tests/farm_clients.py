@@ -65,9 +65,15 @@ class Line(Protocol):
         self.lost = False
 
     def request(
-        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, patience: float = 30.0
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        patience: float = 15.0,
+        withhold: int = 0,
     ) -> Deferred[Reply]:
-        """Fails with `Broken`."""
+        """Send all but the last `withhold` bytes.  Fails with `Broken`, as it does after `patience` seconds."""
         assert self._answer is None, "one at a time"
         lines = [f"{method} {path} HTTP/1.1", "Host: plumber", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
@@ -76,7 +82,7 @@ class Line(Protocol):
             self._finish(Broken("the connection is closed"))
             return answer
         late = reactor.callLater(patience, self.transport.abortConnection)
-        self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body[: len(body) - withhold])
         return answer.addBoth(lambda result: (late.cancel() if late.active() else None, result)[1])
 
     def _finish(self, result: Any) -> None:
@@ -183,6 +189,7 @@ class Publisher:
         self.name = name
         self.sent = 0
         self.stopping = False
+        self.abandoned = False
         self.done: Deferred[None] = succeed(None)
 
     async def post(self, data: str = "") -> Mapping[str, Any]:
@@ -191,7 +198,7 @@ class Publisher:
         id = f"{self.name}-{self.sent}"
         headers = {"Webhook-Id": id, "Content-Type": "application/json"}
         body = json.dumps({"n": self.sent, "data": data}).encode()
-        while True:
+        while not self.abandoned:
             try:
                 if self._line is None or self._line.lost:
                     self._line = await connect(self._ports[0], Line())
@@ -207,6 +214,7 @@ class Publisher:
                     raise AssertionError(f"{reply.status} without Retry-After: {reply.body!r}")
                 self._elsewhere()
             await sleep(PAUSE)
+        raise Broken("given up")
 
     def _elsewhere(self) -> None:
         self._ports.append(self._ports.pop(0))
@@ -230,8 +238,15 @@ class Publisher:
         return self.done
 
     def stop(self) -> Deferred[None]:
+        """Fires when what is under way has been accepted."""
         self.stopping = True
         return self.done
+
+    def abandon(self) -> Deferred[None]:
+        """Give up what is under way as well."""
+        self.stopping = self.abandoned = True
+        self.close()
+        return self.done.addErrback(lambda failure: failure.trap(Broken) and None)
 
 
 class Subscriber:
@@ -243,8 +258,9 @@ class Subscriber:
         ledger.subscribers.append(self)
         self._ledger = ledger
         self._ports = list(ports)
-        self._connection: Any = None
+        self.connection: Any = None
         self._opened: Deferred[Subscriber] | None = Deferred()
+        self._done: Deferred[None] = succeed(None)
         self.account = account
         self.cursor = after
         self.start: int | None = None  # the number at which it first stood
@@ -252,7 +268,9 @@ class Subscriber:
         self.whispers: list[Any] = []
         self.problems: list[str] = []
         self.closes: list[int] = []  # codes of the closes, 0 where the connection just ended
+        self.cuts = 0  # how often a request was cut off that waited for its answer
         self.byes = 0
+        self.bye_advice = 0.0
         self.connections = 0
         self.running = False
         self.advice = 0.0
@@ -268,19 +286,20 @@ class Subscriber:
     def begin(self) -> Deferred[Subscriber]:
         """Fires when it stands somewhere for the first time."""
         self.running = True
-        Deferred.fromCoroutine(self._run()).addErrback(lambda failure: self.problems.append(failure.getTraceback()))
+        self._done = Deferred.fromCoroutine(self._run()).addErrback(lambda failure: self.problems.append(failure.getTraceback()))
         assert self._opened is not None
         return self._opened
 
-    def end(self) -> None:
+    def end(self) -> Deferred[None]:
+        """Fires when it is gone."""
         self.running = False
-        if self._connection is not None:
-            self._connection.abortConnection()
+        self.hang_up()
+        return self._done
 
     def hang_up(self) -> None:
         """Lose the connection, and come back."""
-        if self._connection is not None:
-            self._connection.abortConnection()
+        if self.connection is not None:
+            self.connection.abortConnection()
 
     async def _run(self) -> None:
         while self.running:
@@ -315,7 +334,7 @@ class Subscriber:
             self.stand(cursor)
         elif type == "plumber.bye":
             self.byes += 1
-            self.advice = envelope["data"]["reconnect_after"]
+            self.advice = self.bye_advice = envelope["data"]["reconnect_after"]
         elif type.startswith("plumber."):
             self.problems.append(json.dumps(envelope))
         elif cursor is None:
@@ -386,11 +405,11 @@ class _Streaming(Subscriber):
         lines = [f"GET /events/{self.account}{query} HTTP/1.1", "Host: plumber", *self._head()]
         codes = len(self.closes)
         stream = await connect(self.port, _Stream("\r\n".join(lines) + "\r\n\r\n", self._answered, self._read))
-        self._connection = stream.transport
+        self.connection = stream.transport
         if not self.running:
-            self._connection.abortConnection()
+            self.connection.abortConnection()
         await stream.ended
-        self._connection = None
+        self.connection = None
         if len(self.closes) == codes:
             self.closes.append(0)
 
@@ -409,7 +428,7 @@ class WebSocket(_Streaming):
     def _say(self, opcode: int, payload: bytes) -> None:
         mask = os.urandom(4)
         masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
-        self._connection.write(bytes([0x80 | opcode, 0x80 | len(payload)]) + mask + masked)
+        self.connection.write(bytes([0x80 | opcode, 0x80 | len(payload)]) + mask + masked)
 
     def _read(self, data: bytes) -> bytes:
         at = 0
@@ -431,7 +450,7 @@ class WebSocket(_Streaming):
                 self.closes.append(int.from_bytes(payload[:2], "big"))
                 if self.answers_close:
                     self._say(8, payload[:2])
-                    self._connection.loseConnection()
+                    self.connection.loseConnection()
         return data[at:]
 
 
@@ -460,25 +479,30 @@ class LongPoll(Subscriber):
 
     async def _stay(self) -> None:
         line = await connect(self.port, Line())
-        self._connection = line.transport
+        self.connection = line.transport
         try:
-            while self.running:
+            while self.running and not line.lost:
                 wait = 5 if self.cursor else 0
-                reply = await line.request("GET", f"/events/{self.account}?after={self.cursor}&wait={wait}", patience=7.0)
+                try:
+                    reply = await line.request("GET", f"/events/{self.account}?after={self.cursor}&wait={wait}", patience=7.0)
+                except Broken:
+                    self.cuts += self.running
+                    raise
                 self.closes.append(reply.status)
                 if reply.status != 200:
                     return
                 answer = reply.json
                 self.connections += 1
                 if self._opened is not None:
-                    self.stand(self.cursor if answer["events"] and self.cursor else answer["cursor"])
+                    epoch, _, seq = answer["cursor"].partition(".")
+                    self.stand(f"{epoch}.{int(seq) - len(answer['events'])}")
                 for envelope in answer["events"]:
                     self.take(envelope)
                 if answer["cursor"] != self.cursor:
                     self.problems.append(f"the answer's cursor is {answer['cursor']}, its last event's is {self.cursor}")
                     return
         finally:
-            self._connection = None
+            self.connection = None
             line.transport.abortConnection()
 
 

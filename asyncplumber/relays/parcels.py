@@ -26,11 +26,14 @@ def unpack(body: bytes) -> list[Event]:
     try:
         for line in body.split(b"\n"):
             account, epoch, seq, id, type, time, content_type, payload = json.loads(line)
-            if not isinstance(seq, int) or not all(
-                isinstance(text, str) for text in (account, epoch, id, type, time, content_type)
+            if (
+                isinstance(seq, bool)
+                or not isinstance(seq, int)
+                or seq < 1
+                or not all(isinstance(text, str) for text in (account, epoch, id, type, time, content_type))
             ):
                 raise ValueError
             events.append(Event(account, epoch, seq, id, type, time, content_type, payload.encode()))
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise BadRequest("this is no parcel of events") from None
     return events

@@ -14,10 +14,14 @@ from typing import Any
 from uuid import uuid4
 
 from treq.client import HTTPClient
-from twisted.internet.defer import Deferred, DeferredList, fail
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, succeed
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web._newclient import RequestNotSent, ResponseNeverReceived
-from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
 from asyncplumber.errors import RelayFailed
@@ -29,8 +33,37 @@ from asyncplumber.signing import Signer
 PARCEL = 512 * 1024  # bytes of payloads in one POST
 TIMEOUT = 5.0  # seconds for a POST to be answered
 BACK_OFF = (0.5, 8.0)  # seconds that a failing instance is left alone: at first, at most
+GRACE = 8.0  # seconds that stopping waits for what is under way
+FORGET = 120.0  # seconds after which a failure is no more held against an instance that nobody asked for since
 FAILURES = 3  # in a row, and an instance is forgotten, unless it renewed its lease meanwhile
 WAITING = 10_000  # events that wait for one instance; beyond that it must find them in the history
+
+
+class _Elsewhere(RelayFailed):
+    """Somebody else answers at that address: it need not be tried again to know that the instance is gone."""
+
+
+class _Answer(Protocol):
+    """The body of an answer; whoever stops waiting for `whole` hangs up, as there is no other use for the connection."""
+
+    def __init__(self) -> None:
+        self.whole: Deferred[bytes] = Deferred(self._hang_up)
+        self._parts: list[bytes] = []
+
+    def _hang_up(self, _: Deferred[bytes]) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.whole.called:
+            return
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.whole.callback(b"".join(self._parts))
+        else:
+            self.whole.errback(reason)
 
 
 class _Peer:
@@ -73,16 +106,19 @@ class WebhookRelay:
         *,
         signer: Signer | None = None,
         timeout: float = TIMEOUT,
+        close: Callable[[], Deferred[None]] = lambda: succeed(None),
     ) -> None:
-        """`now` is the time in seconds since 1970.  `timeout` is in seconds."""
+        """`now` is the time in seconds since 1970, `timeout` in seconds.  `close` closes the client's connections."""
         self._client = client
         self._registry = registry
         self._clock = clock
         self._now = now
         self._signer = signer
         self._timeout = timeout
+        self._close = close
         self._peers: dict[str, _Peer] = {}
-        self._under_way: set[Deferred[None]] = set()
+        self._under_way: set[Deferred[Any]] = set()
+        self._stopped = False
         self.carried = 0
         self.failed = 0
 
@@ -92,18 +128,16 @@ class WebhookRelay:
         pool = HTTPConnectionPool(reactor, persistent=True)
         pool.maxPersistentPerHost = 1
         pool.cachedConnectionTimeout = 60
-        relay = cls(HTTPClient(Agent(reactor, pool=pool, connectTimeout=TIMEOUT)), registry, reactor, now, signer=signer)
-        relay._close = pool.closeCachedConnections
-        return relay
-
-    def _close(self) -> Deferred[None]:
-        return DeferredList([]).addCallback(lambda _: None)
+        client = HTTPClient(Agent(reactor, pool=pool, connectTimeout=TIMEOUT))
+        return cls(client, registry, reactor, now, signer=signer, close=pool.closeCachedConnections)
 
     def carry(self, instance: Instance, events: Sequence[Event]) -> Deferred[dict[str, int]]:
         peer = self._peers.get(instance.id)
         if peer is None:
             peer = self._peers[instance.id] = _Peer(instance)
         peer.instance = instance
+        if self._stopped:
+            return fail(RelayFailed("this instance stops"))
         if self._clock.seconds() < peer.not_before:
             return fail(RelayFailed("the instance did not answer a moment ago"))
         if peer.events + len(events) > WAITING:
@@ -113,20 +147,23 @@ class WebhookRelay:
         peer.events += len(events)
         if not peer.busy:
             peer.busy = True
-            self._clock.callLater(0, self._send, peer)
+            # In the reactor's next turn: what is carried until then goes along.
+            sending = deferLater(self._clock, 0, lambda: Deferred.fromCoroutine(self._send(peer)))
+            self._under_way.add(sending)
+            sending.addErrback(lambda failure: self._log.failure("relaying failed in a way that is our fault", failure))
+            sending.addBoth(lambda _: self._under_way.discard(sending))
         return answer
 
-    def _send(self, peer: _Peer) -> None:
-        events, answers = peer.take()
-        if not answers:
+    async def _send(self, peer: _Peer) -> None:
+        """Parcel after parcel, until nothing waits for this instance."""
+        try:
+            while peer.waiting:
+                events, answers = peer.take()
+                await self._sent(peer, events, answers)
+        finally:
             peer.busy = False
-            if not peer.failures:
-                self._peers.pop(peer.instance.id, None)
-            return
-        sent: Deferred[None] = Deferred.fromCoroutine(self._sent(peer, events, answers))
-        self._under_way.add(sent)
-        sent.addErrback(lambda failure: self._log.failure("relaying failed in a way that is our fault", failure))
-        sent.addBoth(lambda _: (self._under_way.discard(sent), self._send(peer))[1])
+            if not peer.failures and self._peers.get(peer.instance.id) is peer:
+                del self._peers[peer.instance.id]
 
     async def _sent(self, peer: _Peer, events: list[Event], answers: list[Deferred[dict[str, int]]]) -> None:
         try:
@@ -150,27 +187,32 @@ class WebhookRelay:
         headers = {b"content-type": CONTENT_TYPE}
         if self._signer is not None:
             headers.update(self._signer.sign(uuid4().hex.encode("ascii"), self._now(), body))
-        url = f"{instance.url}/parcels"
+        exchange = Deferred.fromCoroutine(self._exchange(f"{instance.url}/parcels", headers, body))
+        exchange.addTimeout(self._timeout, self._clock)
         try:
-            try:
-                response = await self._request(url, headers, body)
-            except (ResponseNeverReceived, RequestNotSent):
-                # The pooled connection was stale, most likely.  A parcel that comes twice does no harm.
-                response = await self._request(url, headers, body)
-            if response.code == 410:
-                raise RelayFailed("there is another instance at that address now")
-            if response.code != 200:
-                raise RelayFailed(f"the instance answered {response.code}")
-            subscribers: dict[str, int] = json.loads(await response.content())["subscribers"]
+            status, answer = await exchange
+            if status == 410:
+                raise _Elsewhere("there is another instance at that address now")
+            if status != 200:
+                raise RelayFailed(f"the instance answered {status}")
+            return {str(account): int(count) for account, count in json.loads(answer)["subscribers"].items()}
         except RelayFailed:
             raise
         except Exception as error:
             raise RelayFailed(f"{type(error).__name__}: {error}") from error
-        return subscribers
 
-    def _request(self, url: str, headers: dict[bytes, bytes], body: bytes) -> Deferred[Any]:
-        answered: Deferred[Any] = self._client.post(url, data=body, headers=headers, allow_redirects=False, timeout=self._timeout)
-        return answered
+    async def _exchange(self, url: str, headers: Any, body: bytes) -> tuple[int, bytes]:
+        """One POST, tried again if the connection turns out to be stale; the status, and the body of the answer."""
+        try:
+            response = await self._client.post(url, data=body, headers=headers, allow_redirects=False, unbuffered=True)
+        except (ResponseNeverReceived, RequestNotSent) as error:
+            # A pooled connection that the other side had closed, most likely.  A parcel that comes twice does no harm.
+            if isinstance(error, ResponseNeverReceived) and any(reason.check(CancelledError) for reason in error.reasons):
+                raise  # no, time is up
+            response = await self._client.post(url, data=body, headers=headers, allow_redirects=False, unbuffered=True)
+        answer = _Answer()
+        response.deliverBody(answer)
+        return response.code, await answer.whole
 
     async def _failed(self, peer: _Peer, error: RelayFailed) -> None:
         """Leave it alone for a while; forget it if it fails again and again, or is not there any more."""
@@ -180,18 +222,26 @@ class WebhookRelay:
         self._log.warn(
             "relaying to {id} failed ({failures}): {error}", id=peer.instance.id, failures=peer.failures, error=str(error)
         )
-        if peer.failures < FAILURES and "another instance" not in str(error):
+        self._forgive()
+        if peer.failures < FAILURES and not isinstance(error, _Elsewhere):
             return
         try:
             forgotten = await self._registry.prune(peer.instance)
-        except Exception:
-            self._log.failure("an instance cannot be forgotten now")
+        except Exception as reason:
+            self._log.warn("instance {id} cannot be forgotten now: {reason}", id=peer.instance.id, reason=str(reason))
             return
         if forgotten:
             self._log.warn("instance {id} does not answer and is forgotten", id=peer.instance.id)
             self._peers.pop(peer.instance.id, None)
         else:
             await self._nudge(peer)
+
+    def _forgive(self) -> None:
+        """Keep no account of instances that are long gone."""
+        horizon = self._clock.seconds() - FORGET
+        for id, peer in list(self._peers.items()):
+            if not peer.busy and peer.not_before < horizon:
+                del self._peers[id]
 
     async def _nudge(self, peer: _Peer) -> None:
         """It renewed its lease, so it is alive: let it look for what it missed."""
@@ -203,5 +253,8 @@ class WebhookRelay:
             pass
 
     def stop(self) -> Deferred[None]:
-        stopped: Deferred[None] = DeferredList(list(self._under_way)).addCallback(lambda _: self._close())
-        return stopped
+        """Carry nothing more.  What is under way has `GRACE` seconds."""
+        self._stopped = True
+        done: Deferred[Any] = DeferredList(list(self._under_way), consumeErrors=True)
+        done.addTimeout(GRACE, self._clock, onTimeoutCancel=lambda *_: None)
+        return done.addCallback(lambda _: self._close())

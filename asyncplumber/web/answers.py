@@ -48,6 +48,7 @@ def error_answer(error: PlumberError) -> Answer:
         headers.append((b"Retry-After", b"%d" % error.retry_after))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"Allow", error.allow.encode("ascii")))
+    headers.extend(getattr(error, "headers", ()))
     return json_answer(error.status, {"error": {"code": error.code, "message": error.message}}, *headers)
 
 

@@ -78,18 +78,24 @@ class Attendance:
     def _beat(self) -> None:
         group = self._groups[self._turn]
         self._turn = (self._turn + 1) % len(self._groups)
-        Deferred.fromCoroutine(self._in_slices(list(group), lambda subscriber: subscriber.beat()))
+        Deferred.fromCoroutine(self._in_slices([group], lambda subscriber: subscriber.beat()))
 
-    async def _in_slices(self, subscribers: list[Attending], tell: Callable[[Attending], None]) -> None:
-        for start in range(0, len(subscribers), SLICE):
+    async def _in_slices(self, groups: list[dict[Attending, None]], tell: Callable[[Attending], None]) -> None:
+        """Tell all who are there now, but for those who have left before their turn comes."""
+        present = [(subscriber, group) for group in groups for subscriber in group]
+        for start in range(0, len(present), SLICE):
             if start:
                 await deferLater(self._clock, 0, lambda: None)
-            for subscriber in subscribers[start : start + SLICE]:
-                try:
-                    tell(subscriber)
-                except Exception:
-                    self._log.failure("a subscriber raised")
-                    subscriber.abort()
+            for subscriber, group in present[start : start + SLICE]:
+                if subscriber in group:
+                    self._guarded(subscriber, tell)
+
+    def _guarded(self, subscriber: Attending, tell: Callable[[Attending], None]) -> None:
+        try:
+            tell(subscriber)
+        except Exception:
+            self._log.failure("a subscriber raised")
+            subscriber.abort()
 
     async def dismiss(self) -> None:
         """Send everybody away, politely; return when all are gone, or after `FAREWELL` seconds, when the rest is hung up on."""
@@ -99,7 +105,7 @@ class Attendance:
             return
         empty: Deferred[None] = Deferred()
         self._empty = empty
-        await self._in_slices(list(self), lambda subscriber: subscriber.farewell(round(self._random() * RECONNECT, 2)))
+        await self._in_slices(self._groups, lambda subscriber: subscriber.farewell(round(self._random() * RECONNECT, 2)))
         if not len(self):
             return
         late = self._clock.callLater(FAREWELL, self._hang_up)

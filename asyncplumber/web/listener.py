@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
@@ -19,13 +19,15 @@ from twisted.python.failure import Failure
 from twisted.web.server import Site
 
 from asyncplumber.channel import Channel
-from asyncplumber.errors import BadRequest, MethodNotAllowed, NotAllowed, PlumberError, blame
+from asyncplumber.errors import BadRequest, MethodNotAllowed, blame
 from asyncplumber.event import EARLIEST, Cursor
 from asyncplumber.hub import Hub
 from asyncplumber.web.answers import Answer, error_answer
 from asyncplumber.web.attendance import Attendance
-from asyncplumber.web.connection import Call, Connection
+from asyncplumber.web.call import Call
+from asyncplumber.web.connection import Connection
 from asyncplumber.web.longway import LongWay
+from asyncplumber.web.origins import Origins
 from asyncplumber.web.outbox import UNSENT
 from asyncplumber.web.streams import RETRY, EventStream, LongPoll
 from asyncplumber.web.webhook import Webhook, account_of
@@ -75,10 +77,11 @@ class Listener(Factory):
         self.now = clock.seconds()  # as of the last tick: the deadlines need no better
         self._webhook = webhook
         self._hub = hub
-        self._attendance = attendance
+        self.attendance = attendance
         self._site = site
         self._clock = clock
-        self._origins = frozenset(origin.encode() for origin in origins)
+        self._origins = Origins(origins)
+        self._polls: set[LongPoll] = set()
         self._ears = EarFactory()
         self._ticks = LoopingCall(self._tick)
         self._ticks.clock = clock
@@ -91,15 +94,19 @@ class Listener(Factory):
         self._ticks.start(TICK)
 
     def stop(self) -> None:
-        """Watch no more, and hang up on whoever is left."""
+        """Watch no more, and hang up on whoever is left, once it has taken what was answered."""
         if self._ticks.running:
             self._ticks.stop()
         for connection in list(self.connections):
-            connection.transport.abortConnection()
+            connection.hang_up()
 
     def refuse(self) -> None:
-        """Close connections after their next answer."""
+        """Close connections after their next answer: long-polls are answered now, and who waits for nothing is hung up on."""
         self.stopping = True
+        for poll in list(self._polls):
+            poll.end(None)
+        for connection in [connection for connection in self.connections if connection.is_idle]:
+            connection.hang_up()
 
     def _tick(self) -> None:
         self.now = now = self._clock.seconds()
@@ -110,51 +117,46 @@ class Listener(Factory):
 
     def answer(self, connection: Connection, call: Call) -> None:
         """Have this request answered."""
-        target = call.target
         try:
-            if target.startswith(b"/hooks/"):
-                if call.method == b"POST" and not call.upgrade:
-                    self._check_origin(call)
-                    segment = target[7:].partition(b"?")[0]
-                    connection.reply_later(call, self._webhook.take(segment, call.headers, call.body))
-                    return
-            elif target.startswith(b"/events/"):
-                self._check_origin(call)
-                self._subscribe(connection, call)
-                return
-            self._take_the_long_way(connection, call)
-        except PlumberError as error:
+            self._answer(connection, call)
+        except Exception:
+            error = blame(Failure(), self._log, "a request failed")
             connection.reply(call, self._allowing(call, error_answer(error)))
 
+    def _answer(self, connection: Connection, call: Call) -> None:
+        target = call.target
+        if b"origin" in call.headers and not self._welcomes(connection, call):
+            return
+        if target.startswith(b"/hooks/") and call.method == b"POST":
+            segment = target[7:].partition(b"?")[0]
+            taken = self._webhook.take(segment, call.headers, call.body)
+            if b"origin" in call.headers:
+                taken.addCallback(lambda answer: self._allowing(call, answer))
+            connection.reply_later(call, taken)
+        elif target.startswith(b"/events/"):
+            self._subscribe(connection, call)
+        else:
+            self._take_the_long_way(connection, call)
+
     def _take_the_long_way(self, connection: Connection, call: Call) -> None:
-        if call.upgrade:
-            raise BadRequest("there is nothing to upgrade to at this path")
-        self._check_origin(call)
-        way = LongWay(connection.transport, self._site, self.stopping or not call.keep_alive, connection.answered)
+        close = self.stopping or not call.keep_alive
+        way = LongWay(connection.transport, self._site, close, self._origins.cors(call.headers), connection.answered)
         connection.gone = way.connection_lost
         way.handle(call.method, call.target, call.raw_headers, call.body)
 
-    def _check_origin(self, call: Call) -> None:
-        """
-        Refuse requests that a page of another origin makes (RFC 6455, 10.2): a browser sends them with the user's standing.
-
-        Programs send no Origin and are not meant.
-        """
-        origin = call.headers.get(b"origin")
-        if origin is None or b"*" in self._origins or origin in self._origins:
-            return
-        if call.method in (b"GET", b"HEAD") and not call.upgrade and not call.target.startswith(b"/events/"):
-            return
-        if urlsplit(origin).netloc.lower() != call.headers.get(b"host", b"").lower():
-            raise NotAllowed("pages of that origin may not do this; see --allow-origin")
+    def _welcomes(self, connection: Connection, call: Call) -> bool:
+        """Whether the request of a page is to be answered.  A preflight is answered here; raises `NotAllowed` for strangers."""
+        preflight = call.method == b"OPTIONS" and b"access-control-request-method" in call.headers
+        if call.method not in (b"GET", b"HEAD") or call.upgrade or call.target.startswith(b"/events/"):
+            self._origins.check(call.headers)
+        if preflight and self._origins.allows(call.headers):
+            connection.reply(call, Answer(200, b"text/plain", b"", self._origins.preflight(call.headers)))
+            return False
+        return True
 
     def _allowing(self, call: Call, answer: Answer) -> Answer:
-        """The answer, readable to a page of an allowed origin (WHATWG Fetch, 3.2)."""
-        origin = call.headers.get(b"origin")
-        if origin is None or not (b"*" in self._origins or origin in self._origins):
-            return answer
-        cors = ((b"Access-Control-Allow-Origin", origin), (b"Vary", b"Origin"))
-        return answer._replace(headers=answer.headers + cors)
+        """The answer, readable to a page of an allowed origin."""
+        return answer._replace(headers=answer.headers + self._origins.cors(call.headers))
 
     # Subscribers
 
@@ -167,10 +169,8 @@ class Listener(Factory):
         after = self._resume_point(call, asked)
         serve: Callable[[Channel], Any]
         if call.upgrade:
-            if call.headers.get(b"upgrade", b"").lower() != b"websocket":
-                raise BadRequest("the only upgrade here is to websocket")
             head = handshake(call.headers)
-            serve = lambda channel: self._serve_websocket(connection, call, channel, head, after)  # noqa: E731
+            serve = lambda channel: self._serve_websocket(connection, channel, head, after)  # noqa: E731
         elif b"text/event-stream" in call.headers.get(b"accept", b""):
             serve = lambda channel: self._serve_events(connection, call, channel, after)  # noqa: E731
         else:
@@ -209,25 +209,30 @@ class Listener(Factory):
             raise BadRequest(f"wait is a number of seconds from 0 to {LONGEST_WAIT:.0f}")
         return wait
 
-    def _serve_websocket(
-        self, connection: Connection, call: Call, channel: Channel, head: bytes, after: Cursor | str | None
-    ) -> None:
-        stream = WebSocketStream(channel, self._attendance, self._ears)
-        stream.begin(connection.hand_over(stream), head, self.unsent_limit, after)
-        if call.rest:
-            stream.dataReceived(call.rest)
+    def _serve_websocket(self, connection: Connection, channel: Channel, head: bytes, after: Cursor | str | None) -> None:
+        stream = WebSocketStream(channel, self.attendance, self._clock, self._ears)
+        stream.begin(connection, head, self.unsent_limit, after)
 
     def _serve_events(self, connection: Connection, call: Call, channel: Channel, after: Cursor | str | None) -> None:
-        stream = EventStream(channel, self._attendance, self._clock)
+        stream = EventStream(channel, self.attendance, self._clock)
         head = EventStream.HEAD % (self._cors_lines(call), RETRY)
-        stream.begin(connection.hand_over(stream), head, self.unsent_limit, after)
+        stream.begin(connection, head, self.unsent_limit, after)
 
     def _cors_lines(self, call: Call) -> bytes:
-        headers = self._allowing(call, Answer(200, b"", b"")).headers
-        return b"".join([b"%b: %b\r\n" % header for header in headers])
+        return b"".join([b"%b: %b\r\n" % header for header in self._origins.cors(call.headers)])
 
     def _serve_poll(self, connection: Connection, call: Call, channel: Channel, after: Cursor | str | None, wait: float) -> None:
-        poll = LongPoll(channel, self._clock, wait)
-        connection.gone = lambda reason: poll.leave()
-        connection.reply_later(call, poll.answer.addCallback(lambda answer: self._allowing(call, answer)))
+        poll = LongPoll(channel, self._clock, wait, after)
+        self._polls.add(poll)
+
+        def leave(reason: Any) -> None:
+            self._polls.discard(poll)
+            poll.leave()
+
+        def answered(answer: Answer) -> Answer:
+            self._polls.discard(poll)
+            return self._allowing(call, answer)
+
+        connection.gone = leave
+        connection.reply_later(call, poll.answer.addCallback(answered))
         channel.subscribe(poll, after)

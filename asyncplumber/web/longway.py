@@ -6,7 +6,7 @@ twisted.web's `Request` speaks to an HTTP channel; `LongWay` is that channel, fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import ISSLTransport
@@ -17,12 +17,15 @@ from twisted.web.server import Request, Site
 class LongWay:
     """What a `twisted.web.server.Request` needs of its channel."""
 
-    def __init__(self, transport: Any, site: Site, close: bool, done: Callable[[bool], None]) -> None:
-        """`done` is called when the request is answered, with whether the connection must be closed."""
+    def __init__(
+        self, transport: Any, site: Site, close: bool, extra: Sequence[tuple[bytes, bytes]], done: Callable[[bool], None]
+    ) -> None:
+        """`extra` headers go with the answer.  `done` is called when that is written, with whether to close the connection."""
         self.transport = transport
         self.site = site
         self.factory = site
         self._close = close
+        self._extra = extra
         self._done = done
         self.request: Request | None = None
 
@@ -55,6 +58,7 @@ class LongWay:
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         lines = [b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
+        lines += [b"%b: %b\r\n" % header for header in self._extra]
         if self._close:
             lines.append(b"Connection: close\r\n")
         self.transport.write(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
@@ -65,19 +69,12 @@ class LongWay:
     def writeSequence(self, data: Iterable[bytes]) -> None:
         self.transport.writeSequence(data)
 
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        self.transport.registerProducer(producer, streaming)
-
-    def unregisterProducer(self) -> None:
-        self.transport.unregisterProducer()
-
     def loseConnection(self) -> None:
         self._close = True
-        self.transport.loseConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:  # what Request calls when it cannot parse a form
         self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-        self.loseConnection()
+        self._done(True)
 
     def requestDone(self, request: Request) -> None:
         self.request = None

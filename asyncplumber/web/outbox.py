@@ -30,15 +30,19 @@ def _is_plain(transport: Any) -> bool:
 class Outbox:
     """The outgoing bytes of one connection.  It is the transport's producer as long as it lives."""
 
-    __slots__ = ("_drained", "_held", "_overflow", "_queue", "_ready", "_send", "_transport", "limit", "unsent")
+    __slots__ = ("_drained", "_held", "_overflow", "_queue", "_ready", "_send", "_spent", "_transport", "limit", "unsent")
 
     def __init__(self, transport: Any, overflow: Callable[[], None], limit: int = UNSENT) -> None:
-        """`overflow` is called once, when more than `limit` bytes wait; from then on nothing more is taken."""
+        """
+        `overflow` is called once, when there is more to send although more than `limit` bytes wait already: so whatever
+        its size, one message can always be sent.  From then on nothing more is taken.
+        """
         self._transport = transport
         self._overflow: Callable[[], None] | None = overflow
         self._queue: deque[bytes] | None = None
         self._drained: list[Deferred[None]] | None = None
         self._ready = True
+        self._spent = False  # nothing goes this way any more
         self._held = 0  # bytes that the transport has not sent yet
         self._send: Callable[[bytes], int] | None = None
         self.limit = limit
@@ -65,27 +69,31 @@ class Outbox:
             if sent != len(data):
                 self._hand_over(data[sent:])  # a copy, but only for a reader that is behind
 
+    def follow(self, data: bytes) -> None:
+        """Send `data`, the first of all, after whatever else the transport has been given before."""
+        if self._send is None:
+            self._transport.write(data)
+        else:
+            self._hand_over(data)
+
     def _hand_over(self, data: bytes) -> None:
         self._ready = False
         self._held = len(data)
         self.unsent += self._held
         self._transport.write(data)
-        self._check()
 
     def _wait(self, data: bytes) -> None:
         if self._overflow is None:
+            return
+        if self.unsent > self.limit:
+            overflow, self._overflow = self._overflow, None
+            self._drop()
+            overflow()
             return
         if self._queue is None:
             self._queue = deque()
         self._queue.append(data)
         self.unsent += len(data)
-        self._check()
-
-    def _check(self) -> None:
-        if self.unsent > self.limit and self._overflow is not None:
-            overflow, self._overflow = self._overflow, None
-            self._drop()
-            overflow()
 
     def _drop(self) -> None:
         """Forget what the transport does not have yet: it will not be read, and it holds memory."""
@@ -122,12 +130,14 @@ class Outbox:
 
     def flush(self) -> None:
         """Hand everything to the transport and be its producer no more: it is about to be closed."""
-        self._hand_over_all()
-        self.forget()
-        self._transport.unregisterProducer()
+        if not self._spent:
+            self._hand_over_all()
+            self.forget()
+            self._transport.unregisterProducer()
 
     def forget(self) -> None:
         """The connection is gone."""
+        self._spent = True
         self._overflow = None
         self._send = None
         self._drop()
@@ -146,7 +156,7 @@ class Outbox:
                 chunk.append(queue.popleft())
             self.write(b"".join(chunk))
         if self._ready:
-            self.unsent = 0
+            self._held = self.unsent = 0
             self._queue = None
             self._release()
         else:

@@ -4,6 +4,7 @@ The routes, as Klein has them: the long way in, and the whole way for an applica
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -17,11 +18,16 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 from werkzeug.exceptions import MethodNotAllowed as WrongMethod
 from werkzeug.exceptions import NotFound as NoRoute
+from werkzeug.routing import BaseConverter
+from zope.interface import implementer
 
 from asyncplumber.errors import BadRequest, MethodNotAllowed, NotFound, PlumberError, TooLarge, blame
 from asyncplumber.web.about import About
 from asyncplumber.web.answers import Answer, error_answer, json_answer
-from asyncplumber.web.webhook import SPLITTING, Webhook, account_of
+from asyncplumber.web.origins import Origins
+from asyncplumber.web.webhook import ODD_HEADER, ODD_PATH, SPLITTING, Webhook, account_of
+
+_PRINTABLE = re.compile(rb"[\x21-\x7e]*")
 
 _POLICY = (
     (b"Content-Security-Policy", b"default-src 'self'; connect-src 'self' ws: wss:; style-src 'self'; frame-ancestors 'none'"),
@@ -37,15 +43,74 @@ _STATIC = {
 }
 
 
+class _Raw(BaseConverter):
+    """The rest of the path, as it was sent: it names an account, which may have a slash in it."""
+
+    regex = ".*"
+    part_isolating = False
+
+
+@implementer(IResource)
+class Doorway:
+    """
+    What a request must pass before Klein sees it, and sees its path still percent-encoded.
+
+    Klein decodes the path and Werkzeug folds its slashes; but ``a%2Fb`` is one account, and ``a/b`` is none.
+    """
+
+    isLeaf = True
+
+    def __init__(self, resource: IResource, origins: Origins | None) -> None:
+        """`origins` None: somebody else has checked them."""
+        self._resource = resource
+        self._origins = origins
+
+    def getChildWithDefault(self, name: bytes, request: IRequest) -> IResource:
+        return self
+
+    def putChild(self, path: bytes, child: IResource) -> None:
+        raise NotImplementedError("this is a leaf")
+
+    def render(self, request: Any) -> Any:
+        try:
+            headers = _headers(request)
+            if not _PRINTABLE.fullmatch(request.uri):
+                raise BadRequest(ODD_PATH)
+            if self._origins is not None and request.method not in (b"GET", b"HEAD"):
+                self._origins.check(headers)
+        except PlumberError as error:
+            return _written(error_answer(error), request)
+        request.postpath = request.uri.partition(b"?")[0].split(b"/")[1 + len(request.prepath) :]
+        # Klein builds URLs from it, which we have no use for; and not every one can be built from.
+        request.requestHeaders.setRawHeaders(b"host", [b"localhost"])
+        return self._resource.render(request)
+
+
 def _headers(request: IRequest) -> dict[bytes, bytes]:
     """The request's headers as the rooms want them.  Raises `BadRequest` for bytes that not every server reads alike."""
     headers = {}
     for name, values in request.requestHeaders.getAllRawHeaders():
         value = b", ".join(values)
         if SPLITTING.search(value):
-            raise BadRequest("a header has a byte that not every server reads alike")
+            raise BadRequest(ODD_HEADER)
         headers[name.lower()] = value
     return headers
+
+
+def _written(answer: Answer, request: IRequest) -> bytes:
+    request.setResponseCode(answer.status)
+    request.setHeader(b"Content-Type", answer.content_type)
+    request.setHeader(b"Content-Length", b"%d" % len(answer.body))
+    for name, value in answer.headers:
+        request.setHeader(name, value)
+    return answer.body
+
+
+class _Silent(Site):
+    """Logs no requests: what came in and what became of it is in the metrics."""
+
+    def log(self, request: Any) -> None:
+        """Nothing."""
 
 
 class Routes:
@@ -53,6 +118,8 @@ class Routes:
 
     _log = Logger()
     app = Klein()
+    app.url_map.converters["raw"] = _Raw
+    app.url_map.merge_slashes = False
 
     def __init__(self, webhook: Webhook, about: About, body_limit: int) -> None:
         """`body_limit` in bytes."""
@@ -60,22 +127,20 @@ class Routes:
         self._about = about
         self._limit = body_limit
 
-    def resource(self) -> IResource:
-        """The routes as a twisted.web resource."""
-        return self.app.resource()
+    def resource(self, origins: Origins | None = None) -> IResource:
+        """The routes as a twisted.web resource.  Pages of other origins than its own and `origins` may not post to it."""
+        return Doorway(self.app.resource(), origins or Origins())
 
     def site(self, reactor: Any) -> Site:
-        """The routes as a site that logs nothing: what came in and what became of it is in the metrics."""
-        site = Site(self.resource(), reactor=reactor, parsePOSTFormSubmission=False)
-        site.log = lambda request: None
-        return site
+        """The routes as the site behind our `Listener`, which has checked the origins."""
+        return _Silent(Doorway(self.app.resource(), None), reactor=reactor, parsePOSTFormSubmission=False)
 
     def _take(self, request: Request, take: Callable[[dict[bytes, bytes], bytes], Deferred[Answer]]) -> Deferred[bytes]:
         """Have a POST taken in, within the limit of bodies, and write the answer."""
 
         def taken() -> Deferred[Answer]:
             headers = _headers(request)
-            body = request.content.read(self._limit + 1)
+            body = request.content.read(self._limit + 1) if request.content is not None else b""
             if len(body) > self._limit:
                 raise TooLarge(f"a body has at most {self._limit} bytes")
             return take(headers, body)
@@ -84,36 +149,22 @@ class Routes:
 
     def _write(self, request: Request, answer: Deferred[Answer]) -> Deferred[bytes]:
         answer.addErrback(lambda failure: error_answer(blame(failure, self._log, "a request failed")))
-        return answer.addCallback(self._written, request)
-
-    @staticmethod
-    def _written(answer: Answer, request: Request) -> bytes:
-        request.setResponseCode(answer.status)
-        request.setHeader(b"Content-Type", answer.content_type)
-        request.setHeader(b"Content-Length", b"%d" % len(answer.body))
-        for name, value in answer.headers:
-            request.setHeader(name, value)
-        return answer.body
-
-    @staticmethod
-    def _segment(request: Request, from_end: int = 1) -> bytes:
-        """A segment of the path as it came, still percent-encoded: the account may have a slash in it."""
-        return bytes(request.uri.partition(b"?")[0].split(b"/")[-from_end])
+        return answer.addCallback(_written, request)
 
     @app.route("/hooks", methods=["POST"])
     def skyhooks(self, request: Request) -> Deferred[bytes]:
         """skyhooks' clients."""
         return self._take(request, self._webhook.take_skyhooks)
 
-    @app.route("/hooks/<path:account>", methods=["POST"])
+    @app.route("/hooks/<raw:account>", methods=["POST"])
     def hook(self, request: Request, account: str) -> Deferred[bytes]:
         """Everybody's webhook of an account."""
-        return self._take(request, lambda headers, body: self._webhook.take(self._segment(request), headers, body))
+        return self._take(request, lambda headers, body: self._webhook.take(account.encode("ascii"), headers, body))
 
-    @app.route("/instances/<id>/hooks/<path:account>", methods=["POST"])
+    @app.route("/instances/<id>/hooks/<raw:account>", methods=["POST"])
     def own_hook(self, request: Request, id: str, account: str) -> Deferred[bytes]:
         """This instance's own webhook, as it stands in the registry."""
-        segment = self._segment(request)
+        segment = account.encode("ascii")
         return self._take(request, lambda headers, body: self._webhook.take_here(id.encode(), segment, headers, body))
 
     @app.route("/instances/<id>/parcels", methods=["POST"])
@@ -121,21 +172,21 @@ class Routes:
         """What other instances relay."""
         return self._take(request, lambda headers, body: self._webhook.take_parcel(id.encode(), headers, body))
 
-    @app.route("/instances/<id>/accounts/<path:account>", methods=["GET"])
+    @app.route("/instances/<id>/accounts/<raw:account>", methods=["GET"])
     def count(self, request: Request, id: str, account: str) -> Deferred[bytes]:
         """How many listen here."""
-        segment = self._segment(request)
+        segment = account.encode("ascii")
         return self._take(request, lambda headers, body: self._webhook.count_here(id.encode(), segment, headers))
 
-    @app.route("/accounts/<path:account>", methods=["GET"])
+    @app.route("/accounts/<raw:account>", methods=["GET"])
     def account(self, request: Request, account: str) -> Deferred[bytes]:
         """Who listens to an account."""
-        return self._write(request, maybeDeferred(lambda: self._about.account(account_of(self._segment(request)))))
+        return self._write(request, maybeDeferred(lambda: self._about.account(account_of(account.encode("ascii")))))
 
     @app.route("/healthz", methods=["GET"])
     def healthz(self, request: Request) -> bytes:
         """It is alive."""
-        return self._written(json_answer(200, {"status": "ok"}), request)
+        return _written(json_answer(200, {"status": "ok"}), request)
 
     @app.route("/readyz", methods=["GET"])
     def readyz(self, request: Request) -> Deferred[bytes]:
@@ -145,36 +196,34 @@ class Routes:
     @app.route("/metrics", methods=["GET"])
     def metrics(self, request: Request) -> bytes:
         """For Prometheus."""
-        return self._written(self._about.metrics(), request)
+        return _written(self._about.metrics(), request)
 
     @app.route("/", methods=["GET"])
-    @app.route("/<name>", methods=["GET"])
+    @app.route("/<any('asyncplumber.js', 'page.js', 'page.css', 'favicon.svg'):name>", methods=["GET"])
     def page(self, request: Request, name: str = "") -> bytes:
         """The first page, and what belongs to it."""
-        if name not in _STATIC:
-            raise NotFound
         file, content_type = _STATIC[name]
         body = files("asyncplumber.web").joinpath("static", file).read_bytes()
-        return self._written(Answer(200, content_type, body, _POLICY), request)
+        return _written(Answer(200, content_type, body, _POLICY), request)
 
-    @app.handle_errors(PlumberError)
+    @app.handle_errors(PlumberError)  # type: ignore[arg-type]  # its type wants any IRequest, and Klein has none other
     def plumber_error(self, request: Request, failure: Failure) -> bytes:
         """Ours."""
         assert isinstance(failure.value, PlumberError)
-        return self._written(error_answer(failure.value), request)
+        return _written(error_answer(failure.value), request)
 
-    @app.handle_errors(NoRoute)
+    @app.handle_errors(NoRoute)  # type: ignore[arg-type]
     def no_route(self, request: Request, failure: Failure) -> bytes:
         """Nothing at this path."""
-        return self._written(error_answer(NotFound()), request)
+        return _written(error_answer(NotFound()), request)
 
-    @app.handle_errors(WrongMethod)
+    @app.handle_errors(WrongMethod)  # type: ignore[arg-type]
     def wrong_method(self, request: Request, failure: Failure) -> bytes:
         """Something at this path, but not for this method."""
         allowed = sorted(getattr(failure.value, "valid_methods", None) or ["GET"])
-        return self._written(error_answer(MethodNotAllowed(", ".join(allowed))), request)
+        return _written(error_answer(MethodNotAllowed(", ".join(allowed))), request)
 
-    @app.handle_errors(Exception)
+    @app.handle_errors(Exception)  # type: ignore[arg-type]
     def our_fault(self, request: Request, failure: Failure) -> bytes:
         """It goes to the log, and the client learns only that."""
-        return self._written(error_answer(blame(failure, self._log, "a request failed")), request)
+        return _written(error_answer(blame(failure, self._log, "a request failed")), request)

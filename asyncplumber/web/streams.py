@@ -19,6 +19,7 @@ from asyncplumber.event import Cursor, Position
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.web.answers import Answer, error_answer
 from asyncplumber.web.attendance import Attendance
+from asyncplumber.web.connection import Connection
 from asyncplumber.web.outbox import Outbox
 from asyncplumber.wire import Batch, gap, notice, record
 
@@ -27,42 +28,55 @@ CLOSING = 5.0  # seconds that a client has to take the last bytes and go
 ENVELOPES = 1024 * 1024  # bytes in one answer to a long-poll, at which it stops to take more
 
 
-@implementer(IProtocol)
+class SlowReader(PlumberError):
+    """More waits for this client than it is worth; it is to come back with its cursor."""
+
+    status, code, default = 503, "slow-reader", "too much was waiting for you; come back with your cursor"
+
+
+@implementer(IProtocol, ISubscriber)
 class Stream(ABC):
     """A connected client that is sent events until one side has had enough.  One per connection, so it is kept small."""
 
-    __slots__ = ("_attendance", "_channel", "_ending", "_group", "outbox", "transport")
+    __slots__ = ("_attendance", "_channel", "_clock", "_ending", "_group", "outbox", "transport")
 
-    def __init__(self, channel: Channel, attendance: Attendance) -> None:
+    def __init__(self, channel: Channel, attendance: Attendance, clock: Any) -> None:
         self._channel = channel
         self._attendance = attendance
+        self._clock = clock
         self._group = attendance.enter(self)
         self._ending: Any = None  # the timer that hangs up on a client that does not go
         self.transport: Any = None
-        self.outbox: Outbox = None  # type: ignore[assignment]  # there from makeConnection on
+        self.outbox: Outbox = None  # type: ignore[assignment]  # there from `begin` on
 
     @property
     def account(self) -> str:
         """Whose events it is sent."""
         return self._channel.account
 
-    def begin(self, transport: Any, head: bytes, limit: int, after: Cursor | str | None) -> None:
+    def begin(self, connection: Connection, head: bytes, limit: int, after: Cursor | str | None) -> None:
         """Take over the connection, answer with `head`, and subscribe.  `limit` is that of the `Outbox`, in bytes."""
-        self.transport = transport
-        self.outbox = Outbox(transport, self._overflow, limit)
-        self.outbox.write(head)
+        self.transport, spoke, said = connection.hand_over(self)
+        self.outbox = Outbox(self.transport, self._overflow, limit)
+        if spoke:
+            self.outbox.follow(head)
+        else:
+            self.outbox.write(head)
         self._channel.subscribe(self, after)
+        if said:
+            self.dataReceived(said)
 
     # IProtocol
 
     def makeConnection(self, transport: Any) -> None:
         self.transport = transport
 
-    def connectionMade(self) -> None:
+    def connectionMade(self) -> None:  # noqa: B027  # it was, before we took over
         pass
 
+    @abstractmethod
     def dataReceived(self, data: bytes) -> None:
-        """A client of a stream has nothing to say."""
+        """The client says something."""
 
     def connectionLost(self, reason: Any) -> None:
         self._channel.unsubscribe(self)
@@ -70,6 +84,17 @@ class Stream(ABC):
         self.outbox.forget()
         if self._ending is not None and self._ending.active():
             self._ending.cancel()
+
+    # ISubscriber, as far as it does not depend on the transport's words
+
+    @abstractmethod
+    def deliver(self, batch: Batch) -> None: ...
+
+    @abstractmethod
+    def opened(self, cursor: Cursor) -> None: ...
+
+    @abstractmethod
+    def missed(self, cursor: Cursor, position: Position) -> None: ...
 
     @abstractmethod
     def beat(self) -> None:
@@ -93,35 +118,36 @@ class Stream(ABC):
         """Hang up at once."""
         self.transport.abortConnection()
 
-    def _close(self, clock: Any) -> None:
-        """Close after what is in the transport has been sent, but do not wait for ever."""
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the last word is said."""
+        return self._ending is not None
+
+    def _leave(self) -> None:
+        """Serve it no more; the client has `CLOSING` seconds to take the last words and go."""
         self._channel.unsubscribe(self)
         if self._ending is None:
-            self._ending = clock.callLater(CLOSING, self.abort)
-            self.outbox.flush()
-            self.transport.loseConnection()
+            self._ending = self._clock.callLater(CLOSING, self.abort)
+
+    def _close(self) -> None:
+        """Close after what is in the transport has been sent, but do not wait for ever."""
+        self._leave()
+        self.outbox.flush()
+        self.transport.loseConnection()
 
 
-class SlowReader(PlumberError):
-    """More waits for this client than it is worth; it is to come back with its cursor."""
-
-    status, code, default = 503, "slow-reader", "too much was waiting for you; come back with your cursor"
-
-
-@implementer(ISubscriber)
 class EventStream(Stream):
     """A Server-Sent Events client."""
 
-    __slots__ = ("_clock",)
+    __slots__ = ()
 
     HEAD = (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\n"
         b"X-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n%b\r\nretry: %d\n\n"
     )
 
-    def __init__(self, channel: Channel, attendance: Attendance, clock: Any) -> None:
-        super().__init__(channel, attendance)
-        self._clock = clock
+    def dataReceived(self, data: bytes) -> None:
+        """It has nothing to say."""
 
     def deliver(self, batch: Batch) -> None:
         self.outbox.write(batch.records)
@@ -133,29 +159,30 @@ class EventStream(Stream):
         self.outbox.write(record(str(position.cursor), "plumber.gap", gap(self.account, cursor, position)))
 
     def beat(self) -> None:
-        self.outbox.write(b":\n\n")
+        if not self.is_leaving:
+            self.outbox.write(b":\n\n")
 
     def farewell(self, reconnect_after: float) -> None:
         delivered = self._channel.delivered
-        if delivered is not None:
+        if delivered is not None and not self.is_leaving:
             bye = notice("plumber.bye", self.account, delivered, reconnect_after=reconnect_after)
             self.outbox.write(b"retry: %d\n%b" % (1000 * reconnect_after, record("", "plumber.bye", bye)))
-        self._close(self._clock)
+        self._close()
 
     def end(self, error: PlumberError | None) -> None:
-        self._close(self._clock)
+        self._close()
 
 
 @implementer(ISubscriber)
 class LongPoll:
     """One long-poll: an answer as soon as there is an event, or an empty one when the wait runs out."""
 
-    def __init__(self, channel: Channel, clock: Any, wait: float) -> None:
-        """`wait` is in seconds."""
+    def __init__(self, channel: Channel, clock: Any, wait: float, after: Cursor | str | None) -> None:
+        """`wait` is in seconds; `after` is where the client stands, and still stands if there is no time to look."""
         self.answer: Deferred[Answer] = Deferred()
         self._channel = channel
         self._clock = clock
-        self._cursor: Cursor | None = None
+        self._stand = after
         self._envelopes: list[bytes] = []
         self._size = 0
         self._late: Any = clock.callLater(wait, self._answer)
@@ -167,7 +194,7 @@ class LongPoll:
         return self._channel.account
 
     def opened(self, cursor: Cursor) -> None:
-        self._cursor = cursor
+        self._stand = cursor
 
     def deliver(self, batch: Batch) -> None:
         for event, text in zip(batch.events, batch.envelopes, strict=True):
@@ -182,7 +209,7 @@ class LongPoll:
     def _take(self, envelope: bytes, cursor: Cursor | None) -> None:
         self._envelopes.append(envelope)
         self._size += len(envelope)
-        self._cursor = cursor or self._cursor
+        self._stand = cursor or self._stand
         if self._soon is None:
             # In the reactor's next turn: the rest of a replay's page, or of a burst, comes along.
             self._soon = self._clock.callLater(0, self._answer)
@@ -191,7 +218,7 @@ class LongPoll:
         return succeed(None)
 
     def _answer(self) -> None:
-        cursor = str(self._cursor).encode("ascii") if self._cursor else b""
+        cursor = str(self._stand or "").encode("ascii")
         body = b'{"events":[%b],"cursor":"%b"}\n' % (b",".join(self._envelopes), cursor)
         self._finish(Answer(200, b"application/json", body, ((b"Cache-Control", b"no-store"),)))
 

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.errors import BadAccount, BadRequest, Gone, NotAllowed, PlumberError, blame
+from asyncplumber.errors import BadAccount, Gone, NotAllowed, PlumberError, blame
 from asyncplumber.event import Event, Receipt, checked_account
 from asyncplumber.hub import Hub
 from asyncplumber.intake import Intake
@@ -24,8 +24,11 @@ from asyncplumber.relays.parcels import unpack
 from asyncplumber.signing import Signer
 from asyncplumber.web.answers import Answer, error_answer, json_answer, receipt_answer
 
-# Bytes that Twisted and Autobahn would split a header at, each in its own way (CVE-2026-44546 in daphne).
-SPLITTING = re.compile(rb"[\x0b\x0c\x1c-\x1e\x85]")
+# Bytes that Twisted and Autobahn would split a header at, each in its own way (CVE-2026-44546 in daphne); and the other
+# control characters, which no header may have.
+SPLITTING = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f\x85]")
+ODD_HEADER = "a header has a byte that not every server reads alike"
+ODD_PATH = "the path has a byte that not every server reads alike"
 _BATCHES = (b"application/x-ndjson", b"application/jsonl", b"application/cloudevents-batch+json")
 
 
@@ -149,9 +152,3 @@ class Webhook:
             if not self._hub.serves(account):
                 self._disown(account)
         return succeed(json_answer(200, {"subscribers": {account: self._hub.count(account) for account in accounts}}))
-
-
-def split(name: bytes, value: bytes) -> None:
-    """Raises `BadRequest` if two parsers could read this header differently."""
-    if SPLITTING.search(name) or SPLITTING.search(value):
-        raise BadRequest("a header has a byte that not every server reads alike")

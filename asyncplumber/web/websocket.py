@@ -14,20 +14,19 @@ from binascii import Error as BadBase64
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from zope.interface import implementer
 
 from asyncplumber.channel import Channel
 from asyncplumber.errors import BadRequest, PlumberError, TooManyRequests, Unavailable
 from asyncplumber.event import Cursor, Position
-from asyncplumber.interfaces import ISubscriber
 from asyncplumber.posted import Headers
 from asyncplumber.web.attendance import Attendance
-from asyncplumber.web.streams import CLOSING, SlowReader, Stream
+from asyncplumber.web.streams import SlowReader, Stream
 from asyncplumber.wire import Batch, frame, gap, notice
 
 MESSAGE = 64 * 1024  # bytes that a client may say at once: it has nothing long to say
 SILENT = 3  # heartbeats that a client may leave unanswered
 PING = b"\x89\x00"
+_CLOSE = b"\x88"
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _GOING_AWAY, _INTERNAL, _TRY_LATER = 1001, 1011, 1013
 
@@ -36,6 +35,7 @@ class UpgradeRequired(PlumberError):
     """A WebSocket handshake in a version that we do not speak (RFC 6455, 4.4)."""
 
     status, code, default = 426, "upgrade-required", "the WebSocket version spoken here is 13"
+    headers = ((b"Sec-WebSocket-Version", b"13"), (b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"))
 
 
 def accept_key(headers: Headers) -> bytes:
@@ -68,6 +68,7 @@ class _Ear(WebSocketServerProtocol):  # type: ignore[misc]
     CONFIG_ATTRS: Any = ()
     transport: Any
     current_frame: Any
+    websocket_version = 13  # as the opening handshake would have found
     logOctets = logFrames = trackTimings = False
     utf8validateIncoming = applyMask = True
     maxFramePayloadSize = maxMessagePayloadSize = MESSAGE
@@ -75,7 +76,7 @@ class _Ear(WebSocketServerProtocol):  # type: ignore[misc]
     failByDrop = False  # dropping the connection without a close frame would leave the client with 1006
     echoCloseCodeReason = False
     openHandshakeTimeout = 0
-    closeHandshakeTimeout = CLOSING
+    closeHandshakeTimeout = 0  # the stream has a timer of its own
     tcpNoDelay = True
     autoPingInterval = autoPingTimeout = 0
     autoPingSize = 12
@@ -122,14 +123,13 @@ class EarFactory(WebSocketServerFactory):  # type: ignore[misc]
         self._spare = ear
 
 
-@implementer(ISubscriber)
 class WebSocketStream(Stream):
     """A WebSocket client.  It is also the transport of its ear."""
 
     __slots__ = ("_ear", "_factory", "_silent")
 
-    def __init__(self, channel: Channel, attendance: Attendance, factory: EarFactory) -> None:
-        super().__init__(channel, attendance)
+    def __init__(self, channel: Channel, attendance: Attendance, clock: Any, factory: EarFactory) -> None:
+        super().__init__(channel, attendance, clock)
         self._factory = factory
         self._ear: _Ear | None = None
         self._silent = 0
@@ -155,24 +155,23 @@ class WebSocketStream(Stream):
     # The transport of the ear
 
     def write(self, data: bytes) -> None:
-        """Autobahn sends a pong, or a close frame."""
-        self.outbox.last_words(data) if data[:1] == b"\x88" else self.outbox.write(data)
+        """Autobahn sends a pong, or a close frame, after which nothing more may be sent (RFC 6455, 5.5.1)."""
+        if data[:1] == _CLOSE:
+            self.outbox.last_words(data)
+            self._leave()
+        else:
+            self.outbox.write(data)
 
     def unregisterProducer(self) -> None:
         """Autobahn is about to close the connection."""
-        self._channel.unsubscribe(self)
-        self.outbox.flush()
 
     def loseConnection(self) -> None:
         """Autobahn closes the connection."""
-        self.transport.loseConnection()
+        self._close()
 
     def abortConnection(self) -> None:
-        """Autobahn closes the connection because the client does not, or because both have said all: that one needs no reset."""
-        if self._ear is not None and self._ear.wasClean:
-            self.transport.loseConnection()
-        else:
-            self.transport.abortConnection()
+        """Autobahn closes it because both sides have said goodbye: that needs no reset."""
+        self._close()
 
     # ISubscriber
 
@@ -188,13 +187,13 @@ class WebSocketStream(Stream):
     def beat(self) -> None:
         if self._silent >= SILENT:
             self.abort()
-        else:
+        elif not self.is_leaving:
             self._silent += 1
             self.outbox.write(PING)
 
     def farewell(self, reconnect_after: float) -> None:
         delivered = self._channel.delivered
-        if delivered is not None:
+        if delivered is not None and not self.is_leaving:
             self.outbox.write(frame(notice("plumber.bye", self.account, delivered, reconnect_after=reconnect_after)))
         self._say_goodbye(_GOING_AWAY, "going away")
 
@@ -207,8 +206,7 @@ class WebSocketStream(Stream):
             self._say_goodbye(_INTERNAL, error.message)
 
     def _say_goodbye(self, code: int, reason: str) -> None:
-        """Begin the closing handshake; Autobahn hangs up if the client does not answer it."""
-        self._channel.unsubscribe(self)
+        """Begin the closing handshake."""
         if self._ear is None:
             self._ear = self._factory.borrow(self)
         # sendClose() takes none of the codes that a server needs.

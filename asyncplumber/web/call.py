@@ -1,0 +1,117 @@
+"""A request as it came over the wire, growing as it is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncplumber.errors import BadRequest, PlumberError
+from asyncplumber.web.webhook import ODD_HEADER, ODD_PATH, SPLITTING
+
+HEADERS = 100  # lines
+
+
+class HeadersTooLarge(PlumberError):
+    """Request line and headers are beyond the limit (RFC 6585, 5)."""
+
+    status, code, default = 431, "headers-too-large", "the request line and headers are too large"
+
+
+def _absolute_path(target: bytes) -> bytes:
+    """The target as `/path?query`: a proxy's client sends a whole URL, and every server must take it (RFC 9112, 3.2.2)."""
+    if target[:1] != b"/" and b"://" in target:
+        return b"/" + target.partition(b"://")[2].partition(b"/")[2]
+    return target
+
+
+class Call:
+    """A request.  Header names are lower-case; a repeated header has its values joined by commas."""
+
+    __slots__ = (
+        "_more",
+        "body",
+        "expects_continue",
+        "fed",
+        "headed",
+        "headers",
+        "keep_alive",
+        "length",
+        "method",
+        "raw_headers",
+        "size",
+        "target",
+        "upgrade",
+    )
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.raw_headers: list[tuple[bytes, bytes]] = []
+        self.body = b""
+        self._more: bytearray | None = None
+        self.length = 0  # bytes of the body, as announced
+        self.size = 0  # bytes of the head, as far as it is known
+        self.fed = 0  # bytes read in pieces that had nothing else in them
+        self.headed = False  # the head is complete
+        self.keep_alive = True
+        self.upgrade = False  # to a WebSocket, that is
+        self.expects_continue = False
+
+    def take_header(self, name: bytes, value: bytes) -> PlumberError | None:
+        """One more header.  @return: what is wrong with it."""
+        value = value.strip(b" \t")
+        self.size += len(name) + len(value) + 4
+        self.raw_headers.append((name, value))
+        name = name.lower()
+        if name in self.headers:
+            if name == b"host":
+                return BadRequest("a request has one Host header")
+            value = self.headers[name] + b", " + value
+        self.headers[name] = value
+        return BadRequest(ODD_HEADER) if SPLITTING.search(value) else None
+
+    def complete_head(self, parser: Any) -> PlumberError | None:
+        """The head is complete; `parser` is llhttp.  @return: what is wrong with it."""
+        headers, version = self.headers, parser.get_http_version()
+        self.headed = True
+        self.method = parser.get_method()
+        self.target = _absolute_path(self.target)
+        self.keep_alive = version == "1.1" and parser.should_keep_alive()
+        self.upgrade = parser.should_upgrade() and headers.get(b"upgrade", b"").lower() == b"websocket"
+        self.expects_continue = version == "1.1" and headers.get(b"expect", b"").lower() == b"100-continue"
+        self.length = int(headers.get(b"content-length", b"0"))
+        if version not in ("1.0", "1.1"):
+            return BadRequest("this is not HTTP/1.1")
+        if SPLITTING.search(self.target):
+            return BadRequest(ODD_PATH)
+        if b"host" not in headers and version == "1.1":
+            return BadRequest("HTTP/1.1 requires a Host header")
+        return None
+
+    def take_body(self, body: bytes) -> int:
+        """The next bytes of the body; nearly always they are all of it.  @return: how many there are now."""
+        if not self.body:
+            self.body = body
+        elif self._more is None:
+            self._more = bytearray(body)
+        else:
+            self._more += body
+        return len(self.body) + len(self._more or b"")
+
+    def complete_body(self) -> None:
+        """There are no more."""
+        if self._more is not None:
+            self.body += self._more
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the head announces a body."""
+        return self.length > 0 or b"transfer-encoding" in self.headers
+
+    def without_upgrade(self) -> bytes:
+        """The head as it would be if no other protocol was asked for."""
+        lines = [b"%b %b HTTP/1.1" % (self.method, self.target)]
+        lines += [b"%b: %b" % (name, value) for name, value in self.raw_headers if name.lower() not in (b"upgrade", b"connection")]
+        if not self.keep_alive:
+            lines.append(b"Connection: close")
+        return b"\r\n".join([*lines, b"", b""])

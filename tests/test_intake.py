@@ -1,0 +1,266 @@
+"""What a POST means: kept first, then delivered here and relayed there, then answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from asyncplumber import intake
+from asyncplumber.errors import BadRequest, PlumberError, RelayFailed, TooManyRequests, Unavailable
+from asyncplumber.event import Instance, Stored
+from asyncplumber.intake import RELAY_PATIENCE, Intake
+from tests.house import CoreCase, Wire, draft
+
+
+class IntakeCase(CoreCase):
+    """An intake that is alone."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.intake = Intake(self.history, self.hub, self.clock)
+
+    def appends(self) -> list[list[str]]:
+        """The ids of each append."""
+        return [[each.id for each in call[1]] for call in self.history.calls if call[0] == "append"]
+
+    def posted(self, *keys: str) -> Deferred[Any]:
+        return self.intake.accept([draft(key) for key in keys])
+
+
+class CommitTests(IntakeCase):
+    """Group commit."""
+
+    def test_a_turn_is_one_append_in_order(self) -> None:
+        """And each POST gets its own receipts."""
+        posts = [self.posted("1"), self.posted("2", "3"), self.posted("4")]
+        self.assertEqual(self.appends(), [])
+        self.turn()
+        self.assertEqual(self.appends(), [["1", "2", "3", "4"]])
+        seqs = [[receipt.event.seq for receipt in self.successResultOf(post)] for post in posts]
+        self.assertEqual(seqs, [[1], [2, 3], [4]])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_one_append_is_under_way_at_a_time(self) -> None:
+        """What arrives meanwhile goes together into the next."""
+        self.history.kept = {"append"}
+        first = self.posted("1")
+        self.turn()
+        rest = [self.posted("2"), self.posted("3")]
+        self.turn(3)
+        self.assertEqual(self.appends(), [["1"]])
+        self.history.let_go()
+        self.turn()
+        self.assertEqual(self.appends(), [["1"], ["2", "3"]])
+        self.successResultOf(first)
+        self.assertNoResult(rest[0])
+        self.history.let_go()
+        for post in rest:
+            self.successResultOf(post)
+
+    def test_a_group_is_bounded_but_a_post_is_never_torn(self) -> None:
+        """A larger one goes alone."""
+        self.patch(intake, "GROUP", 3)
+        for keys in ("12", "34", "5678", "9"):
+            self.posted(*keys)
+        self.settle()
+        self.assertEqual(self.appends(), [["1", "2"], ["3", "4"], ["5", "6", "7", "8"], ["9"]])
+
+    def test_too_much_that_waits_is_refused_until_there_is_room(self) -> None:
+        """By bytes, with a time to come back."""
+        self.intake = Intake(self.history, self.hub, self.clock, waiting=10)
+        self.history.kept = {"append"}
+        self.posted("1", "2")
+        error = self.failureResultOf(self.posted("3"), TooManyRequests)
+        self.assertEqual(error.value.retry_after, 1)
+        self.turn()
+        self.failureResultOf(self.posted("3"), TooManyRequests)
+        self.history.let_go()
+        post = self.posted("3")
+        self.turn()
+        self.history.let_go()
+        self.successResultOf(post)
+
+    def test_receipts_count_those_who_got_it(self) -> None:
+        """Alone, an instance counts itself only if somebody listens."""
+        unheard = self.posted("1")
+        self.turn()
+        subscriber = self.subscribed()
+        heard = self.posted("2")
+        self.turn()
+        for post, count in ((unheard, 0), (heard, 1)):
+            [receipt] = self.successResultOf(post)
+            self.assertEqual((receipt.subscribers, receipt.instances), (count, {"ok": count, "failed": 0}))
+        self.assertEqual(subscriber.seqs, [2])
+
+    def test_a_duplicate_is_answered_with_the_first_ones_place(self) -> None:
+        """And not delivered again, nor counted again."""
+        subscriber = self.subscribed()
+        first, second = self.posted("1"), self.posted("1")
+        self.turn()
+        third = self.posted("1")
+        self.turn()
+        receipts = [self.successResultOf(post)[0] for post in (first, second, third)]
+        self.assertEqual([(receipt.event.seq, receipt.duplicate) for receipt in receipts], [(1, False), (1, True), (1, True)])
+        self.assertEqual((subscriber.seqs, self.intake.accepted), ([1], 1))
+
+    def test_a_duplicate_heals_a_death_between_keeping_and_sending(self) -> None:
+        """The first POST was kept, and then its process died."""
+        subscriber = self.subscribed()
+        self.successResultOf(self.store.history.append([draft("1")]))
+        self.posted("1")
+        self.turn()
+        self.assertEqual(subscriber.seqs, [1])
+
+    def test_nothing_is_accepted_as_nothing(self) -> None:
+        """An empty list is no error."""
+        post = self.posted()
+        self.turn()
+        self.assertEqual(self.successResultOf(post), [])
+
+
+class FailureTests(IntakeCase):
+    """What goes wrong goes to whom it belongs."""
+
+    def test_what_befalls_one_draft_befalls_its_post_alone(self) -> None:
+        """Its neighbours in the group are kept and sent."""
+        subscriber = self.subscribed()
+        stored: list[Any] = self.successResultOf(self.store.history.append([draft("1"), draft("3")]))
+        self.history.kept = {"append"}
+        posts = [self.posted("1"), self.posted("2"), self.posted("3")]
+        self.turn()
+        answer = self.history.waiting.pop()[0]
+        answer.callback([Stored(stored[0].event, False), BadRequest("not this one"), Stored(stored[1].event, False)])
+        self.failureResultOf(posts[1], BadRequest)
+        self.assertEqual([self.successResultOf(posts[n])[0].event.seq for n in (0, 2)], [1, 2])
+        self.assertEqual(subscriber.seqs, [1, 2])
+
+    def test_an_outage_is_told_to_all_and_the_next_append_is_tried(self) -> None:
+        """Nothing waits behind it for ever."""
+        self.history.fails = 1
+        posts = [self.posted("1"), self.posted("2")]
+        self.turn()
+        for post in posts:
+            self.failureResultOf(post, Unavailable)
+        after = self.posted("1")
+        self.turn()
+        self.successResultOf(after)
+
+    def test_what_nobody_expected_is_ours_and_logged(self) -> None:
+        """Be it failed or raised; the intake goes on."""
+
+        def broken(drafts: Any) -> Any:
+            raise KeyError("x")
+
+        for append in (lambda drafts: fail(KeyError("x")), broken, lambda drafts: succeed(None)):
+            self.intake._history = type("History", (), {"append": staticmethod(append)})()
+            error = self.failureResultOf(self._turned("1"), PlumberError)
+            self.assertEqual(error.value.status, 500)
+            self.assertEqual(len(self.flushLoggedErrors(KeyError, TypeError)), 1)
+        self.intake._history = self.history
+        self.successResultOf(self._turned("1"))
+        self.assertEqual(self.intake._under_way, set())
+
+    def _turned(self, key: str) -> Deferred[Any]:
+        post = self.posted(key)
+        self.turn()
+        return post
+
+    def test_stopping_waits_for_what_is_under_way_and_refuses_the_rest(self) -> None:
+        """What waits for its turn, and what is with the store."""
+        self.history.kept = {"append"}
+        first = self.posted("1")
+        self.turn()
+        second = self.posted("2")
+        stopped = self.intake.stop()
+        self.failureResultOf(self.posted("3"), Unavailable)
+        self.history.let_go()
+        self.successResultOf(first)
+        self.assertNoResult(stopped)
+        self.turn()
+        self.history.let_go(Unavailable())
+        self.failureResultOf(second, Unavailable)
+        self.assertIsNone(self.successResultOf(stopped))
+        self.assertIsNone(self.successResultOf(self.intake.stop()))
+
+
+class RelayTests(IntakeCase):
+    """Two instances elsewhere, and a relay in the test's hand."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.wire = Wire()
+        self.instances = [
+            self.successResultOf(self.store.registry.enlist(Instance(name, f"http://{name}"))) for name in ("me", "you", "they")
+        ]
+        for instance in self.instances:
+            self.store.registry.register(instance, ["a"])
+        me = Instance("me", "http://me")
+        self.intake = Intake(self.history, self.hub, self.clock, registry=self.registry, relay=self.wire, instance=me)
+
+    def receipt(self, post: Deferred[Any]) -> tuple[int, dict[str, int]]:
+        [receipt] = self.successResultOf(post)
+        return receipt.subscribers, dict(receipt.instances)
+
+    def test_the_registry_is_asked_after_the_event_is_kept(self) -> None:
+        """The order is the point: whoever comes in between finds one or the other."""
+        order: list[str] = []
+        for room in (self.history, self.registry):
+            room.calls = type("Calls", (list,), {"append": lambda _, call: order.append(call[0])})()
+        self.posted("1")
+        self.turn()
+        self.assertEqual(order, ["append", "instances"])
+
+    def test_events_go_to_every_other_instance_and_not_to_ourselves(self) -> None:
+        """All of a turn in one parcel each; what they answer is in the receipt."""
+        self.subscribed()
+        posts = [self.posted("1"), self.posted("2")]
+        self.turn()
+        self.assertEqual([(to.id, [each.seq for each in events]) for to, events, _ in self.wire.waiting], [("you", [1, 2]), ("they", [1, 2])])
+        self.assertNoResult(posts[0])
+        for (_, _, answer), count in zip(self.wire.waiting, (3, 0), strict=True):
+            answer.callback({"a": count})
+        self.assertEqual([self.receipt(post) for post in posts], [(4, {"ok": 2, "failed": 0})] * 2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_failed_and_pending_instances_are_counted(self) -> None:
+        """The receipt is patient, but not for ever."""
+        post = self.posted("1")
+        self.turn()
+        self.wire.waiting[0][2].errback(RelayFailed("no"))
+        self.clock.advance(RELAY_PATIENCE - 0.1)
+        self.assertNoResult(post)
+        self.clock.advance(0.2)
+        self.assertEqual(self.receipt(post), (0, {"ok": 0, "failed": 1, "pending": 1}))
+        self.wire.waiting[1][2].callback({"a": 1})
+
+    def test_a_relay_that_raises_is_a_failed_one(self) -> None:
+        """The others are told all the same."""
+        self.intake._relay = type("Relay", (), {"carry": lambda *_: 1 / 0})()
+        post = self.posted("1")
+        self.turn()
+        self.assertEqual(self.receipt(post), (0, {"ok": 0, "failed": 2}))
+
+    def test_a_registry_that_is_away_after_the_append_changes_nothing(self) -> None:
+        """Accepted means kept; the others find it when they compare positions."""
+        subscriber = self.subscribed()
+        for error in (Unavailable(), KeyError("x")):
+            self.registry.away = error
+            post = self.posted(str(error))
+            self.turn()
+            self.assertEqual(self.receipt(post), (1, {"ok": 1, "failed": 0}))
+        self.assertEqual(subscriber.seqs, [1, 2])
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+    def test_the_next_append_does_not_wait_for_the_relay(self) -> None:
+        """Slow instances hold up nobody here; stopping waits for their receipts."""
+        first = self.posted("1")
+        self.turn()
+        self.posted("2")
+        self.turn()
+        self.assertEqual(len(self.appends()), 2)
+        stopped = self.intake.stop()
+        self.assertNoResult(first)
+        self.assertNoResult(stopped)
+        self.clock.advance(RELAY_PATIENCE)
+        self.successResultOf(stopped)
