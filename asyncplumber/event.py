@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import count
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 from asyncplumber.errors import BadAccount, BadCursor
@@ -149,3 +153,23 @@ class Receipt(NamedTuple):
     duplicate: bool
     subscribers: int
     instances: Mapping[str, int]
+
+
+def timestamp(seconds: float) -> str:
+    """`seconds` since 1970 as RFC 3339 in UTC, to the millisecond."""
+    second, thousandth = divmod(int(seconds * 1000), 1000)
+    return f"{_second(second)}{thousandth:03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+
+
+_PROCESS = token_hex(10)
+_numbers = count(1)
+
+
+def new_id() -> str:
+    """An id for an event that came without one: this process's own random prefix, and a number."""
+    return f"{_PROCESS}{next(_numbers):012x}"

@@ -21,12 +21,12 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource
 
 from asyncplumber.callbacks import Callback, CallbackSubscriber
-from asyncplumber.event import EARLIEST, Cursor, Draft, Instance, Receipt, checked_account
+from asyncplumber.event import EARLIEST, Cursor, Draft, Instance, Receipt, checked_account, timestamp
 from asyncplumber.hub import LINGER, SUBSCRIBERS, Hub
 from asyncplumber.intake import Intake
 from asyncplumber.interfaces import IStore
 from asyncplumber.leases import Leases
-from asyncplumber.posted import drafts_of, timestamp
+from asyncplumber.posted import drafts_of
 from asyncplumber.relays.census import Census
 from asyncplumber.relays.webhook import WebhookRelay
 from asyncplumber.rounds import Round
@@ -84,16 +84,19 @@ class Plumber(Service):
         self.public_url = public_url
         self.hub = Hub(history, reactor, hold=self._hold, release=self._release, linger=linger, subscribers=subscribers)
         self.relay = WebhookRelay.over_treq(reactor, registry, reactor.seconds, signer)
-        self._census = Census.over_treq(reactor, signer)
         asked = registry if self.store.shared else None
         self.intake = Intake(history, self.hub, reactor, registry=asked, relay=self.relay, instance=self.leases.instance)
         self.webhook = Webhook(self.intake, self.hub, reactor.seconds, id, disown=self.leases.disown, signer=signer)
-        self.about = About(self.store, self.hub, self._figures, self._listeners)
-        self.routes = Routes(self.webhook, self.about, body_limit)
+        self._open_doors(signer, body_limit)
         #: Fires when the store is open; fails if it never will be.  A database server that is down is waited for.
         self.opened: Deferred[None] = Deferred()
         self._registered: dict[tuple[str, Any], CallbackSubscriber] = {}
         self._rounds = [Round(self.hub.check, check, reactor), Round(self._sweep, SWEEP, reactor)]
+
+    def _open_doors(self, signer: Signer | None, body_limit: int) -> None:
+        self._census = Census.over_treq(self._reactor, signer)
+        self.about = About(self.store, self.hub, self._figures, self._listeners)
+        self.routes = Routes(self.webhook, self.about, body_limit)
 
     @property
     def public_url(self) -> str:

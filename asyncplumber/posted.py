@@ -13,13 +13,13 @@ from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from codecs import lookup
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
-from uuid import uuid4
 
 from asyncplumber.errors import BadRequest, TooLarge, UnsupportedMediaType
-from asyncplumber.event import DEFAULT_TYPE, RESERVED_TYPES, Draft, checked_account, is_plain
+from asyncplumber.event import DEFAULT_TYPE, RESERVED_TYPES, Draft, checked_account, is_plain, new_id, timestamp
 
 Headers = Mapping[bytes, bytes]
 
@@ -89,11 +89,6 @@ def payload_of(content_type: str, body: bytes) -> tuple[str, bytes]:
     if kind.startswith("text/") or kind.endswith(("/xml", "+xml")):
         return content_type, _text_member(body, content_type)
     return content_type, _bytes_member(body)
-
-
-def timestamp(seconds: float) -> str:
-    """`seconds` since 1970 as RFC 3339 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _named(value: Any, name: str) -> str:
@@ -228,7 +223,7 @@ def _binary(account: str, headers: Headers, content_type: str, body: bytes, now:
 def _lines(account: str, id: str | None, type: str, body: bytes, now: str) -> list[Draft]:
     """Newline-delimited JSON: a result a line.  With an id, the results are ``id.1``, ``id.2`` …"""
     lines = _bounded([line for line in body.split(b"\n") if line.strip()])
-    stem = id or uuid4().hex
+    stem = id or new_id()
     drafts = []
     for number, line in enumerate(lines, 1):
         name = _named(f"{stem}.{number}", "Webhook-Id with the line's number")
@@ -239,6 +234,15 @@ def _lines(account: str, id: str | None, type: str, body: bytes, now: str) -> li
     return drafts
 
 
+@lru_cache(maxsize=256)
+def _media_type(header: bytes) -> tuple[str, str]:
+    """A content type as it came, and without its parameters.  Raises `BadRequest`."""
+    content_type = _header({b"content-type": header}, b"content-type") or ""
+    if content_type and not is_plain(content_type):
+        raise BadRequest("the content type is too long, or no media type")
+    return content_type, content_type.partition(";")[0].strip().lower()
+
+
 def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Draft]:
     """
     What this POST to `account` brings, nearly always one draft.  `now` is the RFC 3339 time of its arrival.
@@ -246,10 +250,7 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
     Raises `BadAccount`, `BadRequest`, `UnsupportedMediaType` or `TooLarge`; then nothing of it may be kept.
     """
     checked_account(account)
-    content_type = _header(headers, b"content-type") or ""
-    if content_type and not is_plain(content_type):
-        raise BadRequest("the content type is too long, or no media type")
-    kind = content_type.partition(";")[0].strip().lower()
+    content_type, kind = _media_type(headers.get(b"content-type", b""))
     if kind.startswith(_CLOUDEVENT):
         return _cloudevents(account, kind, body, now)
     if b"ce-specversion" in headers:
@@ -264,7 +265,7 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
     if kind in ("application/x-ndjson", "application/jsonl"):
         return _lines(account, id, type, body, now)
     content_type, payload = payload_of(content_type, body)
-    id = id or uuid4().hex
+    id = id or new_id()
     return [Draft(account, id, id, type, now, content_type, payload)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -196,6 +197,8 @@ def _worker(options: Options, place: str, reactor: Any) -> IService:
     from asyncplumber.workers import LISTENING, READY
 
     number, _, family = place.partition(":")
+    # A terminal interrupts the whole group; it is the parent's word that counts.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     shared = AdoptedStreamServerEndpoint(reactor, LISTENING, getattr(socket, f"AF_{family.upper()}".replace("AF_AF_", "AF_")))
     port = options["peer-port"] + int(number) - 1 if options["peer-port"] else 0
     own = TCP4ServerEndpoint(reactor, port, interface=options["peer-host"])

@@ -13,7 +13,7 @@ Nothing here opens a socket or waits: time is a clock that a test sets forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import serverFromString
@@ -29,6 +29,7 @@ from asyncplumber.interfaces import IStore, ISubscriber
 from asyncplumber.plumber import Plumber
 from asyncplumber.service import Server
 from asyncplumber.web.attendance import Attendance
+from asyncplumber.web.listener import Listener
 from asyncplumber.wire import Batch
 
 NOW = 1_800_000_000.0  # seconds since 1970: the time at which a `MemoryServer` begins
@@ -170,7 +171,7 @@ class MemoryServer:
         self.service = Server(self.plumber, endpoints, self.clock, body_limit=body_limit, **limits)
         self.service.privilegedStartService()
         self.service.startService()
-        self.listener: Any = self.clock.tcpServers[0][1]  # a `Listener`
+        self.listener = cast(Listener, self.clock.tcpServers[0][1])
         self.attendance: Attendance = self.listener.attendance
         self.settle()
 

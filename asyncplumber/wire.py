@@ -86,9 +86,10 @@ class Batch:
         return self._records
 
 
-def notice(type: str, account: str, cursor: Cursor, **data: Any) -> bytes:
-    """The envelope of an event about the stream itself: it is in no history, and `cursor` says where you stand."""
-    return json.dumps({"type": type, "account": account, "cursor": str(cursor), "data": data}, separators=(",", ":")).encode()
+def notice(type: str, account: str, cursor: Cursor | None, **data: Any) -> bytes:
+    """The envelope of an event about the stream itself: in no history; `cursor` says where you stand, None that you know."""
+    stand = str(cursor) if cursor is not None else None
+    return json.dumps({"type": type, "account": account, "cursor": stand, "data": data}, separators=(",", ":")).encode()
 
 
 def gap(account: str, cursor: Cursor, position: Position) -> bytes:

@@ -7,7 +7,6 @@ Everything waits for a condition with a deadline, and nothing for a length of ti
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -206,9 +205,7 @@ class Crowd:
 
     async def gather(self, ports: Sequence[int], account: str, kinds: Sequence[type[Subscriber]] = TRANSPORTS) -> list[Subscriber]:
         """One subscriber of each kind at each of the instances; all stand somewhere when it returns."""
-        people = [
-            self.subscriber(kind, [*ports[at:], *ports[:at]], account) for at in range(len(ports)) for kind in kinds
-        ]
+        people = [self.subscriber(kind, [*ports[at:], *ports[:at]], account) for at in range(len(ports)) for kind in kinds]
         await gatherResults([each.begin() for each in people])
         return people
 
@@ -329,10 +326,3 @@ def kill_hard(pid: int) -> None:
     """SIGKILL to one process that a farm has started."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def metric(reply: Reply, name: str) -> float:
-    """A figure from /metrics."""
-    found = re.search(rf"^asyncplumber_{name} (\S+)$", reply.body.decode(), re.MULTILINE)
-    assert found is not None
-    return float(found[1])

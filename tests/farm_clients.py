@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from twisted.internet import reactor
@@ -304,10 +305,8 @@ class Subscriber:
     async def _run(self) -> None:
         while self.running:
             self.advice = PAUSE
-            try:
+            with suppress(Broken):
                 await self._stay()
-            except Broken:
-                pass
             if self.running:
                 self._ports.append(self._ports.pop(0))
                 await sleep(min(self.advice, LONGEST_PAUSE))

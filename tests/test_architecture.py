@@ -28,7 +28,7 @@ DOORS = {
     "klein": ("web/site.py",),
     "werkzeug": ("web/site.py",),
     "autobahn": ("web/websocket.py",),
-    "httptools": ("web/connection.py",),
+    "httptools": ("web/reading.py",),
     "txmongo": ("stores/mongo*.py",),
     "pymongo": ("stores/mongo*.py",),
     "bson": ("stores/mongo*.py",),

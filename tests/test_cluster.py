@@ -10,7 +10,7 @@ import atexit
 import http.client
 import json
 import signal
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pymongo
@@ -18,8 +18,8 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from tests.farm import LEASE, Crowd, Farm, Node, Wire, eventually, metric, until
-from tests.farm_clients import Broken, EventSource, LongPoll, WebSocket, ask, sleep
+from tests.farm import LEASE, Crowd, Farm, Node, Wire, eventually, until
+from tests.farm_clients import EventSource, LongPoll, WebSocket, ask
 from tests.mongod import with_database
 
 _shared: list[Farm] = []
@@ -144,6 +144,19 @@ class RelayTests(FarmTestCase):
             collection.database.client.close()
         await self.crowd.publisher(self.ports[1:], self.account).run(10)
         await self.crowd.settled(6)
+
+    async def test_what_may_be_posted_may_be_relayed(self) -> None:
+        """One event as large as a POST may be, and thousands of tiny ones in one POST, go by the relay like any other."""
+        await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        large = json.dumps(['"'] * 170_000).encode()
+        small = b"\n".join([b"1"] * 9_000)
+        for body, kind in ((large, "application/json"), (small, "application/x-ndjson")):
+            self.assertLess(len(body), 1024 * 1024)
+            reply = await ask(self.ports[1], "POST", f"/hooks/{self.account}", body, {"Content-Type": kind})
+            receipt = reply.json.get("receipts", [reply.json])[0]
+            self.assertEqual(receipt["instances"].get("failed"), 0, receipt)
+        (person,) = self.ledger.subscribers
+        await until(lambda: len(person.events) == 9_001, "all arrive")
 
 
 def talk(uri: str, account: str, body: str, headers: dict[str, str] | None = None) -> list[int]:

@@ -23,7 +23,24 @@ class CursorTests(SynchronousTestCase):
 
     def test_what_no_history_gave_out_is_refused(self) -> None:
         """Signs, leading zeros, other digits, line breaks and endless numbers are no cursors."""
-        for text in ("", ".", "e", "e.", ".1", "e.-1", "e.+1", "e.01", "e.1 ", " e.1", "e.1\n", "E.1", "é.1", "e.١", "e.1.2", "e." + "9" * 19):
+        for text in (
+            "",
+            ".",
+            "e",
+            "e.",
+            ".1",
+            "e.-1",
+            "e.+1",
+            "e.01",
+            "e.1 ",
+            " e.1",
+            "e.1\n",
+            "E.1",
+            "é.1",
+            "e.١",
+            "e.1.2",
+            "e." + "9" * 19,
+        ):
             with self.assertRaises(BadCursor, msg=repr(text)):
                 Cursor.parse(text)
 

@@ -48,6 +48,6 @@ class ExportTests(SynchronousTestCase):
 
     def test_importing_it_loads_neither_twisted_nor_a_reactor(self) -> None:
         """A task that only sends pays for nothing else."""
-        code = "import asyncplumber, sys; print(sorted(m for m in sys.modules if m.partition('.')[0] in ('twisted', 'treq', 'klein')))"
+        code = "import asyncplumber, sys; print({'twisted', 'treq', 'klein'} & set(sys.modules) or '[]')"
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         self.assertEqual(said.stdout.strip(), "[]", said.stderr)

@@ -436,18 +436,14 @@ class HealTests(CoreCase):
         """Late events led on from where we stood: nobody is sent back."""
         self.patch(channel, "SLICE", 2)
         crowd = [self.subscribed() for _ in range(6)]
-        events = self.publish(1)
-        self.history.kept = {"read"}
-        events += self.keep(1500)
-        self.hub.publish([events[900]])
-        self.history.kept = set()
-        self.history.let_go()
-        self.hub.publish(events[1:])
-        self.settle()
-        self.publish()
+        events = [*self.publish(), *self.keep(1500)]
+        self.hub.publish([events[900]])  # the answer to what is missing before it: too old
+        events += self.keep(3)
+        self.hub.publish(events)
         self.settle()
         for each in crowd:
-            self.assertEqual(each.seqs, list(range(1, 1503)))
+            self.assertEqual(each.seqs, list(range(1, 1505)))
+            self.assertEqual({word[0] for word in each.told}, {"opened", "event"})
 
 
 class LifeTests(CoreCase):

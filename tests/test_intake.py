@@ -216,7 +216,9 @@ class RelayTests(IntakeCase):
         self.subscribed()
         posts = [self.posted("1"), self.posted("2")]
         self.turn()
-        self.assertEqual([(to.id, [each.seq for each in events]) for to, events, _ in self.wire.waiting], [("you", [1, 2]), ("they", [1, 2])])
+        self.assertEqual(
+            [(to.id, [each.seq for each in events]) for to, events, _ in self.wire.waiting], [("you", [1, 2]), ("they", [1, 2])]
+        )
         self.assertNoResult(posts[0])
         for (_, _, answer), count in zip(self.wire.waiting, (3, 0), strict=True):
             answer.callback({"a": count})

@@ -38,7 +38,9 @@ class LeasesCase(CoreCase):
         self.assertEqual(self.hooks(), sorted(accounts))
 
     def tell_calls(self) -> list[Any]:
-        return [(name, *[sorted(arg) for arg in args[1:]]) for name, *args in self.registry.calls if name in ("register", "withdraw")]
+        return [
+            (name, *[sorted(arg) for arg in args[1:]]) for name, *args in self.registry.calls if name in ("register", "withdraw")
+        ]
 
 
 class HoldTests(LeasesCase):

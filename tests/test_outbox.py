@@ -180,13 +180,16 @@ class SocketTests(TestCase):
         outbox.write(b"direct again")
         self.assertEqual(await self.heard(12), b"direct again")
 
-    async def test_what_the_transport_had_before_is_not_overtaken(self) -> None:
-        """An answer to an earlier request may still wait in it."""
-        self.transport.write(b"first ")
+    async def test_what_waits_goes_first_when_it_is_passed_on(self) -> None:
+        """The answer to an earlier request may still wait when the connection becomes a stream, with a bound of its own."""
         outbox = self.outbox()
-        outbox.follow(b"second ")
-        outbox.write(b"third")
-        self.assertEqual(await self.heard(18), b"first second third")
+        first = b"x" * 8_000_000
+        outbox.write(first)
+        self.assertFalse(outbox.ready)
+        outbox.pass_on(lambda: self.overflows.append(2), 10_000_000)
+        outbox.write(b"second")
+        self.assertEqual(await self.heard(len(first) + 6), first + b"second")
+        self.assertEqual(self.overflows, [])
 
     async def test_a_reader_that_does_not_read_is_bounded(self) -> None:
         """One that reads, however much it is sent, is not."""

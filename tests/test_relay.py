@@ -19,6 +19,7 @@ from asyncplumber.errors import RelayFailed
 from asyncplumber.event import Event, Instance
 from asyncplumber.intake import Intake
 from asyncplumber.interfaces import IRelay
+from asyncplumber.relays import parcels
 from asyncplumber.relays import webhook as relays
 from asyncplumber.relays.parcels import unpack
 from asyncplumber.relays.webhook import BACK_OFF, FAILURES, GRACE, TIMEOUT, WebhookRelay
@@ -141,7 +142,7 @@ class ParcelTests(RelayCase):
 
     def test_a_parcel_is_bounded_in_bytes(self) -> None:
         """The rest goes into the next."""
-        self.patch(relays, "PARCEL", 15)
+        self.patch(relays, "PARCEL", 2 * (parcels.ENVELOPE + 100))
         for seq in range(1, 6):
             self.carried(seq)
         self.go()

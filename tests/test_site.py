@@ -153,6 +153,15 @@ class OwnSiteTests(SynchronousTestCase):
         self.server.settle()
         self.assertEqual(client.heard(), b"")
 
+    def test_what_was_posted_is_kept_although_nobody_waits_for_the_receipt(self) -> None:
+        """A client that hangs up takes nothing back, and is no failure of ours."""
+        client = self.server.connect()
+        body = b'{"keys":{"account_id":"a"},"data":1}'
+        client.protocol.dataReceived(b"POST /hooks HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        client.leave()
+        self.server.settle()
+        self.assertEqual((self.server.plumber.intake.accepted, client.heard()), (1, b""))
+
     def test_an_instance_takes_only_what_is_for_it(self) -> None:
         """410 for another's hooks and parcels, and for accounts that nobody here wants."""
         own = self.server.plumber.leases.instance.id

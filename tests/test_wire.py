@@ -25,7 +25,15 @@ class EnvelopeTests(SynchronousTestCase):
         text = envelope(Event(account, "e", 3, id, type, TIME, content_type, payload))
         self.assertNotIn(b"\n", text)
         self.assertNotIn(b"\r", text)
-        fields = {"id": id, "account": account, "cursor": "e.3", "type": type, "time": TIME, "content_type": content_type, "data": data}
+        fields = {
+            "id": id,
+            "account": account,
+            "cursor": "e.3",
+            "type": type,
+            "time": TIME,
+            "content_type": content_type,
+            "data": data,
+        }
         self.assertEqual(json.loads(text), fields)
 
     def test_an_event_in_no_history_has_no_cursor(self) -> None:

@@ -7,12 +7,41 @@ A parcel is newline-delimited JSON, one array an event, in the order of `Event`'
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from asyncplumber.errors import BadRequest
 from asyncplumber.event import Event
 
 CONTENT_TYPE = b"application/vnd.asyncplumber.parcel"
+
+
+PARCEL = 512 * 1024  # bytes of payloads in one parcel; one event may have more
+ENVELOPE = 512  # bytes that an event has besides its payload, usually
+
+
+def weight(events: Iterable[Event]) -> int:
+    """Bytes of these events in a parcel, roughly."""
+    return sum([len(event.payload) + ENVELOPE for event in events])
+
+
+def pieces(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+    """The same events in parcels that are not too large."""
+    start = size = 0
+    for index, event in enumerate(events):
+        size += len(event.payload) + ENVELOPE
+        if size > PARCEL and index > start:
+            yield events[start:index]
+            start, size = index, len(event.payload) + ENVELOPE
+    yield events[start:]
+
+
+def parcel_limit(body_limit: int) -> int:
+    """
+    Bytes that a parcel may have where a POST may have `body_limit`.
+
+    A payload is JSON inside JSON, so its quotes double, and base64 adds a third; peers may have other limits than ours.
+    """
+    return 4 * (body_limit + PARCEL) + 1024 * 1024
 
 
 def pack(events: Iterable[Event]) -> bytes:

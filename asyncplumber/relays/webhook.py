@@ -14,7 +14,8 @@ from typing import Any
 from uuid import uuid4
 
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError, fail, gatherResults, succeed
+from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -22,15 +23,15 @@ from twisted.python.failure import Failure
 from twisted.web._newclient import RequestNotSent, ResponseNeverReceived
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
 from twisted.web.http import PotentialDataLoss
+from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from asyncplumber.errors import RelayFailed
 from asyncplumber.event import Event, Instance
 from asyncplumber.interfaces import IRegistry, IRelay
-from asyncplumber.relays.parcels import CONTENT_TYPE, pack
+from asyncplumber.relays.parcels import CONTENT_TYPE, PARCEL, pack, pieces, weight
 from asyncplumber.signing import Signer
 
-PARCEL = 512 * 1024  # bytes of payloads in one POST
 TIMEOUT = 5.0  # seconds for a POST to be answered
 BACK_OFF = (0.5, 8.0)  # seconds that a failing instance is left alone: at first, at most
 GRACE = 8.0  # seconds that stopping waits for what is under way
@@ -41,6 +42,24 @@ WAITING = 10_000  # events that wait for one instance; beyond that it must find 
 
 class _Elsewhere(RelayFailed):
     """Somebody else answers at that address: it need not be tried again to know that the instance is gone."""
+
+
+@implementer(IBodyProducer)
+class _Body:
+    """A parcel, written in one go.  treq's own way with bytes takes a turn of the global reactor for each piece."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """It is written already."""
+
+    resumeProducing = stopProducing = pauseProducing
 
 
 class _Answer(Protocol):
@@ -66,6 +85,14 @@ class _Answer(Protocol):
             self.whole.errback(reason)
 
 
+def _merged(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {account: number for each in counts for account, number in each.items()}
+
+
+def _first(failure: Failure) -> Failure:
+    return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
+
+
 class _Peer:
     """What waits for one instance."""
 
@@ -82,11 +109,11 @@ class _Peer:
         events: list[Event] = []
         answers = []
         size = 0
-        while self.waiting and (not events or size <= PARCEL):
+        while self.waiting and (not events or size + weight(self.waiting[0][0]) <= PARCEL):
             more, answer = self.waiting.popleft()
             events.extend(more)
             answers.append(answer)
-            size += sum([len(event.payload) for event in more])
+            size += weight(more)
         self.events -= len(events)
         return events, answers
 
@@ -142,8 +169,11 @@ class WebhookRelay:
             return fail(RelayFailed("the instance did not answer a moment ago"))
         if peer.events + len(events) > WAITING:
             return fail(RelayFailed("too much waits for the instance"))
-        answer: Deferred[dict[str, int]] = Deferred()
-        peer.waiting.append((events, answer))
+        answers = []
+        for piece in pieces(events):
+            answer: Deferred[dict[str, int]] = Deferred()
+            peer.waiting.append((piece, answer))
+            answers.append(answer)
         peer.events += len(events)
         if not peer.busy:
             peer.busy = True
@@ -152,7 +182,7 @@ class WebhookRelay:
             self._under_way.add(sending)
             sending.addErrback(lambda failure: self._log.failure("relaying failed in a way that is our fault", failure))
             sending.addBoth(lambda _: self._under_way.discard(sending))
-        return answer
+        return answers[0] if len(answers) == 1 else gatherResults(answers, consumeErrors=True).addCallbacks(_merged, _first)
 
     async def _send(self, peer: _Peer) -> None:
         """Parcel after parcel, until nothing waits for this instance."""
@@ -204,12 +234,12 @@ class WebhookRelay:
     async def _exchange(self, url: str, headers: Any, body: bytes) -> tuple[int, bytes]:
         """One POST, tried again if the connection turns out to be stale; the status, and the body of the answer."""
         try:
-            response = await self._client.post(url, data=body, headers=headers, allow_redirects=False, unbuffered=True)
+            response = await self._client.post(url, data=_Body(body), headers=headers, allow_redirects=False, unbuffered=True)
         except (ResponseNeverReceived, RequestNotSent) as error:
             # A pooled connection that the other side had closed, most likely.  A parcel that comes twice does no harm.
             if isinstance(error, ResponseNeverReceived) and any(reason.check(CancelledError) for reason in error.reasons):
                 raise  # no, time is up
-            response = await self._client.post(url, data=body, headers=headers, allow_redirects=False, unbuffered=True)
+            response = await self._client.post(url, data=_Body(body), headers=headers, allow_redirects=False, unbuffered=True)
         answer = _Answer()
         response.deliverBody(answer)
         return response.code, await answer.whole

@@ -35,6 +35,7 @@ class Call:
         "headers",
         "keep_alive",
         "length",
+        "limit",
         "method",
         "raw_headers",
         "size",
@@ -49,6 +50,7 @@ class Call:
         self.raw_headers: list[tuple[bytes, bytes]] = []
         self.body = b""
         self._more: bytearray | None = None
+        self.limit = 0  # bytes that the body may have
         self.length = 0  # bytes of the body, as announced
         self.size = 0  # bytes of the head, as far as it is known
         self.fed = 0  # bytes read in pieces that had nothing else in them

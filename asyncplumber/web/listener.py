@@ -22,6 +22,7 @@ from asyncplumber.channel import Channel
 from asyncplumber.errors import BadRequest, MethodNotAllowed, blame
 from asyncplumber.event import EARLIEST, Cursor
 from asyncplumber.hub import Hub
+from asyncplumber.relays.parcels import parcel_limit
 from asyncplumber.web.answers import Answer, error_answer
 from asyncplumber.web.attendance import Attendance
 from asyncplumber.web.call import Call
@@ -86,6 +87,11 @@ class Listener(Factory):
         self._ticks = LoopingCall(self._tick)
         self._ticks.clock = clock
 
+    def limit_of(self, target: bytes) -> int:
+        """Bytes of a body that may be sent to this path.  A parcel has many events, and its JSON wraps theirs."""
+        is_parcel = target.startswith(b"/instances/") and target.endswith(b"/parcels")
+        return parcel_limit(self.body_limit) if is_parcel else self.body_limit
+
     def buildProtocol(self, addr: Any) -> Any:
         return Connection(self)
 
@@ -140,7 +146,9 @@ class Listener(Factory):
 
     def _take_the_long_way(self, connection: Connection, call: Call) -> None:
         close = self.stopping or not call.keep_alive
-        way = LongWay(connection.transport, self._site, close, self._origins.cors(call.headers), connection.answered)
+        way = LongWay(
+            connection.transport, connection.write, self._site, close, self._origins.cors(call.headers), connection.answered
+        )
         connection.gone = way.connection_lost
         way.handle(call.method, call.target, call.raw_headers, call.body)
 

@@ -18,10 +18,21 @@ class LongWay:
     """What a `twisted.web.server.Request` needs of its channel."""
 
     def __init__(
-        self, transport: Any, site: Site, close: bool, extra: Sequence[tuple[bytes, bytes]], done: Callable[[bool], None]
+        self,
+        transport: Any,
+        write: Callable[[bytes], None],
+        site: Site,
+        close: bool,
+        extra: Sequence[tuple[bytes, bytes]],
+        done: Callable[[bool], None],
     ) -> None:
-        """`extra` headers go with the answer.  `done` is called when that is written, with whether to close the connection."""
+        """
+        `write` sends to the client, and `extra` headers go with the answer.
+
+        `done` is called when that is written, with whether to close the connection.
+        """
         self.transport = transport
+        self.write = write
         self.site = site
         self.factory = site
         self._close = close
@@ -61,19 +72,16 @@ class LongWay:
         lines += [b"%b: %b\r\n" % header for header in self._extra]
         if self._close:
             lines.append(b"Connection: close\r\n")
-        self.transport.write(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
-
-    def write(self, data: bytes) -> None:
-        self.transport.write(data)
+        self.write(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
-        self.transport.writeSequence(data)
+        self.write(b"".join(data))
 
     def loseConnection(self) -> None:
         self._close = True
 
     def _respondToBadRequestAndDisconnect(self) -> None:  # what Request calls when it cannot parse a form
-        self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        self.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         self._done(True)
 
     def requestDone(self, request: Request) -> None:

@@ -30,7 +30,7 @@ def _is_plain(transport: Any) -> bool:
 class Outbox:
     """The outgoing bytes of one connection.  It is the transport's producer as long as it lives."""
 
-    __slots__ = ("_drained", "_held", "_overflow", "_queue", "_ready", "_send", "_spent", "_transport", "limit", "unsent")
+    __slots__ = ("_drained", "_held", "_overflow", "_queue", "_send", "_spent", "_transport", "limit", "ready", "unsent")
 
     def __init__(self, transport: Any, overflow: Callable[[], None], limit: int = UNSENT) -> None:
         """
@@ -41,7 +41,7 @@ class Outbox:
         self._overflow: Callable[[], None] | None = overflow
         self._queue: deque[bytes] | None = None
         self._drained: list[Deferred[None]] | None = None
-        self._ready = True
+        self.ready = True  # nothing waits
         self._spent = False  # nothing goes this way any more
         self._held = 0  # bytes that the transport has not sent yet
         self._send: Callable[[bytes], int] | None = None
@@ -55,7 +55,7 @@ class Outbox:
 
     def write(self, data: bytes) -> None:
         """Send `data` after everything before it."""
-        if not self._ready:
+        if not self.ready:
             self._wait(data)
         elif self._send is None:
             self._transport.write(data)
@@ -69,15 +69,13 @@ class Outbox:
             if sent != len(data):
                 self._hand_over(data[sent:])  # a copy, but only for a reader that is behind
 
-    def follow(self, data: bytes) -> None:
-        """Send `data`, the first of all, after whatever else the transport has been given before."""
-        if self._send is None:
-            self._transport.write(data)
-        else:
-            self._hand_over(data)
+    def pass_on(self, overflow: Callable[[], None], limit: int) -> None:
+        """The connection has another protocol from now on; what waits is still sent first."""
+        self._overflow = overflow
+        self.limit = limit
 
     def _hand_over(self, data: bytes) -> None:
-        self._ready = False
+        self.ready = False
         self._held = len(data)
         self.unsent += self._held
         self._transport.write(data)
@@ -102,7 +100,7 @@ class Outbox:
 
     def drained(self) -> Deferred[None]:
         """A Deferred that fires when nothing waits, or never will again."""
-        if self._ready or self._overflow is None:
+        if self.ready or self._overflow is None:
             return succeed(None)
         waiter: Deferred[None] = Deferred()
         if self._drained is None:
@@ -117,7 +115,7 @@ class Outbox:
 
     def last_words(self, data: bytes) -> None:
         """Send `data` after all that waits, and whatever the limit: a close frame follows an overflow."""
-        if self._ready and not self._queue:
+        if self.ready and not self._queue:
             self.write(data)
         else:
             self._hand_over_all()
@@ -146,16 +144,16 @@ class Outbox:
 
     def resumeProducing(self) -> None:
         """The transport has sent everything it had."""
-        self._ready = True
+        self.ready = True
         queue = self._queue
-        while queue and self._ready:
+        while queue and self.ready:
             chunk = [queue.popleft()]
             size = len(chunk[0])
             while queue and size + len(queue[0]) <= CHUNK:
                 size += len(queue[0])
                 chunk.append(queue.popleft())
             self.write(b"".join(chunk))
-        if self._ready:
+        if self.ready:
             self._held = self.unsent = 0
             self._queue = None
             self._release()
@@ -164,7 +162,7 @@ class Outbox:
 
     def pauseProducing(self) -> None:
         """The transport is full; it says so at each write while it is."""
-        self._ready = False
+        self.ready = False
 
     def stopProducing(self) -> None:
         """The connection is lost."""

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from klein import Klein
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
@@ -21,7 +21,7 @@ from werkzeug.exceptions import NotFound as NoRoute
 from werkzeug.routing import BaseConverter
 from zope.interface import implementer
 
-from asyncplumber.errors import BadRequest, MethodNotAllowed, NotFound, PlumberError, TooLarge, blame
+from asyncplumber.errors import BadRequest, MethodNotAllowed, NotFound, PlumberError, TooLarge, Unavailable, blame
 from asyncplumber.web.about import About
 from asyncplumber.web.answers import Answer, error_answer, json_answer
 from asyncplumber.web.origins import Origins
@@ -148,8 +148,13 @@ class Routes:
         return self._write(request, maybeDeferred(taken))
 
     def _write(self, request: Request, answer: Deferred[Answer]) -> Deferred[bytes]:
-        answer.addErrback(lambda failure: error_answer(blame(failure, self._log, "a request failed")))
+        answer.addErrback(self._failed)
         return answer.addCallback(_written, request)
+
+    def _failed(self, failure: Failure) -> Answer:
+        if failure.check(CancelledError):  # Klein does that when the client is gone
+            return error_answer(Unavailable())
+        return error_answer(blame(failure, self._log, "a request failed"))
 
     @app.route("/hooks", methods=["POST"])
     def skyhooks(self, request: Request) -> Deferred[bytes]:

@@ -56,12 +56,9 @@ class Stream(ABC):
 
     def begin(self, connection: Connection, head: bytes, limit: int, after: Cursor | str | None) -> None:
         """Take over the connection, answer with `head`, and subscribe.  `limit` is that of the `Outbox`, in bytes."""
-        self.transport, spoke, said = connection.hand_over(self)
-        self.outbox = Outbox(self.transport, self._overflow, limit)
-        if spoke:
-            self.outbox.follow(head)
-        else:
-            self.outbox.write(head)
+        self.transport, self.outbox, said = connection.hand_over(self)
+        self.outbox.pass_on(self._overflow, limit)
+        self.outbox.write(head)
         self._channel.subscribe(self, after)
         if said:
             self.dataReceived(said)
@@ -163,9 +160,9 @@ class EventStream(Stream):
             self.outbox.write(b":\n\n")
 
     def farewell(self, reconnect_after: float) -> None:
-        delivered = self._channel.delivered
-        if delivered is not None and not self.is_leaving:
-            bye = notice("plumber.bye", self.account, delivered, reconnect_after=reconnect_after)
+        if not self.is_leaving:
+            # Without a cursor: one that is being replayed stands elsewhere than the live ones.
+            bye = notice("plumber.bye", self.account, None, reconnect_after=reconnect_after)
             self.outbox.write(b"retry: %d\n%b" % (1000 * reconnect_after, record("", "plumber.bye", bye)))
         self._close()
 

@@ -16,10 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from asyncplumber.errors import BadAccount, Gone, NotAllowed, PlumberError, blame
-from asyncplumber.event import Event, Receipt, checked_account
+from asyncplumber.event import Event, Receipt, checked_account, timestamp
 from asyncplumber.hub import Hub
 from asyncplumber.intake import Intake
-from asyncplumber.posted import Headers, drafts_of, skyhooks_draft, timestamp
+from asyncplumber.posted import Headers, drafts_of, skyhooks_draft
 from asyncplumber.relays.parcels import unpack
 from asyncplumber.signing import Signer
 from asyncplumber.web.answers import Answer, error_answer, json_answer, receipt_answer

@@ -192,9 +192,8 @@ class WebSocketStream(Stream):
             self.outbox.write(PING)
 
     def farewell(self, reconnect_after: float) -> None:
-        delivered = self._channel.delivered
-        if delivered is not None and not self.is_leaving:
-            self.outbox.write(frame(notice("plumber.bye", self.account, delivered, reconnect_after=reconnect_after)))
+        if not self.is_leaving:
+            self.outbox.write(frame(notice("plumber.bye", self.account, None, reconnect_after=reconnect_after)))
         self._say_goodbye(_GOING_AWAY, "going away")
 
     def end(self, error: PlumberError | None) -> None:
