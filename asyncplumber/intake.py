@@ -67,6 +67,7 @@ class Intake:
         self._busy = False
         self._closed: PlumberError | None = None
         self._under_way: set[_Post] = set()
+        self._hanging: set[str] = set()  # instances whose answer is overdue
         self.accepted = 0
 
     def accept(self, drafts: Sequence[Draft]) -> Deferred[list[Receipt]]:
@@ -198,7 +199,10 @@ class Intake:
                     parcels.setdefault(instance, []).append(event)
         if not parcels or self._relay is None:
             return {}
-        carried = await gatherResults([self._patiently(maybeDeferred(self._relay.carry, *parcel)) for parcel in parcels.items()])
+        relay = self._relay
+        carried = await gatherResults(
+            [self._patiently(to.id, maybeDeferred(relay.carry, to, parcel)) for to, parcel in parcels.items()]
+        )
         return self._tally(zip(parcels.values(), carried, strict=True))
 
     @staticmethod
@@ -214,12 +218,22 @@ class Intake:
                     reached[account] = subscribers + outcome[account], instances
         return reached
 
-    def _patiently(self, carried: Deferred[dict[str, int]]) -> Deferred[dict[str, int] | str]:
-        """The outcome of relaying to one instance: what it answered, or "failed", or "pending" if that takes too long."""
+    def _patiently(self, id: str, carried: Deferred[dict[str, int]]) -> Deferred[dict[str, int] | str]:
+        """
+        The outcome of relaying to one instance: what it answered, or "failed", or "pending" if that takes too long.
+
+        An instance that has kept one receipt waiting keeps no other one waiting until it answers.
+        """
         outcome: Deferred[dict[str, int] | str] = Deferred()
-        late = self._clock.callLater(RELAY_PATIENCE, outcome.callback, "pending")
+
+        def give_up() -> None:
+            self._hanging.add(id)
+            outcome.callback("pending")
+
+        late = self._clock.callLater(0 if id in self._hanging else RELAY_PATIENCE, give_up)
 
         def settle(result: dict[str, int] | Failure) -> None:
+            self._hanging.discard(id)
             if late.active():
                 late.cancel()
                 outcome.callback("failed" if isinstance(result, Failure) else result)

@@ -196,7 +196,7 @@ class ReportTests(SynchronousTestCase):
         page = Path(self.mktemp())
         page.write_text("a page")
         with self.assertRaises(ValueError):
-            report.write_into(page, "tables")
+            report.write_into(page, "measured", "tables")
         self.assertEqual(page.read_text(), "a page")
 
     def test_the_picture_has_a_bar_for_each_contestant(self) -> None:

@@ -464,6 +464,11 @@ class OriginTests(SynchronousTestCase):
                 self.assertNotIn(b"access-control-allow-origin", reply.headers)
         self.assertEqual(self.server.plumber.intake.accepted, 0)
 
+    def test_nobody_is_not_ourselves(self) -> None:
+        """An Origin that says nothing is not that of a Host that says nothing."""
+        reply = self.server.ask(post(b"1", b"/hooks/a", b"Origin: null").replace(b"Host: localhost", b"Host: "))[0]
+        self.assertEqual(code(reply), (403, "forbidden"))
+
     def test_our_own_pages_are_welcome(self) -> None:
         """The Origin is the Host, by whatever scheme a proxy in front speaks; no further headers are needed."""
         for origin in ("http://localhost", "https://LOCALHOST"):

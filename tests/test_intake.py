@@ -236,6 +236,27 @@ class RelayTests(IntakeCase):
         self.assertEqual(self.receipt(post), (0, {"ok": 0, "failed": 1, "pending": 1}))
         self.wire.waiting[1][2].callback({"a": 1})
 
+    def test_a_hanging_instance_keeps_one_receipt_waiting(self) -> None:
+        """The next ones do not wait for it at all, until it answers again."""
+        first = self.posted("1")
+        self.turn()
+        self.wire.waiting[1][2].callback({"a": 1})
+        self.clock.advance(RELAY_PATIENCE)
+        self.assertEqual(self.receipt(first), (1, {"ok": 1, "failed": 0, "pending": 1}))
+        second = self.posted("2")
+        self.turn()
+        self.wire.waiting[3][2].callback({"a": 1})
+        self.turn()
+        self.assertEqual(self.receipt(second), (1, {"ok": 1, "failed": 0, "pending": 1}))
+        self.wire.waiting[0][2].callback({"a": 1})
+        third = self.posted("3")
+        self.turn()
+        self.wire.waiting[5][2].callback({"a": 1})
+        self.turn()
+        self.assertNoResult(third)
+        self.clock.advance(RELAY_PATIENCE)
+        self.successResultOf(third)
+
     def test_a_relay_that_raises_is_a_failed_one(self) -> None:
         """The others are told all the same."""
         self.intake._relay = type("Relay", (), {"carry": lambda *_: 1 / 0})()

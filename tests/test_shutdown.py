@@ -7,7 +7,7 @@ import time
 
 from twisted.internet.defer import gatherResults
 
-from tests.farm import Farm, until
+from tests.farm import Farm, eventually, until
 from tests.farm_clients import TRANSPORTS, EventSource, Line, WebSocket, connect
 from tests.test_cluster import FarmTestCase
 
@@ -63,6 +63,11 @@ class StopTests(FarmTestCase):
         people = [self.crowd.subscriber(kind, self.ports, self.account) for kind in TRANSPORTS]
         await gatherResults([person.begin() for person in people])
         socket, stream, poll = people
+
+        async def present() -> int:
+            return (await self.node.ask("GET", f"/accounts/{self.account}")).json["here"]
+
+        await eventually(present, lambda count: count == 3, "all three wait, the poll included")
         self.term()
         await self.node.ended(3)
         self.assertEqual((socket.byes, socket.closes), (1, [1001]))

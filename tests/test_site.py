@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from treq import content
 from treq.testing import RequestTraversalAgent
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.client import readBody
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer
 from twisted.web.resource import Resource
@@ -56,7 +56,7 @@ class MountedTests(SynchronousTestCase):
         self.server.settle()
         self.agent.flush()
         response = self.successResultOf(requested)
-        read = readBody(response)
+        read = content(response)
         self.agent.flush()
         return response.code, json.loads(self.successResultOf(read))
 
@@ -148,8 +148,7 @@ class OwnSiteTests(SynchronousTestCase):
         client = self.server.connect()
         client.say(b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")
         client.leave()
-        if not waiting.called:
-            waiting.callback(None)
+        waiting.callback(None)
         self.server.settle()
         self.assertEqual(client.heard(), b"")
 

@@ -255,6 +255,15 @@ class WebSocketTests(SubscriberContract, SynchronousTestCase):
                 alive.client.say(said(payload, PONG))
         self.assertEqual((dead.client.ended, alive.client.ended), (ConnectionAborted, None))
 
+    def test_nothing_follows_a_close_frame(self) -> None:
+        """Not even a heartbeat that is due."""
+        socket = self.subscribe()
+        self.server.advance(HEARTBEAT - 2)
+        socket.client.say(said(b"\xff"))
+        self.assertEqual(socket.closed()[0], 1007)
+        self.server.advance(4)
+        self.assertEqual(socket.frames(), [])
+
     def test_farewell(self) -> None:
         """plumber.bye with a time to come back, then 1001; who answers is gone at once, who does not a little later."""
         polite, rude = self.subscribe(), self.subscribe()

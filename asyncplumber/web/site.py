@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from klein import Klein
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
@@ -21,7 +21,9 @@ from werkzeug.exceptions import NotFound as NoRoute
 from werkzeug.routing import BaseConverter
 from zope.interface import implementer
 
-from asyncplumber.errors import BadRequest, MethodNotAllowed, NotFound, PlumberError, TooLarge, Unavailable, blame
+from asyncplumber.errors import BadRequest, MethodNotAllowed, NotFound, PlumberError, TooLarge, blame
+from asyncplumber.posted import Headers
+from asyncplumber.relays.parcels import parcel_limit
 from asyncplumber.web.about import About
 from asyncplumber.web.answers import Answer, error_answer, json_answer
 from asyncplumber.web.origins import Origins
@@ -135,26 +137,25 @@ class Routes:
         """The routes as the site behind our `Listener`, which has checked the origins."""
         return _Silent(Doorway(self.app.resource(), None), reactor=reactor, parsePOSTFormSubmission=False)
 
-    def _take(self, request: Request, take: Callable[[dict[bytes, bytes], bytes], Deferred[Answer]]) -> Deferred[bytes]:
-        """Have a POST taken in, within the limit of bodies, and write the answer."""
+    def _take(self, request: Request, take: Callable[[Headers, bytes], Deferred[Answer]], limit: int = 0) -> Deferred[bytes]:
+        """Have a POST taken in, within the limit of bodies (0: the usual one), and write the answer."""
+        limit = limit or self._limit
 
         def taken() -> Deferred[Answer]:
             headers = _headers(request)
-            body = request.content.read(self._limit + 1) if request.content is not None else b""
-            if len(body) > self._limit:
-                raise TooLarge(f"a body has at most {self._limit} bytes")
+            body = request.content.read(limit + 1) if request.content is not None else b""
+            if len(body) > limit:
+                raise TooLarge(f"a body has at most {limit} bytes")
             return take(headers, body)
 
         return self._write(request, maybeDeferred(taken))
 
     def _write(self, request: Request, answer: Deferred[Answer]) -> Deferred[bytes]:
-        answer.addErrback(self._failed)
-        return answer.addCallback(_written, request)
-
-    def _failed(self, failure: Failure) -> Answer:
-        if failure.check(CancelledError):  # Klein does that when the client is gone
-            return error_answer(Unavailable())
-        return error_answer(blame(failure, self._log, "a request failed"))
+        # Klein cancels what it was given when the client goes away; but what was posted is taken in all the same.
+        written: Deferred[bytes] = Deferred()
+        answer.addErrback(lambda failure: error_answer(blame(failure, self._log, "a request failed")))
+        answer.addCallback(_written, request).chainDeferred(written)
+        return written
 
     @app.route("/hooks", methods=["POST"])
     def skyhooks(self, request: Request) -> Deferred[bytes]:
@@ -175,7 +176,8 @@ class Routes:
     @app.route("/instances/<id>/parcels", methods=["POST"])
     def parcels(self, request: Request, id: str) -> Deferred[bytes]:
         """What other instances relay."""
-        return self._take(request, lambda headers, body: self._webhook.take_parcel(id.encode(), headers, body))
+        limit = parcel_limit(self._limit)
+        return self._take(request, lambda headers, body: self._webhook.take_parcel(id.encode(), headers, body), limit)
 
     @app.route("/instances/<id>/accounts/<raw:account>", methods=["GET"])
     def count(self, request: Request, id: str, account: str) -> Deferred[bytes]:

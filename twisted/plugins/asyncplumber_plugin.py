@@ -1,3 +1,5 @@
+"""The signpost: twistd looks here, and must be able to although nothing of ours can be imported."""
+
 from twisted.application.service import ServiceMaker
 
 asyncplumber = ServiceMaker(
