@@ -259,8 +259,8 @@ class WebSocketTests(SubscriberContract, SynchronousTestCase):
         """Not even a heartbeat that is due."""
         socket = self.subscribe()
         self.server.advance(HEARTBEAT - 2)
-        socket.client.say(said(b"\xff"))
-        self.assertEqual(socket.closed()[0], 1007)
+        socket.client.say(said(b"x", masked=False))
+        self.assertEqual((socket.closed()[0], socket.client.ended), (1002, None))
         self.server.advance(4)
         self.assertEqual(socket.frames(), [])
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
 from time import monotonic
 from typing import Any, TypeVar
 
-from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
@@ -48,73 +49,92 @@ def _prepare(connection: Connection) -> None:
 
 
 class SqliteFile:
-    """Runs work on the file, one piece after the other."""
+    """
+    Runs work on the file, one piece after the other, in a thread of its own.
+
+    A pool would do it too (`twisted.enterprise.adbapi`), but its way there and back costs more than an append.
+    """
 
     def __init__(self, path: str, synchronous: str, reactor: Any) -> None:
         """`synchronous` is NORMAL or FULL, as SQLite means them; nothing is opened yet."""
         self._path = path
         self._synchronous = synchronous
         self._reactor = reactor
-        self._pool: Any = None
+        self._jobs: SimpleQueue[tuple[Callable[[Any], Any], Deferred[Any], float] | None] = SimpleQueue()
+        self._open = False
         self._outage = Outage(f"sqlite:{path}")
 
-    def _opened(self, connection: Connection) -> None:
-        # The time-out comes first: the change to WAL mode already needs a lock.
-        for pragma in (
-            f"busy_timeout = {int(PATIENCE * 1000)}",
-            "journal_mode = WAL",
-            f"synchronous = {self._synchronous}",
-            "cache_size = -16000",
-            "wal_autocheckpoint = 4000",
-            "journal_size_limit = 67108864",
-        ):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
+    def _connect(self) -> Connection:
+        # Results are nobody else's business; SQLite gives its other files the rights of this one.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = sqlite3.connect(self._path, isolation_level=None, cached_statements=512)
+        try:
+            # The time-out comes first: the change to WAL mode already needs a lock.
+            for pragma in (
+                f"busy_timeout = {int(PATIENCE * 1000)}",
+                "journal_mode = WAL",
+                f"synchronous = {self._synchronous}",
+                "cache_size = -16000",
+                "wal_autocheckpoint = 4000",
+                "journal_size_limit = 67108864",
+            ):
+                connection.execute(f"PRAGMA {pragma}").fetchall()
+            _prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _work(self, opened: Deferred[None]) -> None:
+        """The thread."""
+        answer = self._reactor.callFromThread
+        try:
+            connection = self._connect()
+        except Exception:
+            answer(opened.errback, Failure())
+            return
+        answer(opened.callback, None)
+        while (job := self._jobs.get()) is not None:
+            work, done, asked = job
+            try:
+                if monotonic() - asked > PATIENCE:
+                    raise Unavailable
+                result = work(connection)
+            except BaseException:
+                failure = Failure()
+                if connection.in_transaction:
+                    connection.rollback()
+                answer(done.errback, failure)
+            else:
+                answer(done.callback, result)
+        connection.close()
 
     async def open(self) -> None:
         """Raises ValueError, with a sentence for the user, if the file cannot be used."""
+        opened: Deferred[None] = Deferred()
+        Thread(target=self._work, args=(opened,), name=f"sqlite:{self._path}", daemon=True).start()
         try:
-            # Results are nobody else's business; SQLite gives its other files the rights of this one.
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._pool = adbapi.ConnectionPool(
-                "sqlite3",
-                self._path,
-                check_same_thread=False,
-                isolation_level=None,
-                cached_statements=512,
-                cp_min=1,
-                cp_max=1,
-                cp_openfun=self._opened,
-                cp_reactor=self._reactor,
-            )
-            await self._pool.runWithConnection(_prepare)
+            await opened
         except (OSError, sqlite3.Error, ValueError) as error:
-            if self._pool is not None:
-                self._pool.close()
-                self._pool = None
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ValueError(f"the store sqlite:{self._path} cannot be used: {reason}") from error
+        self._open = True
 
     async def close(self) -> None:
         """Wait for the work that was handed over, and close."""
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            # There is one thread, so this comes after everything before it; `close` would wait with the reactor stopped.
-            await pool.runWithConnection(lambda connection: None)
-            pool.close()
+        if self._open:
+            last = self.run(lambda connection: connection.close())
+            self._open = False
+            self._jobs.put(None)
+            await last
 
     def run(self, work: Callable[[Connection], T]) -> Deferred[T]:
         """Call `work` in the file's thread; it commits what it begins.  Fails with `Unavailable`, or with what `work` raises."""
-        if self._pool is None:
+        if not self._open:
             return fail(Unavailable())
-        asked = monotonic()
-
-        def job(connection: Connection) -> T:
-            if monotonic() - asked > PATIENCE:
-                raise Unavailable
-            return work(connection)
-
-        deferred: Deferred[T] = self._pool.runWithConnection(job)
-        return deferred.addCallbacks(self._went_well, self._went_wrong)
+        done: Deferred[T] = Deferred()
+        self._jobs.put((work, done, monotonic()))
+        return done.addCallbacks(self._went_well, self._went_wrong)
 
     def _went_well(self, result: T) -> T:
         self._outage.over()

@@ -59,21 +59,9 @@ class Call:
         self.upgrade = False  # to a WebSocket, that is
         self.expects_continue = False
 
-    def take_header(self, name: bytes, value: bytes) -> PlumberError | None:
-        """One more header.  @return: what is wrong with it."""
-        value = value.strip(b" \t")
-        self.size += len(name) + len(value) + 4
-        self.raw_headers.append((name, value))
-        name = name.lower()
-        if name in self.headers:
-            if name == b"host":
-                return BadRequest("a request has one Host header")
-            value = self.headers[name] + b", " + value
-        self.headers[name] = value
-        return BadRequest(ODD_HEADER) if SPLITTING.search(value) else None
-
     def complete_head(self, parser: Any) -> PlumberError | None:
         """The head is complete; `parser` is llhttp.  @return: what is wrong with it."""
+        error = self._take_headers()
         headers, version = self.headers, parser.get_http_version()
         self.headed = True
         self.method = parser.get_method()
@@ -82,6 +70,8 @@ class Call:
         self.upgrade = parser.should_upgrade() and headers.get(b"upgrade", b"").lower() == b"websocket"
         self.expects_continue = version == "1.1" and headers.get(b"expect", b"").lower() == b"100-continue"
         self.length = int(headers.get(b"content-length", b"0"))
+        if error is not None:
+            return error
         if version not in ("1.0", "1.1"):
             return BadRequest("this is not HTTP/1.1")
         if SPLITTING.search(self.target):
@@ -89,6 +79,22 @@ class Call:
         if b"host" not in headers and version == "1.1":
             return BadRequest("HTTP/1.1 requires a Host header")
         return None
+
+    def _take_headers(self) -> PlumberError | None:
+        headers, raw, size = self.headers, self.raw_headers, self.size
+        for index, (name, value) in enumerate(raw):
+            size += len(name) + len(value) + 4
+            stripped = value.strip(b" \t")
+            if stripped != value:
+                raw[index] = name, stripped
+            name = name.lower()
+            if name in headers:
+                if name == b"host":
+                    return BadRequest("a request has one Host header")
+                stripped = headers[name] + b", " + stripped
+            headers[name] = stripped
+        self.size = size
+        return BadRequest(ODD_HEADER) if SPLITTING.search(b"".join(headers.values())) else None
 
     def take_body(self, body: bytes) -> int:
         """The next bytes of the body; nearly always they are all of it.  @return: how many there are now."""

@@ -39,6 +39,7 @@ BODY_LIMIT = 1024 * 1024  # bytes
 REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive whole
 IDLE_TIMEOUT = 75.0  # seconds that a connection stays open without a request; nginx' keepalive_timeout
 WAIT, LONGEST_WAIT = 25.0, 120.0  # seconds of a long-poll; proxies give up after 30 or 60
+ACCEPTS = 32  # connections taken in one turn of the reactor, or a few more: a storm of new ones must not starve the others
 TICK = 1.0  # seconds between looks at the deadlines
 
 
@@ -74,6 +75,7 @@ class Listener(Factory):
         self.request_timeout = request_timeout
         self.idle_timeout = idle_timeout
         self.connections: set[Connection] = set()
+        self.ports: list[Any] = []  # on which we listen, as far as they can be told how much to accept
         self.stopping = False
         self.now = clock.seconds()  # as of the last tick: the deadlines need no better
         self._webhook = webhook
@@ -93,6 +95,8 @@ class Listener(Factory):
         return parcel_limit(self.body_limit) if is_parcel else self.body_limit
 
     def buildProtocol(self, addr: Any) -> Any:
+        for port in self.ports:
+            port.numberAccepts = ACCEPTS  # Twisted takes more at each turn, as long as there are more
         return Connection(self)
 
     def start(self) -> None:

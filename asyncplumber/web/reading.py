@@ -118,19 +118,17 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         call = self.call
-        if call is None or call.headed:  # trailers are not for us
-            return
-        error = call.take_header(name, value)
-        if call.size > self._limits.head_limit or len(call.raw_headers) > HEADERS:
-            error = HeadersTooLarge()
-        if error is not None:
-            self.refuse(error)
+        if call is not None and not call.headed:  # trailers are not for us
+            call.raw_headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         call = self.call
         if call is None:
             return
         error = call.complete_head(self._parser)
+        if call.size > self._limits.head_limit or len(call.raw_headers) > HEADERS:
+            error = HeadersTooLarge()
+        call.size = 0
         call.limit = self._limits.limit_of(call.target)
         if error is not None:
             self.refuse(error)

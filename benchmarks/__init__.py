@@ -1,0 +1,1 @@
+"""What we claim about speed, reproducible with one command: ``python benchmarks/run.py`` (see docs/performance.rst)."""

@@ -1,0 +1,342 @@
+"""
+What faults do to a farm, and what the farm itself costs: ``python benchmarks/faults.py --seed 1``.
+
+Four instances on one MongoDB are under load from publishers that repeat a POST until it is accepted, and subscribers of
+every transport that come back with their cursor; each fault is injected again and again at random moments.  Then every
+subscriber must have every accepted event once and in order, or this ends with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import react
+
+from asyncplumber.event import Draft, Instance
+from asyncplumber.hub import Hub
+from asyncplumber.stores import open_store
+from asyncplumber.stores.keeping import Keeping
+from benchmarks import machine
+from tests.farm import Crowd, Farm, Wire, until
+from tests.farm_clients import TRANSPORTS, Line, WebSocket, connect, sleep
+
+ACCOUNTS = ("a", "b", "c")
+Fault = Callable[["Trial", random.Random], Awaitable[None]]
+
+
+class Trial:
+    """A farm whose instances reach each other by wires that can be cut, and a crowd."""
+
+    def __init__(self, length: int, skews: tuple[float, ...] = ()) -> None:
+        self.farm = Farm(4, "--history-length", str(length), skews=skews)
+        self.crowd = Crowd()
+        self.wires: list[Wire] = []
+
+    async def begin(self, round: str) -> None:
+        """Everything up, everybody connected, publishers at work."""
+        if not self.wires:
+            self.wires = [await Wire().open() for _ in self.farm.nodes]
+            for wire, node in zip(self.wires, self.farm.nodes, strict=True):
+                wire.target = node.port
+                node.add_options("--public-url", f"http://127.0.0.1:{wire.port}")
+        await self.farm.up()
+        self.crowd = Crowd()
+        for account in ACCOUNTS:
+            await self.crowd.gather(self.farm.ports, f"{round}-{account}", TRANSPORTS)
+            for at in range(2):
+                ports = self.farm.ports[at:] + self.farm.ports[:at]
+                self.crowd.publisher(ports, f"{round}-{account}").run(pause=0.005)
+
+    async def end(self) -> None:
+        """Publishers stop, everybody gets everything.  Raises AssertionError."""
+        for wire in self.wires:
+            if not wire.whole:
+                wire.mend()
+        await self.farm.up()
+        await gatherResults([publisher.stop() for publisher in self.crowd.publishers])
+        await self.crowd.settled(30)
+
+    async def down(self) -> None:
+        await self.crowd.leave()
+        for wire in self.wires:
+            await wire.close()
+        self.farm.down()
+
+
+async def nothing(trial: Trial, dice: random.Random) -> None:
+    """Only time goes by."""
+    await sleep(1)
+
+
+async def kill_instance(trial: Trial, dice: random.Random) -> None:
+    """SIGKILL, and a new start some time later."""
+    node = dice.choice(trial.farm.nodes)
+    node.kill()
+    await sleep(dice.uniform(0, 4))
+    await node.start()
+
+
+async def kill_database(trial: Trial, dice: random.Random) -> None:
+    """SIGKILL, and a new start with what is on disk."""
+    trial.farm.mongod.kill()
+    await sleep(dice.uniform(0, 3))
+    trial.farm.mongod.restart()
+
+
+async def hang(trial: Trial, dice: random.Random) -> None:
+    """SIGSTOP and SIGCONT."""
+    node = dice.choice(trial.farm.nodes)
+    node.signal(signal.SIGSTOP)
+    try:
+        await sleep(dice.uniform(0.5, 6))
+    finally:
+        node.signal(signal.SIGCONT)
+
+
+async def hang_database(trial: Trial, dice: random.Random) -> None:
+    """The same for mongod."""
+    trial.farm.mongod.pause()
+    try:
+        await sleep(dice.uniform(0.5, 4))
+    finally:
+        trial.farm.mongod.resume()
+
+
+async def part(trial: Trial, dice: random.Random) -> None:
+    """What is sent to two of the instances by the others is swallowed."""
+    wires = dice.sample(trial.wires, 2)
+    for wire in wires:
+        wire.cut()
+    await sleep(dice.uniform(1, 6))
+    for wire in wires:
+        wire.mend()
+
+
+async def restart(trial: Trial, dice: random.Random) -> None:
+    """One after the other, by SIGTERM."""
+    for node in trial.farm.nodes:
+        await node.stop()
+        await node.start()
+
+
+async def lose_hooks(trial: Trial, dice: random.Random) -> None:
+    """The instances are not told."""
+    collection = trial.farm.collection("hooks")
+    try:
+        collection.delete_many({})
+    finally:
+        collection.database.client.close()
+    await sleep(1)
+
+
+async def stall(trial: Trial, dice: random.Random) -> None:
+    """Readers stop reading while 8 MB are sent, and go on."""
+    lazy = [each for each in trial.crowd.ledger.subscribers if isinstance(each, WebSocket)]
+    for each in dice.sample(lazy, 3):
+        if each.connection is not None:
+            each.connection.pauseProducing()
+    publisher = trial.crowd.publisher(trial.farm.ports, lazy[0].account)
+    await publisher.run(20, data="x" * 400_000)
+    for each in lazy:
+        if each.connection is not None:
+            each.connection.resumeProducing()
+
+
+async def replay_parcels(trial: Trial, dice: random.Random) -> None:
+    """Old parcels again, to everybody, in any order."""
+    rows = trial.farm.rows("events", account=trial.crowd.publishers[0].account)
+    names = ("account", "epoch", "seq", "id", "type", "time", "content_type")
+    rows = [row for row in rows if len(row["payload"]) < 1000]
+    lines = [json.dumps([*[row[name] for name in names], row["payload"].decode()]).encode() for row in rows]
+    for node, wire in zip(trial.farm.nodes, trial.wires, strict=True):
+        (instance,) = [row for row in trial.farm.rows("instances") if f":{wire.port}/" in row["url"]]
+        line = await connect(node.port, Line())
+        for _ in range(5):
+            body = b"\n".join(dice.sample(lines, min(50, len(lines))))
+            await line.request("POST", f"/instances/{instance['_id']}/parcels", body)
+        line.close()
+    await sleep(0.5)
+
+
+FAULTS: dict[str, Fault] = {
+    "none": nothing,
+    "kill -9 of an instance": kill_instance,
+    "kill -9 of mongod, and its return": kill_database,
+    "an instance hangs (SIGSTOP)": hang,
+    "mongod hangs (SIGSTOP)": hang_database,
+    "two instances cut off from the others": part,
+    "rolling restart of all four": restart,
+    "all hooks deleted by a stranger": lose_hooks,
+    "old parcels again, shuffled": replay_parcels,
+    "three readers stall": stall,
+}
+
+
+def row(name: str, times: int, crowd: Crowd) -> None:
+    """A line of the table."""
+    ledger = crowd.ledger
+    owed = sum(len(ledger.accepted.get(each.account, ())) for each in ledger.subscribers)
+    cells = (ledger.events, owed, ledger.deliveries, ledger.duplicates, f"{max(ledger.delays, default=0):.2f}")
+    print(f"{name:<42}{times:>6}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
+
+
+async def fault_table(dice: random.Random, rounds: int, mixed: int) -> None:
+    """One line per fault, then all of them mixed, the clocks of two instances being five minutes off."""
+    print(f"{'fault':<42}{'times':>6}{'accepted':>11}{'owed':>11}{'delivered':>11}{'duplicates':>11}{'delay, s':>11}")
+    trial = Trial(10**6, skews=(-300.0, 300.0))
+    try:
+        for number, (name, fault) in enumerate(FAULTS.items()):
+            await trial.begin(f"f{number}")
+            for _ in range(rounds):
+                await sleep(dice.uniform(0.2, 1))
+                await fault(trial, dice)
+                await trial.farm.up()
+            await trial.end()
+            row(name, rounds, trial.crowd)
+            await trial.crowd.leave()
+        await trial.begin("mixed")
+        for _ in range(mixed):
+            await sleep(dice.uniform(0, 1))
+            await dice.choice(list(FAULTS.values()))(trial, dice)
+            await trial.farm.up()
+        await trial.end()
+        row("all of these in random order", mixed, trial.crowd)
+    finally:
+        await trial.down()
+
+
+async def relay(parcel: int = 500, parcels: int = 40) -> None:
+    """From one instance to another: events a second when they pile up, and what the way adds to one alone."""
+    farm = Farm(2, "--history-length", "100000")
+    await farm.up()
+    crowd = Crowd()
+    try:
+        near, far = await crowd.gather(farm.ports, "relay", [WebSocket])
+        publisher = crowd.publisher(farm.ports[:1], "relay")
+        await publisher.run(50)
+        await crowd.settled()
+        added = []
+        for _ in range(300):
+            before = len(near.events)
+            arrived: dict[Any, float] = {}
+            receipt = Deferred.fromCoroutine(publisher.post())
+            while len(arrived) < 2:
+                for each in (near, far):
+                    if len(each.events) > before:
+                        arrived.setdefault(each, time.monotonic())
+                await sleep(0)
+            await receipt
+            added.append(1000 * (arrived[far] - arrived[near]))
+        line = await connect(farm.ports[0], Line())
+        body = b"\n".join(
+            b'{"n": %d, "of": "a result of about a hundred bytes", "and": "some more of it"}' % n for n in range(parcel)
+        )
+        goal = len(far.events) + parcel * parcels
+        began = time.monotonic()
+        for _ in range(parcels):
+            await line.request("POST", "/hooks/relay", body, {"Content-Type": "application/x-ndjson"})
+        await until(lambda: len(far.events) >= goal, "all relayed", 60)
+        spent = time.monotonic() - began
+        line.close()
+        print(f"relay between two instances: {parcel * parcels / spent:,.0f} events/s, accepted, kept, and delivered at both")
+        print(f"  added by the relay to one event: median {statistics.median(added):.2f} ms, 99 % {sorted(added)[-4]:.2f} ms")
+    finally:
+        await crowd.leave()
+        farm.down()
+
+
+async def timed(what: str, times: int, work: Callable[[], Awaitable[Any]], others: list[int]) -> None:
+    """Measure some calls, one after the other; `others` are the processes that work for them."""
+    spent, ours, theirs = [], time.process_time(), machine.cpu(others)
+    for _ in range(times):
+        began = time.perf_counter()
+        await work()
+        spent.append(1000 * (time.perf_counter() - began))
+    here, there = 1000 * (time.process_time() - ours) / times, 1000 * (machine.cpu(others) - theirs) / times
+    wall = f"median {statistics.median(spent):.2f} ms, most {max(spent):.2f}"
+    print(f"  {what}: {wall}; CPU {here:.2f} ms here, {there:.2f} in mongod")
+
+
+async def upkeep(reactor: Any, hooks: int, accounts: int) -> None:
+    """What an instance does every few seconds, in this process: renew its lease, compare its positions."""
+    farm = Farm(0)
+    await farm.up()
+    folder = tempfile.TemporaryDirectory()
+    try:
+        for name, uri in (("MongoDB", farm.uri), ("SQLite", f"sqlite:{folder.name}/upkeep.sqlite")):
+            print(f"{name}, an instance with {hooks:,} hooks and {accounts:,} open accounts:")
+            store = open_store(uri, Keeping(), reactor)
+            await store.start()
+            names = [f"account-{number}" for number in range(hooks)]
+            await leases(store.registry, names, [farm.mongod.pid])
+            await comparison(store.history, names[:accounts], [farm.mongod.pid], reactor)
+            await store.stop()
+    finally:
+        farm.down()
+        folder.cleanup()
+
+
+async def leases(registry: Any, names: list[str], pids: list[int]) -> None:
+    """The registry's part."""
+    instance = await registry.enlist(Instance("bench", "http://127.0.0.1:1/instances/bench"))
+    began = time.perf_counter()
+    for start in range(0, len(names), 1000):
+        await registry.register(instance, names[start : start + 1000])
+    print(f"  putting all hooks in, 1,000 a call: {time.perf_counter() - began:.1f} s")
+    await timed("renewing the lease", 50, lambda: registry.renew(instance), pids)
+    await timed("sweeping the registry", 5, registry.sweep, pids)
+    await timed("who wants one account", 200, lambda: registry.instances([names[0]]), pids)
+
+
+async def comparison(history: Any, names: list[str], pids: list[int], reactor: Any) -> None:
+    """The history's part."""
+    drafts = [Draft(each, "id", "id", "result", "2012-09-28T00:00:00Z", "application/json", b'"data":1') for each in names]
+    for start in range(0, len(names), 1000):
+        await history.append(drafts[start : start + 1000])
+    hub = Hub(history, reactor, linger=600.0)
+    for each in names:
+        await hub.admit(each)
+    await timed(f"hub.check of {len(names):,} accounts", 10, hub.check, pids)
+    hub.stop()
+
+
+async def run(reactor: Any, options: argparse.Namespace) -> None:
+    """All parts, or one."""
+    print(machine.description())
+    if not options.only or options.only == "faults":
+        print(f"seed {options.seed}")
+        await fault_table(random.Random(options.seed), options.rounds, options.mixed)
+    if not options.only or options.only == "relay":
+        await relay()
+    if not options.only or options.only == "upkeep":
+        await upkeep(reactor, options.hooks, options.accounts)
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the random moments")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each fault is injected")
+    parser.add_argument("--mixed", type=int, default=20, help="faults of the last line, where they are mixed")
+    parser.add_argument("--hooks", type=int, default=100_000)
+    parser.add_argument("--accounts", type=int, default=10_000)
+    parser.add_argument("--only", choices=["faults", "relay", "upkeep"])
+    options = parser.parse_args()
+    react(lambda reactor: Deferred.fromCoroutine(run(reactor, options)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What /proc says of processes and of the machine, and free ports."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from pathlib import Path
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_PORTS = range(21000, 31000)  # below the ephemeral range, whose ports the load generator's connections take
+_taken = _PORTS.start + os.getpid() % 900 * 10
+
+
+def _stat(pid: str) -> tuple[int, float] | None:
+    """Parent and CPU seconds of a process; None if there is no such process, or only its shell."""
+    try:
+        fields = Path("/proc", pid, "stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return None if fields[0] in "ZX" else (int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICK)
+
+
+def family(root: int) -> list[int]:
+    """`root` and all processes that descend from it."""
+    parents = {int(pid): stat[0] for pid in os.listdir("/proc") if pid.isdigit() and (stat := _stat(pid))}
+    found = [root] if root in parents else []
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def cpu(pids: list[int]) -> float:
+    """Seconds that these processes have computed, in ticks of 10 ms."""
+    return sum(stat[1] for pid in pids if (stat := _stat(str(pid))))
+
+
+def rss(pids: list[int]) -> int:
+    """KiB of memory that these processes hold."""
+    pages = 0
+    for pid in pids:
+        try:
+            pages += int(Path("/proc", str(pid), "statm").read_text().split()[1])
+        except OSError:
+            continue
+    return pages * os.sysconf("SC_PAGESIZE") // 1024
+
+
+def busy() -> float:
+    """Seconds that all CPUs of the machine together have computed since it was started."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    user, nice, system, _idle, _iowait, interrupts, soft_interrupts, stolen = fields[:8]
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / _TICK
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody has, another one each time."""
+    global _taken
+    for _ in _PORTS:
+        _taken = _PORTS.start + (_taken + 1 - _PORTS.start) % len(_PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", _taken))
+            except OSError:
+                continue
+            return _taken
+    raise SystemExit("no free port")
+
+
+def description() -> str:
+    """The machine in a line."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    model = names[0] if names else platform.machine()
+    return f"{os.cpu_count()} × {model}, Linux {platform.release()}, Python {platform.python_version()}"
