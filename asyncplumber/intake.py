@@ -175,10 +175,15 @@ class Intake:
     ) -> None:
         at = 0
         for post in posts:
-            own = results[at : at + len(post.drafts)]
-            at += len(own)
-            broken = next((result for result in own if isinstance(result, PlumberError)), None)
-            self._end(post, broken or [self._receipt(stored, reached) for stored in own if isinstance(stored, Stored)])
+            receipts: list[Receipt] = []
+            broken: PlumberError | None = None
+            for result in results[at : at + len(post.drafts)]:
+                if isinstance(result, Stored):
+                    receipts.append(self._receipt(result, reached))
+                else:
+                    broken = broken or result
+            at += len(post.drafts)
+            self._end(post, broken or receipts)
 
     def _receipt(self, stored: Stored, reached: dict[str, tuple[int, dict[str, int]]]) -> Receipt:
         event, duplicate = stored

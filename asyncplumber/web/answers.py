@@ -64,6 +64,8 @@ def _receipt(receipt: Receipt) -> str:
 
 def _listened(receipts: Sequence[Receipt]) -> int:
     """201 when somebody got it, 202 when it is stored and nobody listened (nchan's convention)."""
+    if len(receipts) == 1:
+        return 201 if receipts[0].subscribers else 202
     return 201 if any(receipt.subscribers for receipt in receipts) else 202
 
 

@@ -166,7 +166,7 @@ class Connection:
 
     def reply_later(self, call: Call, answer: Deferred[Answer]) -> None:
         """Write the answer when it is there."""
-        answer.addErrback(self._broken).addCallback(lambda answer: self.reply(call, answer))
+        answer.addCallbacks(lambda answer: self.reply(call, answer), lambda failure: self.reply(call, self._broken(failure)))
 
     def _broken(self, failure: Failure) -> Answer:
         return error_answer(blame(failure, self._log, "a request failed"))

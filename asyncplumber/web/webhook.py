@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -30,6 +31,11 @@ SPLITTING = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f\x85]")
 ODD_HEADER = "a header has a byte that not every server reads alike"
 ODD_PATH = "the path has a byte that not every server reads alike"
 _BATCHES = (b"application/x-ndjson", b"application/jsonl", b"application/cloudevents-batch+json")
+
+
+@lru_cache(maxsize=256)
+def _is_batch(content_type: bytes) -> bool:
+    return content_type.partition(b";")[0].strip().lower() in _BATCHES
 
 
 def account_of(segment: bytes) -> str:
@@ -74,8 +80,10 @@ class Webhook:
             drafts = drafts_of(account_of(segment), headers, body, timestamp(self._now()))
         except PlumberError as error:
             return succeed(error_answer(error))
-        batch = headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in _BATCHES
-        return self._intake.accept(drafts).addCallbacks(self._received, self._refused, callbackKeywords={"batch": batch})
+        taken = self._intake.accept(drafts)
+        if len(drafts) > 1 or _is_batch(headers.get(b"content-type", b"")):
+            return taken.addCallbacks(self._received, self._refused, callbackKeywords={"batch": True})
+        return taken.addCallbacks(self._received, self._refused)
 
     def take_skyhooks(self, headers: Headers, body: bytes) -> Deferred[Answer]:
         """``POST /hooks`` as skyhooks' clients do.  @return: Deferred that never fails."""
