@@ -180,6 +180,20 @@ class SocketTests(TestCase):
         outbox.write(b"direct again")
         self.assertEqual(await self.heard(12), b"direct again")
 
+    async def test_what_is_said_together_is_one_write(self) -> None:
+        """The answer to a handshake and the first event go in one piece; and nothing is held back afterwards."""
+        outbox = self.outbox()
+        writes: list[bytes] = []
+        send = outbox._send
+        assert send is not None
+        outbox._send = lambda data: writes.append(data) or send(data)  # type: ignore[func-returns-value]
+        with outbox.together():
+            outbox.write(b"head ")
+            outbox.write(b"first")
+        outbox.write(b" second")
+        self.assertEqual(writes, [b"head first", b" second"])
+        self.assertEqual(await self.heard(17), b"head first second")
+
     async def test_what_waits_goes_first_when_it_is_passed_on(self) -> None:
         """The answer to an earlier request may still wait when the connection becomes a stream, with a bound of its own."""
         outbox = self.outbox()

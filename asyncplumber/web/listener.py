@@ -39,7 +39,7 @@ BODY_LIMIT = 1024 * 1024  # bytes
 REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive whole
 IDLE_TIMEOUT = 75.0  # seconds that a connection stays open without a request; nginx' keepalive_timeout
 WAIT, LONGEST_WAIT = 25.0, 120.0  # seconds of a long-poll; proxies give up after 30 or 60
-ACCEPTS = 32  # connections taken in one turn of the reactor, or a few more: a storm of new ones must not starve the others
+ACCEPTS = 64  # connections taken in one turn of the reactor, or a few more: a storm of new ones must not starve the others
 TICK = 1.0  # seconds between looks at the deadlines
 
 

@@ -10,7 +10,8 @@ transport, which says when it is empty (it treats us as a pull producer), and un
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from twisted.internet import tcp
@@ -68,6 +69,16 @@ class Outbox:
                 return  # the connection is lost; the reactor notices when it reads
             if sent != len(data):
                 self._hand_over(data[sent:])  # a copy, but only for a reader that is behind
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written meanwhile goes out as one."""
+        held, self.ready = self.ready, False
+        try:
+            yield
+        finally:
+            if held and not self._spent:
+                self.resumeProducing()
 
     def pass_on(self, overflow: Callable[[], None], limit: int) -> None:
         """The connection has another protocol from now on; what waits is still sent first."""

@@ -40,7 +40,7 @@ class Reader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._parser = HttpRequestParser(self)
+        self._parser: HttpRequestParser | None = None  # one costs as much as a request
         self.call: Call | None = None  # being read
         self.calls: deque[Call] = deque()  # read, and not answered yet
         self.refusal: PlumberError | None = None  # to be said after those answers
@@ -51,6 +51,8 @@ class Reader:
     def feed(self, data: bytes) -> bytes:
         """Read on.  @return: what is to be read again, or by another protocol: a request asked for an upgrade."""
         call, rest = self.call, b""
+        if self._parser is None:
+            self._parser = HttpRequestParser(self)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -83,7 +85,7 @@ class Reader:
 
     def _upgrade(self, rest: bytes) -> bytes:
         """The parser read a head that asks for another protocol, and nothing after it."""
-        self._parser = HttpRequestParser(self)
+        self._parser = None
         if self.deaf or not self.calls:
             return b""
         call = self.calls[-1]

@@ -58,8 +58,10 @@ class Stream(ABC):
         """Take over the connection, answer with `head`, and subscribe.  `limit` is that of the `Outbox`, in bytes."""
         self.transport, self.outbox, said = connection.hand_over(self)
         self.outbox.pass_on(self._overflow, limit)
-        self.outbox.write(head)
-        self._channel.subscribe(self, after)
+        # Nearly always the first event about the stream follows at once: one write for both.
+        with self.outbox.together():
+            self.outbox.write(head)
+            self._channel.subscribe(self, after)
         if said:
             self.dataReceived(said)
 
