@@ -113,7 +113,12 @@ class Plumber(Service):
 
     def startService(self) -> None:
         super().startService()
-        self.store.start().addCallbacks(self.opened.callback, self.opened.errback)
+        self.store.start().addCallback(self._begin).addCallbacks(self.opened.callback, self.opened.errback)
+
+    def _begin(self, _: None) -> None:
+        """The store is open."""
+        if not self.running:
+            return
         if self.store.shared:
             self.leases.start()
         for round in self._rounds:
@@ -165,7 +170,7 @@ class Plumber(Service):
             return
         point = after if after is None or after == EARLIEST or isinstance(after, Cursor) else Cursor.parse(after)
         subscriber = self._registered[account, callback] = CallbackSubscriber(self.hub, account, callback, point, self._reactor)
-        if self.running:
+        if self.running and self.opened.called:
             subscriber.start()
 
     def unregister(self, account: str, callback: Callback) -> None:
