@@ -28,10 +28,11 @@ def pieces(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
     """The same events in parcels that are not too large."""
     start = size = 0
     for index, event in enumerate(events):
-        size += len(event.payload) + ENVELOPE
+        more = weight([event])
+        size += more
         if size > PARCEL and index > start:
             yield events[start:index]
-            start, size = index, len(event.payload) + ENVELOPE
+            start, size = index, more
     yield events[start:]
 
 

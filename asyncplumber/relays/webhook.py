@@ -109,11 +109,14 @@ class _Peer:
         events: list[Event] = []
         answers = []
         size = 0
-        while self.waiting and (not events or size + weight(self.waiting[0][0]) <= PARCEL):
-            more, answer = self.waiting.popleft()
+        while self.waiting:
+            more, answer = self.waiting[0]
+            size += weight(more)
+            if events and size > PARCEL:
+                break
+            self.waiting.popleft()
             events.extend(more)
             answers.append(answer)
-            size += weight(more)
         self.events -= len(events)
         return events, answers
 
