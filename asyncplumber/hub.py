@@ -53,6 +53,8 @@ class Hub:
         self._limit = subscribers
         self._channels: dict[str, Channel] = {}
         self._stopping: PlumberError | None = None
+        self._asked = False  # for a comparison of positions
+        self._checking = False
         self.subscribers = 0
         self.waiting = 0  # those whose channel is about to open
         self.delivered = 0
@@ -122,8 +124,25 @@ class Hub:
         return listeners
 
     def check_soon(self) -> None:
-        """Compare positions now: somebody has reason to think that something was missed."""
-        Deferred.fromCoroutine(self.check()).addErrback(lambda failure: blame(failure, self._log, "a check failed"))
+        """
+        Compare positions now: somebody has reason to think that something was missed.
+
+        Whoever asks while it is being done is served by one more comparison afterwards, however many they are.
+        """
+        self._asked = True
+        if not self._checking:
+            self._checking = True
+            Deferred.fromCoroutine(self._check_what_is_asked()).addErrback(self._not_checked)
+
+    async def _check_what_is_asked(self) -> None:
+        while self._asked:
+            self._asked = False
+            await self.check()
+        self._checking = False
+
+    def _not_checked(self, failure: Failure) -> None:
+        self._checking = False
+        blame(failure, self._log, "a check failed")
 
     async def check(self) -> int:
         """

@@ -28,9 +28,10 @@ from twisted.trial.unittest import SkipTest
 ENVIRONMENT = "ASYNCPLUMBER_TEST_MONGODB"
 UP = 20.0  # seconds; a loaded machine may need some
 # Reads a pipe whose other end its parent holds, until that is closed: so the server dies with the tests, however they die.
+# What the server prints, before it has opened its log, must not come between us and its process id.
 _SHIM = """
 import os, signal, subprocess, sys
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
 print(server.pid, flush=True)
 sys.stdin.buffer.read()
 try:

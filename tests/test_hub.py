@@ -398,6 +398,22 @@ class HealTests(CoreCase):
         self.hub.check_soon()
         self.assertEqual(subscriber.seqs, [1, 2, 3])
 
+    def test_many_who_ask_for_a_check_get_one(self) -> None:
+        """While one is under way, all further wishes are one more: peers that ask again and again cost no more."""
+        subscriber = self.subscribed()
+        self.history.kept = {"heads"}
+        for _ in range(50):
+            self.hub.check_soon()
+        self.assertEqual(self.history.count("heads"), 1)
+        self.keep(2)
+        self.history.let_go()
+        self.assertEqual(self.history.count("heads"), 2)
+        self.history.kept = set()
+        self.history.let_go()
+        self.assertEqual((self.history.count("heads"), subscriber.seqs), (2, [1, 2]))
+        self.hub.check_soon()
+        self.assertEqual(self.history.count("heads"), 3)
+
     def test_who_is_too_far_behind_is_told_of_a_gap(self) -> None:
         """The history does not reach back to where this instance stands."""
         subscriber = self.subscribed()
