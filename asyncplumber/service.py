@@ -81,6 +81,11 @@ class Server(Service):
         self._listener = Listener(plumber.webhook, plumber.hub, self._attendance, site, reactor, **limits)
         self._ports: list[IListeningPort | None] = []
 
+    @property
+    def connected(self) -> int:
+        """How many are connected: clients with their requests, and those who have a stream."""
+        return len(self._listener.connections) + len(self._attendance)
+
     def privilegedStartService(self) -> None:
         """Listen, while a daemon still has the rights to."""
         self._ports = [listen(endpoint, self._listener, name) for endpoint, name in self._endpoints]
@@ -92,8 +97,12 @@ class Server(Service):
             self._plumber.public_url = own_url(self._ports[-1])
         self._listener.start()
         self._attendance.start()
-        self._plumber.opened.addCallbacks(lambda _: self._ready(own_url(self._ports[0])), self._cannot_open)
+        self._plumber.opened.addCallbacks(self._serve, self._cannot_open)
         self._plumber.startService()
+
+    def _serve(self, _: None) -> None:
+        if self.running:  # and not about to stop already
+            self._ready(own_url(self._ports[0]))
 
     def _cannot_open(self, failure: Failure) -> None:
         """End with status 1, for which twistd has no way of its own."""

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.application.service import IService
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint, TCP4ServerEndpoint, serverFromString
+from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.stdio import StandardIO
@@ -194,21 +194,25 @@ def _limits(options: Options) -> dict[str, Any]:
 def _worker(options: Options, place: str, reactor: Any) -> IService:
     """One of several workers: it accepts on its parent's socket, and has a port of its own for the other instances."""
     from asyncplumber.service import Server
-    from asyncplumber.workers import LISTENING, READY
+    from asyncplumber.web.sharing import Seat, Seats, SharedEndpoint
+    from asyncplumber.workers import LISTENING, READY, SEATS
 
     number, _, family = place.partition(":")
     # A terminal interrupts the whole group; it is the parent's word that counts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    shared = AdoptedStreamServerEndpoint(reactor, LISTENING, getattr(socket, f"AF_{family.upper()}".replace("AF_AF_", "AF_")))
+    seat = Seat(Seats(open(SEATS, "r+b")), int(number))  # noqa: SIM115  # for as long as we live
+    shared = SharedEndpoint(reactor, LISTENING, getattr(socket, f"AF_{family.upper()}".replace("AF_AF_", "AF_")), seat)
     port = options["peer-port"] + int(number) - 1 if options["peer-port"] else 0
     own = TCP4ServerEndpoint(reactor, port, interface=options["peer-host"])
 
     def ready(url: str) -> None:
+        seat.serve(lambda: server.connected)
         os.write(READY, b"!")
         StandardIO(_ParentWatch(reactor), reactor=reactor)
 
     endpoints = [(shared, "the socket of the parent"), (own, f"port {port} of {options['peer-host']}, for the other instances")]
-    return Server(_plumber(options, reactor), endpoints, reactor, shares_port=True, ready=ready, **_limits(options))
+    server = Server(_plumber(options, reactor), endpoints, reactor, shares_port=True, ready=ready, **_limits(options))
+    return server
 
 
 class _ParentWatch(Protocol):

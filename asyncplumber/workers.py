@@ -1,8 +1,9 @@
 """
 Several processes on one port, so that all the cores of a machine are used: the parent listens, the workers accept.
 
-Each worker is an instance like any other, with a hook of its own, and they reach each other as machines do.  The parent
-keeps the socket open while a worker is restarted, so nobody is refused.
+Each worker is an instance like any other, with a hook of its own, and they reach each other as machines do.  There is one
+socket for all, which the parent keeps open while a worker is restarted, so nobody is refused, and nobody waits for a worker
+that is dead; `web.sharing` has each take its share.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from asyncplumber.service import listen, own_url
+from asyncplumber.web.sharing import Seats
 
 LISTENING = 3  # the file descriptor at which a worker finds the socket
-READY = 4  # and the one at which it says that it serves
+READY = 4  # the one at which it says that it serves
+SEATS = 5  # and the one of the table that says how many each worker has
 PATIENCE = 25.0  # seconds that a worker has to stop: a little more than it takes itself
 STABLE = 5.0  # seconds after which a worker that dies is restarted at once
 RESTART = (0.5, 30.0)  # seconds until a worker that keeps dying is restarted: at first, at most
@@ -57,6 +60,7 @@ class Worker(ProcessProtocol):
             self._log.info("worker {number}: {line}", number=self.number, line=rest if time[:1].isdigit() else f"{time} {rest}")
 
     def processEnded(self, reason: Failure) -> None:
+        self._supervisor.seats.leave(self.number)
         if self.stopped is not None:
             self.stopped.callback(None)
             return
@@ -96,6 +100,7 @@ class Supervisor(Service):
         self._endpoint = endpoint
         self._name = name
         self._environ = dict(environ)
+        self.seats = Seats.for_workers(count)
         self._workers = [Worker(number, self) for number in range(1, count + 1)]
         self._waiting = set(self._workers)
         self._restarts: set[Any] = set()
@@ -121,7 +126,7 @@ class Supervisor(Service):
             sys.executable,
             [sys.executable, "-c", _TWISTD, "-n", "--pidfile=", "asyncplumber"],
             env=environ,
-            childFDs={0: "w", 1: "r", 2: "r", LISTENING: listening, READY: "r"},
+            childFDs={0: "w", 1: "r", 2: "r", LISTENING: listening, READY: "r", SEATS: self.seats.fileno()},
         )
 
     def restart(self, worker: Worker, delay: float) -> None:
