@@ -8,17 +8,17 @@ Drafts that arrive in one reactor turn, or while the store is busy, are appended
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, blame
 from asyncplumber.event import Draft, Event, Instance, Receipt, Stored
 from asyncplumber.hub import Hub
-from asyncplumber.interfaces import IHistory, IRegistry, IRelay
+from asyncplumber.interfaces import Appended, IRelay
 
 GROUP = 1000  # drafts in one append: more gains nothing and makes the first of them wait
 WAITING = 64 * 1024 * 1024  # bytes of payloads that wait for the store; beyond that a POST is told to come back
@@ -27,15 +27,20 @@ _ALONE: dict[str, int] = {"ok": 0, "failed": 0}
 _HERE: dict[str, int] = {"ok": 1, "failed": 0}
 
 
+T = TypeVar("T")
+# What becomes of a POST: a receipt for each of its drafts, or why there is none.
+Outcome = list[Receipt] | PlumberError
+
+
 class _Post:
-    """The drafts of one POST on their way, and the Deferred of its receipts."""
+    """The drafts of one POST on their way, and who is told what became of them, once."""
 
-    __slots__ = ("done", "drafts", "size")
+    __slots__ = ("drafts", "settle", "size")
 
-    def __init__(self, drafts: Sequence[Draft]) -> None:
+    def __init__(self, drafts: Sequence[Draft], settle: Callable[[Outcome], None]) -> None:
         self.drafts = drafts
-        self.size = sum([len(draft.payload) for draft in drafts])
-        self.done: Deferred[list[Receipt]] = Deferred()
+        self.size = len(drafts[0].payload) if len(drafts) == 1 else sum([len(draft.payload) for draft in drafts])
+        self.settle: Callable[[Outcome], None] | None = settle
 
 
 class Intake:
@@ -45,20 +50,18 @@ class Intake:
 
     def __init__(
         self,
-        history: IHistory,
+        append: Callable[[Sequence[Draft]], Deferred[Appended]],
         hub: Hub,
         clock: Any,
         *,
-        registry: IRegistry | None = None,
         relay: IRelay | None = None,
         instance: Instance | None = None,
         waiting: int = WAITING,
     ) -> None:
-        """Without a registry this instance is alone.  `waiting` is in bytes, see `WAITING`."""
-        self._history = history
+        """`append` is that of an `IStore`; without a relay this instance is alone.  `waiting` is in bytes, see `WAITING`."""
+        self._append = append
         self._hub = hub
         self._clock = clock
-        self._registry = registry
         self._relay = relay
         self._instance = instance
         self._limit = waiting
@@ -66,7 +69,8 @@ class Intake:
         self._size = 0
         self._busy = False
         self._closed: PlumberError | None = None
-        self._under_way: set[_Post] = set()
+        self._under_way = 0  # POSTs that are not answered yet
+        self._settled: list[Deferred[None]] = []  # wait until there are none
         self._hanging: set[str] = set()  # instances whose answer is overdue
         self.accepted = 0
 
@@ -77,18 +81,25 @@ class Intake:
         @return: Deferred of their receipts, in their order; fires after they are kept.  Fails with `Unavailable`,
             `TooManyRequests` or what befell a draft; then some may be kept all the same, and the POST can be repeated.
         """
+        done: Deferred[list[Receipt]] = Deferred()
+        self.take(drafts, lambda outcome: done.errback(outcome) if isinstance(outcome, PlumberError) else done.callback(outcome))
+        return done
+
+    def take(self, drafts: Sequence[Draft], settle: Callable[[Outcome], None]) -> None:
+        """The same for the hot path: `settle` is called with the receipts, or with the error.  A Deferred costs more than that."""
         if self._closed is not None:
-            return fail(self._closed)
+            settle(self._closed)
+            return
         if self._size > self._limit:
-            return fail(TooManyRequests("the store does not keep up with what is posted", retry_after=1))
-        post = _Post(drafts)
+            settle(TooManyRequests("the store does not keep up with what is posted", retry_after=1))
+            return
+        post = _Post(drafts, settle)
         self._posts.append(post)
-        self._under_way.add(post)
+        self._under_way += 1
         self._size += post.size
         if not self._busy:
             self._busy = True
             self._clock.callLater(0, self._commit)
-        return post.done
 
     def refuse(self) -> None:
         """Accept nothing more."""
@@ -97,19 +108,12 @@ class Intake:
     def stop(self) -> Deferred[None]:
         """Accept nothing more.  @return: Deferred that fires when everything accepted has been answered."""
         self.refuse()
-        return DeferredList([self._shadow(post.done) for post in self._under_way]).addCallback(lambda _: None)
-
-    @staticmethod
-    def _shadow(done: Deferred[Any]) -> Deferred[None]:
-        """A Deferred that fires after `done`, whatever it brings, and leaves it alone."""
-        shadow: Deferred[None] = Deferred()
-
-        def pass_on(result: Any) -> Any:
-            shadow.callback(None)
-            return result
-
-        done.addBoth(pass_on)
-        return shadow
+        settled: Deferred[None] = Deferred()
+        if self._under_way:
+            self._settled.append(settled)
+        else:
+            settled.callback(None)
+        return settled
 
     def _commit(self) -> None:
         """Append what waits; one append is under way at a time, so that order holds and groups form."""
@@ -124,42 +128,52 @@ class Intake:
         if not posts:
             self._busy = False
             return
-        appended = maybeDeferred(self._history.append, group)
+        appended = maybeDeferred(self._append, group)
+        # A store that takes its time works on what has come meanwhile, while we deliver.
+        appended.addBoth(self._next, posts, appended.called)
         appended.addCallback(self._kept, posts)
         appended.addErrback(self._refused, posts)
-        appended.addCallback(lambda _: self._next(posts))
 
-    def _next(self, posts: list[_Post]) -> None:
+    def _next(self, result: T, posts: list[_Post], at_once: bool) -> T:
         self._size -= sum([post.size for post in posts])
-        if self._posts:
-            self._clock.callLater(0, self._commit)
-        else:
+        if not self._posts:
             self._busy = False
+        elif at_once:
+            self._clock.callLater(0, self._commit)  # after the deliveries of this one
+        else:
+            self._commit()
+        return result
 
     def _refused(self, failure: Failure, posts: list[_Post]) -> None:
         error = blame(failure, self._log, "appending to the history failed")
         for post in posts:
             self._end(post, error)
 
-    def _end(self, post: _Post, outcome: list[Receipt] | PlumberError) -> None:
+    def _end(self, post: _Post, outcome: Outcome) -> None:
         """Answer one POST, once."""
-        if post not in self._under_way:
+        settle, post.settle = post.settle, None
+        if settle is None:
             return
-        self._under_way.remove(post)
-        if isinstance(outcome, PlumberError):
-            post.done.errback(outcome)
-        else:
-            post.done.callback(outcome)
+        self._under_way -= 1
+        try:
+            settle(outcome)
+        except Exception:
+            self._log.failure("a POST could not be answered")
+        if self._settled and not self._under_way:
+            waiting, self._settled = self._settled, []
+            for settled in waiting:
+                settled.callback(None)
 
-    def _kept(self, results: list[Stored | PlumberError], posts: list[_Post]) -> None:
+    def _kept(self, appended: Appended, posts: list[_Post]) -> None:
+        results, wanted = appended
         # A duplicate goes out again as well: should its first POST have died between keeping and sending, this heals it.
         events = [result.event for result in results if isinstance(result, Stored)]
         self.accepted += sum([isinstance(result, Stored) and not result.duplicate for result in results])
         self._hub.publish(events)
-        if self._registry is None or not events:
+        if wanted is None:
             self._answer(posts, results, {})
             return
-        elsewhere = Deferred.fromCoroutine(self._send_elsewhere(self._registry, events))
+        elsewhere = Deferred.fromCoroutine(self._send_elsewhere(wanted, events))
         elsewhere.addErrback(self._not_sent)
         elsewhere.addCallback(lambda reached: self._answer(posts, results, reached))
         elsewhere.addErrback(self._refused, posts)
@@ -177,29 +191,33 @@ class Intake:
         for post in posts:
             receipts: list[Receipt] = []
             broken: PlumberError | None = None
-            for result in results[at : at + len(post.drafts)]:
+            end = at + len(post.drafts)
+            for result in results[at:end]:
                 if isinstance(result, Stored):
                     receipts.append(self._receipt(result, reached))
                 else:
                     broken = broken or result
-            at += len(post.drafts)
+            at = end
             self._end(post, broken or receipts)
 
     def _receipt(self, stored: Stored, reached: dict[str, tuple[int, dict[str, int]]]) -> Receipt:
         event, duplicate = stored
         here = self._hub.count(event.account)
+        if not reached:
+            return Receipt(event, duplicate, here, _HERE if here else _ALONE)
         there, instances = reached.get(event.account, (0, _HERE if here else _ALONE))
         if here and instances is not _HERE:
             instances = {**instances, "ok": instances["ok"] + 1}
         return Receipt(event, duplicate, here + there, instances)
 
-    async def _send_elsewhere(self, registry: IRegistry, events: list[Event]) -> dict[str, tuple[int, dict[str, int]]]:
-        """Relay to whoever wants these accounts.  @return: per account, subscribers there and how many instances took it."""
-        accounts = {event.account for event in events}
-        wanted = await registry.instances(accounts)
+    async def _send_elsewhere(
+        self, wanted: Deferred[dict[str, list[Instance]]], events: list[Event]
+    ) -> dict[str, tuple[int, dict[str, int]]]:
+        """Relay to whoever wants these events.  @return: per account, subscribers there and how many instances took it."""
+        instances = await wanted
         parcels: dict[Instance, list[Event]] = {}
         for event in events:
-            for instance in wanted.get(event.account, ()):
+            for instance in instances.get(event.account, ()):
                 if self._instance is None or instance.id != self._instance.id:
                     parcels.setdefault(instance, []).append(event)
         if not parcels or self._relay is None:

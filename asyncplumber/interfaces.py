@@ -16,6 +16,9 @@ from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
 from asyncplumber.wire import Batch
 
+# What `IStore.append` answers.
+Appended = tuple[list[Stored | PlumberError], Deferred[dict[str, list[Instance]]] | None]
+
 
 class IHistory(Interface):
     """
@@ -111,6 +114,16 @@ class IStore(Interface):
     history = Attribute("IHistory")
     registry = Attribute("IRegistry")
     shared = Attribute("bool: whether other processes can use the same store, so that the registry must be asked")
+
+    def append(drafts: Sequence[Draft]) -> Deferred[Appended]:
+        """
+        Append to the history, and *then* look up in the registry who wants the events.
+
+        @return: Deferred of a pair.  First what `IHistory.append` answers; fails as that fails.  Then a Deferred of what
+            `IRegistry.instances` answers for the accounts of all that is `Stored`; what befalls it befalls the look-up
+            alone, and the events are kept.  None in its place if nobody was looked for: nothing is `Stored`, or the
+            store is not shared.
+        """
 
     def start() -> Deferred[None]:
         """Connect and create what is missing.  @return: Deferred of None; does not fail because the store is down."""

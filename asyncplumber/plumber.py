@@ -84,8 +84,7 @@ class Plumber(Service):
         self.public_url = public_url
         self.hub = Hub(history, reactor, hold=self._hold, release=self._release, linger=linger, subscribers=subscribers)
         self.relay = WebhookRelay.over_treq(reactor, registry, reactor.seconds, signer)
-        asked = registry if self.store.shared else None
-        self.intake = Intake(history, self.hub, reactor, registry=asked, relay=self.relay, instance=self.leases.instance)
+        self.intake = Intake(self.store.append, self.hub, reactor, relay=self.relay, instance=self.leases.instance)
         self.webhook = Webhook(self.intake, self.hub, reactor.seconds, id, disown=self.leases.disown, signer=signer)
         self._open_doors(signer, body_limit)
         #: Fires when the store is open; fails if it never will be.  A database server that is down is waited for.

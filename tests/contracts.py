@@ -485,6 +485,47 @@ class RegistryContract(StoreContract):
         await self.enlisted("1")
         self.assertEqual(await self.wanting("a"), {})
 
+    async def test_an_append_tells_who_wants_its_events(self) -> None:
+        """Kept as by the history, and looked up as by the registry, in one call; duplicates go out again."""
+        one, two = await self.enlisted("1"), await self.enlisted("2")
+        await self.registry.register(one, ["a", "b"])
+        await self.registry.register(two, ["b", "d"])
+        for duplicate in (False, True):
+            answers, wanted = await self.store.append([draft("a"), draft("b"), draft("c"), draft("b", "l")])
+            self.assertEqual([(answer.event.seq, answer.duplicate) for answer in answers], [(n, duplicate) for n in (1, 1, 1, 2)])
+            found = await wanted
+            self.assertEqual({account: sorted(instances) for account, instances in found.items()}, {"a": [one], "b": [one, two]})
+
+    async def test_an_append_finds_hooks_as_they_are(self) -> None:
+        """Put in, taken out, and run out since the append before."""
+        one = await self.enlisted("1")
+
+        async def found(key: str) -> list[str]:
+            _, wanted = await self.store.append([draft(key=key)])
+            return [instance.id for instance in (await wanted).get("a", ())]
+
+        seen = [await found("1")]
+        await self.registry.register(one, ["a"])
+        seen.append(await found("2"))
+        await self.registry.withdraw(one, ["a"])
+        seen.append(await found("3"))
+        await self.registry.register(one, ["a"])
+        await self.lapse()
+        seen.append(await found("4"))
+        self.assertEqual(seen, [[], ["1"], [], []])
+
+    async def test_an_append_of_nothing_asks_nobody(self) -> None:
+        """There is no account to ask for."""
+        self.assertEqual(await self.store.append([]), ([], None))
+
+    async def test_odd_names_are_found_by_an_append(self) -> None:
+        """As many accounts as there are oddities, and each told apart."""
+        one = await self.enlisted("1")
+        await self.registry.register(one, ODD_ACCOUNTS[::2])
+        answers, wanted = await self.store.append([draft(name) for name in ODD_ACCOUNTS])
+        self.assertEqual([answer.event.account for answer in answers], ODD_ACCOUNTS)
+        self.assertEqual(await wanted, {name: [one] for name in ODD_ACCOUNTS[::2]})
+
     async def test_both_doors_see_the_same_registry(self) -> None:
         """What one process puts in, another finds."""
         one = await self.enlisted("1")

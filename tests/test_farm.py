@@ -11,6 +11,7 @@ from asyncplumber.event import EARLIEST, Instance
 from asyncplumber.hub import Hub
 from asyncplumber.intake import Intake
 from asyncplumber.leases import Leases
+from asyncplumber.stores.steps import InSteps
 from tests.house import CoreCase, Recorder, Wire, draft
 
 LEASE = 15.0
@@ -24,7 +25,8 @@ class House:
         instance = Instance(name, f"http://{name}")
         self.leases = Leases(case.registry, instance, case.clock, LEASE, forgotten=lambda: self.hub.check_soon())
         self.hub = Hub(case.history, case.clock, hold=self.leases.hold, release=self.leases.release, linger=1.0)
-        self.intake = Intake(case.history, self.hub, case.clock, registry=case.registry, relay=self.wire, instance=instance)
+        append = InSteps(case.history, case.registry, shared=True).append
+        self.intake = Intake(append, self.hub, case.clock, relay=self.wire, instance=instance)
         self.leases.start()
 
     def die(self) -> None:

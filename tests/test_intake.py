@@ -9,7 +9,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from asyncplumber import intake
 from asyncplumber.errors import BadRequest, PlumberError, RelayFailed, TooManyRequests, Unavailable
 from asyncplumber.event import Instance, Stored
-from asyncplumber.intake import RELAY_PATIENCE, Intake
+from asyncplumber.intake import RELAY_PATIENCE, Intake, Outcome
+from asyncplumber.stores.steps import InSteps
 from tests.house import CoreCase, Wire, draft
 
 
@@ -18,7 +19,8 @@ class IntakeCase(CoreCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.intake = Intake(self.history, self.hub, self.clock)
+        self.append = InSteps(self.history, self.registry, shared=False).append
+        self.intake = Intake(self.append, self.hub, self.clock)
 
     def appends(self) -> list[list[str]]:
         """The ids of each append."""
@@ -68,7 +70,7 @@ class CommitTests(IntakeCase):
 
     def test_too_much_that_waits_is_refused_until_there_is_room(self) -> None:
         """By bytes, with a time to come back."""
-        self.intake = Intake(self.history, self.hub, self.clock, waiting=10)
+        self.intake = Intake(self.append, self.hub, self.clock, waiting=10)
         self.history.kept = {"append"}
         self.posted("1", "2")
         error = self.failureResultOf(self.posted("3"), TooManyRequests)
@@ -153,13 +155,26 @@ class FailureTests(IntakeCase):
             raise KeyError("x")
 
         for append in (lambda drafts: fail(KeyError("x")), broken, lambda drafts: succeed(None)):
-            self.intake._history = type("History", (), {"append": staticmethod(append)})()
+            self.intake._append = append
             error = self.failureResultOf(self._turned("1"), PlumberError)
             self.assertEqual(error.value.status, 500)
             self.assertEqual(len(self.flushLoggedErrors(KeyError, TypeError)), 1)
-        self.intake._history = self.history
+        self.intake._append = self.append
         self.successResultOf(self._turned("1"))
-        self.assertEqual(self.intake._under_way, set())
+        self.successResultOf(self.intake.stop())
+
+    def test_an_answer_that_cannot_be_given_harms_no_other(self) -> None:
+        """The POSTs of one append are answered one after the other, each for itself."""
+
+        def broken(outcome: Outcome) -> None:
+            raise KeyError("x")
+
+        self.intake.take([draft("1")], broken)
+        after = self.posted("2")
+        self.turn()
+        self.assertEqual(len(self.successResultOf(after)), 1)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.successResultOf(self.intake.stop())
 
     def _turned(self, key: str) -> Deferred[Any]:
         post = self.posted(key)
@@ -196,7 +211,8 @@ class RelayTests(IntakeCase):
         for instance in self.instances:
             self.store.registry.register(instance, ["a"])
         me = Instance("me", "http://me")
-        self.intake = Intake(self.history, self.hub, self.clock, registry=self.registry, relay=self.wire, instance=me)
+        append = InSteps(self.history, self.registry, shared=True).append
+        self.intake = Intake(append, self.hub, self.clock, relay=self.wire, instance=me)
 
     def receipt(self, post: Deferred[Any]) -> tuple[int, dict[str, int]]:
         [receipt] = self.successResultOf(post)

@@ -311,7 +311,12 @@ class OtherSideTests(RelayCase):
         """What the other instance disowns."""
         disowned: list[str] = []
         webhook = Webhook(
-            Intake(self.history, self.hub, self.clock), self.hub, self.clock.seconds, "you", disown=disowned.append, signer=signer
+            Intake(self.store.append, self.hub, self.clock),
+            self.hub,
+            self.clock.seconds,
+            "you",
+            disown=disowned.append,
+            signer=signer,
         )
 
         def answer(request: Any, body: bytes) -> bytes:

@@ -13,8 +13,8 @@ from typing import Any
 from twisted.trial.unittest import TestCase
 
 from asyncplumber.errors import Unavailable
-from asyncplumber.event import Cursor, Stored
-from asyncplumber.stores import open_store, sqlite_file
+from asyncplumber.event import Cursor, Instance, Stored
+from asyncplumber.stores import open_store, sqlite_append, sqlite_file
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.memory import MemoryStore
 from tests.contracts import HistoryContract, RegistryContract, Steered, draft, drafts, seqs
@@ -45,6 +45,13 @@ class MemoryTests(HistoryContract, RegistryContract, UnusedNumberings, TestCase)
             self._store = MemoryStore(keeping, self.reactor, shared=True)
             self.keeping = keeping
         return self._store
+
+    async def test_who_shares_with_nobody_asks_nobody(self) -> None:
+        """A store of one process has no other instances to look for."""
+        alone = MemoryStore(self.keeping, self.reactor)
+        await alone.registry.register(await alone.registry.enlist(Instance("1", "http://127.0.0.1/1")), ["a"])
+        answers, wanted = await alone.append(drafts(2))
+        self.assertEqual((seqs(answers), wanted), ([1, 2], None))
 
 
 class SqliteTests(HistoryContract, RegistryContract, UnusedNumberings, TestCase):
@@ -107,6 +114,79 @@ class SqliteTests(HistoryContract, RegistryContract, UnusedNumberings, TestCase)
         store = await self.opened()
         await self.assertFailure(store.history.append(drafts(1)), Unavailable)
 
+    async def test_a_look_up_that_fails_fails_alone(self) -> None:
+        """What was kept is accepted, whatever befalls the registry after it."""
+        self.other().execute("DROP TABLE hooks")
+        answers, wanted = await self.store.append(drafts(2))
+        self.assertEqual(seqs(answers), [1, 2])
+        await self.assertFailure(wanted, Unavailable)
+        self.assertEqual(seqs(await self.everything()), [1, 2])
+
+    async def test_two_who_take_turns_continue_each_other(self) -> None:
+        """Each believes to know where the numbering stands, and sees that the other went on."""
+        other = (await self.opened()).history
+        answers = []
+        for turn in range(4):
+            answers += await self.history.append([draft("a", f"{turn}"), draft(f"own {turn}")])
+            answers += await self.history.append([draft("a", f"{turn}+")])
+            answers += await other.append([draft("a", f"{turn}++"), draft(f"other {turn}")])
+        shared = [answer.event for answer in answers if answer.event.account == "a"]
+        self.assertEqual(seqs(shared), list(range(1, 13)))
+        self.assertEqual(len({event.epoch for event in shared}), 1)
+        self.assertEqual({answer.event.seq for answer in answers if answer.event.account != "a"}, {1})
+        self.assertEqual([event.id for event in await self.everything()], [event.id for event in shared][-10:])
+
+    async def test_a_numbering_that_was_forgotten_begins_anew(self) -> None:
+        """Whoever swept: we, or another who shares the file."""
+        other = await self.opened()
+        for sweeper in (self.history, other.history):
+            [before] = await self.history.append([draft(key="before")])
+            self.reactor.advance(self.keeping.age + 1)
+            await self.history.sweep()
+            [continued] = await self.history.append([draft(key="continued")])
+            self.assertEqual(continued.event.cursor, Cursor(before.event.epoch, before.event.seq + 1))
+            self.reactor.advance(self.keeping.numbering + 1)
+            await sweeper.sweep()
+            await sweeper.append([draft("takes the number", key=f"{id(sweeper)}")])
+            [anew] = await self.history.append([draft(key="anew")])
+            self.assertEqual(anew.event.seq, 1)
+            self.assertNotEqual(anew.event.epoch, before.event.epoch)
+            self.assertEqual(await self.everything(), [anew.event])
+            self.reactor.advance(self.keeping.numbering + 1)
+            await self.history.sweep()
+
+    async def test_an_append_of_many_rows_is_one(self) -> None:
+        """More rows than a statement takes; a duplicate among the last of them leaves no hole and no remains."""
+        keeping = Keeping(length=1000, age=1000.0)
+        history = (await self.opened(keeping)).history
+        count = 2 * sqlite_append.ROWS + 1
+        several = [each for n in range(count) for each in (draft("a", f"{n}"), draft(f"account {n}"))]
+        answers = await history.append(several)
+        self.assertEqual(seqs(answers[::2]), list(range(1, count + 1)))
+        self.assertEqual(seqs(answers[1::2]), [1] * count)
+        again = await history.append([*drafts(count), draft("a", "5"), *drafts(2, prefix="last")])
+        self.assertEqual(seqs(again), [*range(count + 1, 2 * count + 1), 6, 2 * count + 1, 2 * count + 2])
+        self.assertEqual([answer.duplicate for answer in again].count(True), 1)
+        self.assertEqual(seqs(await self.everything(history=history)), list(range(1, 2 * count + 3)))
+
+    async def test_an_append_that_failed_takes_no_numbers(self) -> None:
+        """Neither of an account that was remembered, nor of one that it would have begun."""
+        await self.history.append([draft("a", "1")])
+        await self.store._file.run(lambda connection: connection.execute("PRAGMA max_page_count = 20").fetchall())
+        large = draft("b", "1", payload=b'"data":"%b"' % (b"x" * 200_000))
+        await self.assertFailure(self.history.append([draft("a", "2"), large]), Unavailable)
+        await self.store._file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall())
+        self.assertEqual(seqs(await self.history.append([draft("b", "2"), draft("a", "3")])), [1, 2])
+
+    async def test_few_numberings_are_remembered_and_all_go_on(self) -> None:
+        """More accounts than there is memory for."""
+        self.patch(sqlite_append, "REMEMBERED", 3)
+        for turn in range(1, 5):
+            for name in range(6):
+                [answer] = await self.history.append([draft(f"{name}", f"{turn}")])
+                self.assertEqual(answer.event.seq, turn)
+                self.assertLessEqual(len(self.history.appender._places), 4)
+
     async def test_results_are_for_the_owner_only(self) -> None:
         """Whoever else has an account on the machine cannot read the file, nor its journal."""
         await self.history.append(drafts(1))
@@ -148,6 +228,11 @@ class SqliteStartTests(TestCase):
         path.write_bytes(b"this is my diary\n" * 1000)
         await self.refused(str(path), "file is not a database")
         self.assertEqual(path.read_bytes(), b"this is my diary\n" * 1000)
+
+    async def test_an_old_sqlite_is_named(self) -> None:
+        """With the version that it should have."""
+        self.patch(sqlite_file, "OLDEST", (99, 1))
+        await self.refused(self.mktemp(), "SQLite 3.*99.1 or later")
 
     async def test_a_newer_schema_is_refused(self) -> None:
         """An old program does not write into what it does not understand."""

@@ -13,6 +13,7 @@ from asyncplumber.errors import CursorLost, PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored, placed
 from asyncplumber.interfaces import IHistory, IRegistry, IStore
 from asyncplumber.stores.keeping import PAGE_BYTES, Keeping
+from asyncplumber.stores.steps import InSteps
 
 
 class _Log:
@@ -197,14 +198,12 @@ class MemoryRegistry:
 
 
 @implementer(IStore)
-class MemoryStore:
+class MemoryStore(InSteps):
     """History and registry in this process's memory."""
 
     def __init__(self, keeping: Keeping, clock: Any, *, shared: bool = False) -> None:
         """`shared` is for tests that let several instances use one such store."""
-        self.history = MemoryHistory(keeping, clock)
-        self.registry = MemoryRegistry(keeping, clock)
-        self.shared = shared
+        super().__init__(MemoryHistory(keeping, clock), MemoryRegistry(keeping, clock), shared=shared)
 
     def start(self) -> Deferred[None]:
         return succeed(None)

@@ -17,19 +17,17 @@ from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.mongo_history import MongoHistory, indexes
 from asyncplumber.stores.mongo_link import MongoLink
 from asyncplumber.stores.mongo_registry import INDEXES, MongoRegistry
+from asyncplumber.stores.steps import InSteps
 
 
 @implementer(IStore)
-class MongoStore:
+class MongoStore(InSteps):
     """History and registry in one MongoDB database."""
-
-    shared = True
 
     def __init__(self, uri: str, keeping: Keeping, reactor: Any) -> None:
         """The database is the one that `uri` names, or ``asyncplumber``.  Raises ValueError if `uri` cannot be used."""
         self._link = MongoLink(uri, reactor, [*indexes(keeping), *INDEXES])
-        self.history = MongoHistory(self._link, keeping, reactor)
-        self.registry = MongoRegistry(self._link, keeping)
+        super().__init__(MongoHistory(self._link, keeping, reactor), MongoRegistry(self._link, keeping), shared=True)
 
     def start(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._link.open())

@@ -7,17 +7,21 @@ Several processes may share the file, on a local disk.  What is accepted survive
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from asyncplumber.interfaces import IStore
+from asyncplumber.errors import PlumberError
+from asyncplumber.event import Draft, Instance, Stored
+from asyncplumber.interfaces import Appended, IStore
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.sqlite_file import Connection, SqliteFile
 from asyncplumber.stores.sqlite_history import SqliteHistory
-from asyncplumber.stores.sqlite_registry import SqliteRegistry
+from asyncplumber.stores.sqlite_registry import SqliteRegistry, wanted
 
 
 def _parsed(uri: str) -> tuple[str, str]:
@@ -41,9 +45,29 @@ class SqliteStore:
     def __init__(self, uri: str, keeping: Keeping, reactor: Any) -> None:
         """Raises ValueError if `uri` is not ``sqlite:PATH``, with or without ``?synchronous=full``."""
         path, synchronous = _parsed(uri)
+        self._clock = reactor
         self._file = SqliteFile(path, synchronous, reactor)
         self.history = SqliteHistory(self._file, keeping, reactor)
         self.registry = SqliteRegistry(self._file, keeping, reactor)
+
+    def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
+        now = self._clock.seconds()
+
+        def work(connection: Connection) -> tuple[list[Stored | PlumberError], dict[str, list[Instance]] | Failure | None]:
+            results = self.history.appender.append(connection, drafts, now)
+            accounts = {result.event.account for result in results if isinstance(result, Stored)}
+            try:
+                return results, wanted(connection, accounts, now) if accounts else None
+            except Exception:
+                return results, Failure()
+
+        return self._file.run(work).addCallback(self._appended)
+
+    def _appended(self, answer: tuple[list[Stored | PlumberError], dict[str, list[Instance]] | Failure | None]) -> Appended:
+        results, found = answer
+        if found is None:
+            return results, None
+        return results, fail(self._file.blamed(found)) if isinstance(found, Failure) else succeed(found)
 
     def start(self) -> Deferred[None]:
         """Open the file.  Unlike a server it does not come by itself later: fails with ValueError if it cannot be used."""

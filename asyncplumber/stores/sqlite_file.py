@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, fail
@@ -20,6 +20,7 @@ T = TypeVar("T")
 Connection = sqlite3.Connection
 
 SCHEMA_VERSION = 1
+OLDEST = (3, 35)  # version of SQLite, of 2021: what it cannot do would show at the first append, not at the start
 PATIENCE = 2.5  # seconds for a lock that another process holds, and as much for waiting behind such a call: 5 in all
 # An account has a number here, so that the two indexes of `events` stay small.  Events lie in the order of their arrival: the
 # events of one append share a page of the log, and what is oldest comes first without an index of its own.
@@ -65,6 +66,9 @@ class SqliteFile:
         self._outage = Outage(f"sqlite:{path}")
 
     def _connect(self) -> Connection:
+        if sqlite3.sqlite_version_info < OLDEST:
+            wanted = ".".join(map(str, OLDEST))
+            raise ValueError(f"this Python comes with SQLite {sqlite3.sqlite_version}, and {wanted} or later is needed")
         # Results are nobody else's business; SQLite gives its other files the rights of this one.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = sqlite3.connect(self._path, isolation_level=None, cached_statements=512)
@@ -85,11 +89,22 @@ class SqliteFile:
             raise
         return connection
 
+    def _connect_among_others(self) -> Connection:
+        """Two who change a new file to WAL mode at the same moment get in each other's way, and SQLite lets neither wait."""
+        deadline = monotonic() + PATIENCE
+        while True:
+            try:
+                return self._connect()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() > deadline:
+                    raise
+                sleep(0.01)
+
     def _work(self, opened: Deferred[None]) -> None:
         """The thread."""
         answer = self._reactor.callFromThread
         try:
-            connection = self._connect()
+            connection = self._connect_among_others()
         except Exception:
             answer(opened.errback, Failure())
             return
@@ -134,13 +149,14 @@ class SqliteFile:
             return fail(Unavailable())
         done: Deferred[T] = Deferred()
         self._jobs.put((work, done, monotonic()))
-        return done.addCallbacks(self._went_well, self._went_wrong)
+        return done.addCallbacks(self._went_well, self.blamed)
 
     def _went_well(self, result: T) -> T:
         self._outage.over()
         return result
 
-    def _went_wrong(self, failure: Failure) -> Failure:
+    def blamed(self, failure: Failure) -> Failure:
+        """What the caller is told of `failure`: `Unavailable` if it befell the file, whose outage goes to the log."""
         if failure.check(sqlite3.Error):
             self._outage.began(failure.getErrorMessage())
             return Failure(Unavailable())

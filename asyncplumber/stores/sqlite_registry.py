@@ -16,10 +16,20 @@ from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.sqlite_file import Connection, SqliteFile
 
 _ORPHANS = "DELETE FROM hooks WHERE instance NOT IN (SELECT id FROM instances)"
-# CROSS JOIN fixes the order: start from the few accounts, never from all hooks.
-_WANTED = """SELECT hooks.account, instances.id, instances.url, instances.lease FROM json_each(?) AS asked
+# CROSS JOIN fixes the order: start from the few accounts, never from all hooks.  One row for each instance, which are fewer.
+_WANTED = """SELECT instances.id, instances.url, instances.lease, json_group_array(hooks.account) FROM json_each(?) AS asked
     CROSS JOIN hooks ON hooks.account = asked.value CROSS JOIN instances ON instances.id = hooks.instance
-    WHERE instances.expires > ?"""
+    WHERE instances.expires > ? GROUP BY instances.id"""
+
+
+def wanted(connection: Connection, accounts: Collection[str], now: float) -> dict[str, list[Instance]]:
+    """As `IRegistry.instances` says, in the file's thread; `now` is in seconds since 1970.  Raises sqlite3.Error."""
+    found: dict[str, list[Instance]] = {}
+    for id, url, lease, hooks in connection.execute(_WANTED, (json.dumps(list(set(accounts))), now)):
+        instance = Instance(id, url, lease)
+        for account in json.loads(hooks):
+            found.setdefault(account, []).append(instance)
+    return found
 
 
 @implementer(IRegistry)
@@ -82,15 +92,7 @@ class SqliteRegistry:
 
     def instances(self, accounts: Collection[str]) -> Deferred[dict[str, list[Instance]]]:
         now = self._clock.seconds()
-        asked = json.dumps(list(dict.fromkeys(accounts)))
-
-        def work(connection: Connection) -> dict[str, list[Instance]]:
-            wanted: dict[str, list[Instance]] = {}
-            for account, *row in connection.execute(_WANTED, (asked, now)):
-                wanted.setdefault(account, []).append(Instance(*row))
-            return wanted
-
-        return self._run(work)
+        return self._run(lambda connection: wanted(connection, accounts, now))
 
     def prune(self, instance: Instance) -> Deferred[bool]:
         def work(connection: Connection) -> bool:
