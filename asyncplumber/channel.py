@@ -220,7 +220,7 @@ class Channel:
         spent = 0
         while (batch := self._order.take()) is not None:
             listeners = list(self.live)
-            self.delivered = batch.events[-1].cursor
+            self.delivered = self._order.head if not self._order.is_due else batch.events[-1].cursor
             self._hub.delivered += len(listeners) * len(batch.events)
             if len(listeners) > SLICE:
                 self._serve_in_slices(batch, listeners, 0)

@@ -28,6 +28,7 @@ def is_plain(text: str, longest: int = NAME_LENGTH) -> bool:
     return 0 < len(text) <= longest and not _CONTROL.search(text)
 
 
+@lru_cache(maxsize=8192)
 def checked_account(name: str) -> str:
     """`name` itself if it can be an account.  Raises `BadAccount`."""
     if not is_plain(name, ACCOUNT_LENGTH):
@@ -123,7 +124,8 @@ class Event(NamedTuple):
 def placed(draft: Draft, epoch: str, seq: int) -> Event:
     """The event that `draft` becomes at this place."""
     account, id, _, type, time, content_type, payload = draft
-    return Event(account, epoch, seq, id, type, time, content_type, payload)
+    # What `Event(...)` does, in half the time: each event accepted comes by here.
+    return tuple.__new__(Event, (account, epoch, seq, id, type, time, content_type, payload))
 
 
 class Stored(NamedTuple):
@@ -157,13 +159,13 @@ class Receipt(NamedTuple):
 
 def timestamp(seconds: float) -> str:
     """`seconds` since 1970 as RFC 3339 in UTC, to the millisecond."""
-    second, thousandth = divmod(int(seconds * 1000), 1000)
-    return f"{_second(second)}{thousandth:03d}Z"
+    return _timestamp(int(seconds * 1000))
 
 
 @lru_cache(maxsize=4)
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+def _timestamp(milliseconds: int) -> str:
+    second, thousandth = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}.{thousandth:03d}Z"
 
 
 _PROCESS = token_hex(10)

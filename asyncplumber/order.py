@@ -53,14 +53,15 @@ class Order:
             # Epochs sort by time: the numbering began anew, and where to go on is to be asked.
             self._wait(event)
             return True
-        if event.seq == seq + 1:
+        seq += 1
+        if event.seq == seq:
             self._queue.append(event)
-            self.head = head = Cursor(epoch, event.seq)
-            while self._early and (early := self._early.pop((epoch, head.seq + 1), None)) is not None:
+            while self._early and (early := self._early.pop((epoch, seq + 1), None)) is not None:
                 self._queue.append(early)
-                self.head = head = Cursor(epoch, early.seq)
+                seq += 1
+            self.head = Cursor(epoch, seq)
             return False
-        if event.seq <= seq:
+        if event.seq < seq:
             return False
         self._wait(event)
         return True
@@ -83,6 +84,9 @@ class Order:
         queue = self._queue
         if not queue:
             return None
+        if len(queue) == 1:
+            self._queue = []
+            return Batch(queue)
         count, size = 1, len(queue[0].payload)
         while count < len(queue) and (size := size + len(queue[count].payload)) <= COALESCED:
             count += 1

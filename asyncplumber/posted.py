@@ -87,9 +87,15 @@ def _text_member(body: bytes, content_type: str) -> bytes:
     return _bytes_member(body)
 
 
+@lru_cache(maxsize=256)
+def _kind(content_type: str) -> str:
+    """A content type without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
 def payload_of(content_type: str, body: bytes) -> tuple[str, bytes]:
     """What the envelope will say: its content type, and the member that holds the body."""
-    kind = content_type.partition(";")[0].strip().lower()
+    kind = _kind(content_type)
     if kind == "application/json" or kind.endswith("+json"):
         return content_type, json_member(body)
     if kind in _GUESSED:
@@ -251,7 +257,7 @@ def _media_type(header: bytes) -> tuple[str, str]:
     content_type = _header({b"content-type": header}, b"content-type") or ""
     if content_type and not is_plain(content_type):
         raise BadRequest("the content type is too long, or no media type")
-    return content_type, content_type.partition(";")[0].strip().lower()
+    return content_type, _kind(content_type)
 
 
 def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Draft]:
@@ -266,13 +272,11 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
         return _cloudevents(account, kind, body, now)
     if b"ce-specversion" in headers:
         return [_binary(account, headers, content_type, body, now)]
-    id = _header(headers, b"webhook-id")
-    if id is None:
-        id = _header(headers, b"idempotency-key")
-    if id is not None:
-        _named(id, "the event's id")
-    type = _header(headers, b"event-type")
-    type = DEFAULT_TYPE if type is None else _typed(type, "Event-Type")
+    id = None
+    for name in (b"webhook-id", b"idempotency-key"):
+        if id is None and name in headers:
+            id = _named(_header(headers, name), "the event's id")
+    type = _typed(_header(headers, b"event-type"), "Event-Type") if b"event-type" in headers else DEFAULT_TYPE
     if kind in ("application/x-ndjson", "application/jsonl"):
         return _lines(account, id, type, body, now)
     content_type, payload = payload_of(content_type, body)

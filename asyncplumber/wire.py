@@ -13,6 +13,8 @@ from typing import Any
 
 from asyncplumber.event import Cursor, Event, Position
 
+_encoded = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder at each call
+
 
 def envelope(event: Event) -> bytes:
     """The JSON text, UTF-8 in one line, that tells a subscriber everything about an event (no epoch: it is in no history)."""
@@ -66,14 +68,14 @@ class Batch:
     def envelopes(self) -> list[bytes]:
         """An envelope for each event."""
         if self._envelopes is None:
-            self._envelopes = [envelope(event) for event in self.events]
+            self._envelopes = [*map(envelope, self.events)]
         return self._envelopes
 
     @property
     def frames(self) -> bytes:
         """All the events as WebSocket messages, one after the other."""
         if self._frames is None:
-            self._frames = b"".join([frame(text) for text in self.envelopes])
+            self._frames = b"".join(map(frame, self.envelopes))
         return self._frames
 
     @property
@@ -89,7 +91,7 @@ class Batch:
 def notice(type: str, account: str, cursor: Cursor | None, **data: Any) -> bytes:
     """The envelope of an event about the stream itself: in no history; `cursor` says where you stand, None that you know."""
     stand = str(cursor) if cursor is not None else None
-    return json.dumps({"type": type, "account": account, "cursor": stand, "data": data}, separators=(",", ":")).encode()
+    return _encoded({"type": type, "account": account, "cursor": stand, "data": data}).encode()
 
 
 def gap(account: str, cursor: Cursor, position: Position) -> bytes:

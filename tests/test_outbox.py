@@ -187,9 +187,7 @@ class SocketTests(TestCase):
         send = outbox._send
         assert send is not None
         outbox._send = lambda data: writes.append(data) or send(data)  # type: ignore[func-returns-value]
-        with outbox.together():
-            outbox.write(b"head ")
-            outbox.write(b"first")
+        outbox.together(lambda: [outbox.write(data) for data in (b"head ", b"first")])
         outbox.write(b" second")
         self.assertEqual(writes, [b"head first", b" second"])
         self.assertEqual(await self.heard(17), b"head first second")

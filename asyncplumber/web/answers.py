@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from json.encoder import encode_basestring_ascii as quoted
 from typing import NamedTuple
@@ -13,6 +14,11 @@ from asyncplumber.event import Receipt
 
 JSON = b"application/json"
 _REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+
+
+@lru_cache(maxsize=64)
+def _beginning(status: int, content_type: bytes) -> bytes:
+    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\n" % (status, _REASONS[status], content_type)
 
 
 class Answer(NamedTuple):
@@ -25,11 +31,9 @@ class Answer(NamedTuple):
 
     def head(self, *, close: bool) -> bytes:
         """The answer's first lines as HTTP/1.1 wants them, up to the body."""
-        extra = b"".join([b"%b: %b\r\n" % header for header in self.headers])
-        return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n" % (
-            self.status,
-            _REASONS[self.status],
-            self.content_type,
+        extra = b"".join([b"%b: %b\r\n" % header for header in self.headers]) if self.headers else b""
+        return b"%bContent-Length: %d\r\n%b%b\r\n" % (
+            _beginning(self.status, self.content_type),
             len(self.body),
             extra,
             b"Connection: close\r\n" if close else b"",
@@ -54,10 +58,11 @@ def error_answer(error: PlumberError) -> Answer:
 
 def _receipt(receipt: Receipt) -> str:
     event, duplicate, subscribers, instances = receipt
+    _, epoch, seq, id, _, _, _, _ = event
     there = ",".join([f'"{state}":{number}' for state, number in instances.items()])
-    cursor = f'"{event.epoch}.{event.seq}"' if event.epoch else "null"
+    cursor = f'"{epoch}.{seq}"' if epoch else "null"
     return (
-        f'"id":{quoted(event.id)},"cursor":{cursor},"duplicate":{"true" if duplicate else "false"},'
+        f'"id":{quoted(id)},"cursor":{cursor},"duplicate":{"true" if duplicate else "false"},'
         f'"subscribers":{subscribers},"instances":{{{there}}}'
     )
 

@@ -18,7 +18,7 @@ class HeadersTooLarge(PlumberError):
 
 def _absolute_path(target: bytes) -> bytes:
     """The target as `/path?query`: a proxy's client sends a whole URL, and every server must take it (RFC 9112, 3.2.2)."""
-    if target[:1] != b"/" and b"://" in target:
+    if b"://" in target:
         return b"/" + target.partition(b"://")[2].partition(b"/")[2]
     return target
 
@@ -63,20 +63,25 @@ class Call:
         """The head is complete; `parser` is llhttp.  @return: what is wrong with it."""
         error = self._take_headers()
         headers, version = self.headers, parser.get_http_version()
+        is_current = version == "1.1"
         self.headed = True
         self.method = parser.get_method()
-        self.target = _absolute_path(self.target)
-        self.keep_alive = version == "1.1" and parser.should_keep_alive()
-        self.upgrade = parser.should_upgrade() and headers.get(b"upgrade", b"").lower() == b"websocket"
-        self.expects_continue = version == "1.1" and headers.get(b"expect", b"").lower() == b"100-continue"
-        self.length = int(headers.get(b"content-length", b"0"))
+        if self.target[:1] != b"/":
+            self.target = _absolute_path(self.target)
+        self.keep_alive = is_current and parser.should_keep_alive()
+        if b"upgrade" in headers:
+            self.upgrade = parser.should_upgrade() and headers[b"upgrade"].lower() == b"websocket"
+        if b"expect" in headers:
+            self.expects_continue = is_current and headers[b"expect"].lower() == b"100-continue"
+        if b"content-length" in headers:
+            self.length = int(headers[b"content-length"])
         if error is not None:
             return error
-        if version not in ("1.0", "1.1"):
+        if not is_current and version != "1.0":
             return BadRequest("this is not HTTP/1.1")
         if SPLITTING.search(self.target):
             return BadRequest(ODD_PATH)
-        if b"host" not in headers and version == "1.1":
+        if is_current and b"host" not in headers:
             return BadRequest("HTTP/1.1 requires a Host header")
         return None
 
@@ -85,7 +90,7 @@ class Call:
         for index, (name, value) in enumerate(raw):
             size += len(name) + len(value) + 4
             stripped = value.strip(b" \t")
-            if stripped != value:
+            if stripped is not value:  # bytes that need no stripping come back themselves
                 raw[index] = name, stripped
             name = name.lower()
             if name in headers:
@@ -100,11 +105,11 @@ class Call:
         """The next bytes of the body; nearly always they are all of it.  @return: how many there are now."""
         if not self.body:
             self.body = body
-        elif self._more is None:
-            self._more = bytearray(body)
-        else:
-            self._more += body
-        return len(self.body) + len(self._more or b"")
+            return len(body)
+        if self._more is None:
+            self._more = bytearray()
+        self._more += body
+        return len(self.body) + len(self._more)
 
     def complete_body(self) -> None:
         """There are no more."""

@@ -106,7 +106,9 @@ class Connection:
 
     def _feed(self, data: bytes) -> None:
         reader = self._reader
-        self._backlog += reader.feed(data)
+        rest = reader.feed(data)
+        if rest:
+            self._backlog += rest
         if reader.began:
             reader.began = False
             self.deadline = self.house.now + self.house.request_timeout
@@ -178,9 +180,10 @@ class Connection:
         if close:
             self.hang_up()
         else:
-            timeout = self.house.idle_timeout if self._reader.call is None else self.house.request_timeout
-            self.deadline = self.house.now + timeout
-            self._go_on()
+            house, reader = self.house, self._reader
+            self.deadline = house.now + (house.idle_timeout if reader.call is None else house.request_timeout)
+            if reader.calls or self._backlog or reader.refusal is not None:
+                self._go_on()
 
     def refuse(self, error: PlumberError) -> None:
         """Read no more; what was read before is answered first, then this error is, and then we hang up."""

@@ -8,6 +8,7 @@ Everything else goes the long way, to Klein's site.  Both ways end in the same r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -139,10 +140,11 @@ class Listener(Factory):
             return
         if target.startswith(b"/hooks/") and call.method == b"POST":
             segment = target[7:].partition(b"?")[0]
-            taken = self._webhook.take(segment, call.headers, call.body)
             if b"origin" in call.headers:
-                taken.addCallback(lambda answer: self._allowing(call, answer))
-            connection.reply_later(call, taken)
+                taken = self._webhook.take(segment, call.headers, call.body)
+                connection.reply_later(call, taken.addCallback(lambda answer: self._allowing(call, answer)))
+            else:
+                self._webhook.take_in(segment, call.headers, call.body, partial(connection.reply, call))
         elif target.startswith(b"/events/"):
             self._subscribe(connection, call)
         else:

@@ -10,8 +10,7 @@ transport, which says when it is empty (it treats us as a pull producer), and un
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import tcp
@@ -70,12 +69,11 @@ class Outbox:
             if sent != len(data):
                 self._hand_over(data[sent:])  # a copy, but only for a reader that is behind
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is written meanwhile goes out as one."""
+    def together(self, write: Callable[[], object]) -> None:
+        """What `write` writes goes out as one."""
         held, self.ready = self.ready, False
         try:
-            yield
+            write()
         finally:
             if held and not self._spent:
                 self.resumeProducing()

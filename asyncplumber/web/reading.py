@@ -130,7 +130,6 @@ class Reader:
         error = call.complete_head(self._parser)
         if call.size > self._limits.head_limit or len(call.raw_headers) > HEADERS:
             error = HeadersTooLarge()
-        call.size = 0
         call.limit = self._limits.limit_of(call.target)
         if error is not None:
             self.refuse(error)
@@ -147,8 +146,9 @@ class Reader:
                 self._refuse_large(call)
 
     def on_message_complete(self) -> None:
-        call, self.call = self.call, None
+        call = self.call
         if call is not None:
+            self.call = None
             self.continues = False
             call.complete_body()
             self.calls.append(call)

@@ -59,11 +59,13 @@ class Stream(ABC):
         self.transport, self.outbox, said = connection.hand_over(self)
         self.outbox.pass_on(self._overflow, limit)
         # Nearly always the first event about the stream follows at once: one write for both.
-        with self.outbox.together():
-            self.outbox.write(head)
-            self._channel.subscribe(self, after)
+        self.outbox.together(lambda: self._enter(head, after))
         if said:
             self.dataReceived(said)
+
+    def _enter(self, head: bytes, after: Cursor | str | None) -> None:
+        self.outbox.write(head)
+        self._channel.subscribe(self, after)
 
     # IProtocol
 

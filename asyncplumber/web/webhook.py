@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from asyncplumber.errors import BadAccount, Gone, NotAllowed, PlumberError, blame
 from asyncplumber.event import Event, Receipt, checked_account, timestamp
 from asyncplumber.hub import Hub
-from asyncplumber.intake import Intake
+from asyncplumber.intake import Intake, Outcome
 from asyncplumber.posted import Headers, drafts_of, skyhooks_draft
 from asyncplumber.relays.parcels import unpack
 from asyncplumber.signing import Signer
@@ -69,21 +69,29 @@ class Webhook:
         self._intake = intake
         self._hub = hub
         self._now = now
-        self._second = -1.0
         self._disown = disown
         self._signer = signer
         self.instance_id = instance_id
 
     def take(self, segment: bytes, headers: Headers, body: bytes) -> Deferred[Answer]:
         """``POST /hooks/{account}``: keep it, and send it to everyone.  @return: Deferred that never fails."""
+        taken: Deferred[Answer] = Deferred()
+        self.take_in(segment, headers, body, taken.callback)
+        return taken
+
+    def take_in(self, segment: bytes, headers: Headers, body: bytes, reply: Callable[[Answer], None]) -> None:
+        """The same for the hot path: `reply` is called with the answer, now or later."""
         try:
             drafts = drafts_of(account_of(segment), headers, body, timestamp(self._now()))
         except PlumberError as error:
-            return succeed(error_answer(error))
-        taken = self._intake.accept(drafts)
-        if len(drafts) > 1 or _is_batch(headers.get(b"content-type", b"")):
-            return taken.addCallbacks(self._received, self._refused, callbackKeywords={"batch": True})
-        return taken.addCallbacks(self._received, self._refused)
+            reply(error_answer(error))
+            return
+        batch = len(drafts) > 1 or _is_batch(headers.get(b"content-type", b""))
+
+        def settle(outcome: Outcome) -> None:
+            reply(error_answer(outcome) if isinstance(outcome, PlumberError) else receipt_answer(outcome, batch=batch))
+
+        self._intake.take(drafts, settle)
 
     def take_skyhooks(self, headers: Headers, body: bytes) -> Deferred[Answer]:
         """``POST /hooks`` as skyhooks' clients do.  @return: Deferred that never fails."""
@@ -91,10 +99,10 @@ class Webhook:
             draft = skyhooks_draft(headers, body, timestamp(self._now()))
         except PlumberError as error:
             return succeed(error_answer(error))
-        return self._intake.accept([draft]).addCallbacks(self._received, self._refused, callbackKeywords={"skyhooks": True})
+        return self._intake.accept([draft]).addCallbacks(self._received_from_skyhooks, self._refused)
 
-    def _received(self, receipts: list[Receipt], batch: bool = False, skyhooks: bool = False) -> Answer:
-        return receipt_answer(receipts, batch=batch, skyhooks=skyhooks)
+    def _received_from_skyhooks(self, receipts: list[Receipt]) -> Answer:
+        return receipt_answer(receipts, skyhooks=True)
 
     def _refused(self, failure: Failure) -> Answer:
         return error_answer(blame(failure, self._log, "a POST could not be taken in"))
