@@ -155,11 +155,13 @@ def start_server(*options: str, env: Mapping[str, str] | None = None) -> Server:
 
 def celery_settings(folder: Path) -> dict[str, object]:
     """For a Celery whose messages and results are files in `folder`: no broker is needed.  Makes what is missing there."""
+    from tests.celery_transport import SCHEME
+
     for name in ("queue", "control", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     queue = str(folder / "queue")
     return {
-        "broker_url": "filesystem://",
+        "broker_url": f"{SCHEME}://",
         "broker_transport_options": {
             "data_folder_in": queue,
             "data_folder_out": queue,
