@@ -131,7 +131,10 @@ class Node:
 
     async def ended(self, seconds: float = LATEST) -> int:
         """Wait for its end.  @return: the exit status."""
-        await until(lambda: not self.alive, f"{self.port} ends: {self.output}", seconds)
+        try:
+            await until(lambda: not self.alive, f"{self.port} ends", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output}") from None
         status = self._running.status
         assert status is not None
         return status
