@@ -1,0 +1,42 @@
+"""A log that clients cannot fill: at most one line in an interval for what a client does wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+
+INTERVAL = 10.0  # seconds between two lines
+
+
+class RateLimitedLog:
+    """
+    Writes a warning at most once in an interval, and counts what it leaves out.
+
+    Use one object for each kind of message, so that one kind does not hide another.
+    """
+
+    def __init__(self, log: Logger, seconds: Callable[[], float], interval: float = INTERVAL) -> None:
+        """
+        Prepare to write to `log`.
+
+        `seconds` tells the time in seconds, by a clock that is never set back.  `interval` is in
+        seconds; 0 writes every line.
+        """
+        self._log = log
+        self._seconds = seconds
+        self._interval = interval
+        self._next: float | None = None  # the time of the next line; None: none was written
+        self._left_out = 0
+
+    def warn(self, format: str, **values: Any) -> None:
+        """Write this line, or count it; the next line that is written tells the count."""
+        now = self._seconds()
+        if self._next is not None and now < self._next:
+            self._left_out += 1
+            return
+        more = " (and {left_out} more like this since the last such line)" if self._left_out else ""
+        self._log.warn(format + more, left_out=self._left_out, **values)
+        self._next = now + self._interval
+        self._left_out = 0
