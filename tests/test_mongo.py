@@ -48,6 +48,27 @@ class MongoTests(HistoryContract, RegistryContract, TestCase):
         [hook] = self.db.hooks.find({"account_id": "a/ö"}, {"_id": 0})
         self.assertEqual(hook, {"account_id": "a/ö", "url": "http://127.0.0.1:8000/hooks/a%2F%C3%B6", "instance": "1"})
 
+    async def test_hooks_of_foreign_programs_stay(self) -> None:
+        """A row without an instance belongs to no instance: no sweep and no prune removes it."""
+        foreign = [
+            {"account_id": "a", "url": "http://127.0.0.1:1/result"},
+            {"account_id": "b", "url": "http://127.0.0.1:1/result", "instance": None},
+            {"account_id": "c", "url": "http://127.0.0.1:1/result", "instance": 7},
+        ]
+        self.db.hooks.insert_many([dict(row) for row in foreign])
+        one = await self.registry.enlist(Instance("1", "http://127.0.0.1/1"))
+        await self.registry.register(one, ["a"])
+        await self.lapse()
+        self.db.instances.insert_one({"_id": "foreign"})
+        self.assertEqual(await self.registry.sweep(), 1)
+        self.assertEqual(await self.registry.sweep(), 0)
+        two = await self.registry.enlist(Instance("2", "http://127.0.0.1/2"))
+        await self.registry.register(two, ["a", "b", "c"])
+        self.assertEqual(await self.wanting("a", "b", "c"), {"a": ["2"], "b": ["2"], "c": ["2"]})
+        self.assertTrue(await self.registry.prune(two))
+        self.assertEqual(list(self.db.hooks.find({}, {"_id": 0}).sort("account_id")), foreign)
+        self.assertEqual(list(self.db.instances.find({})), [{"_id": "foreign"}])
+
     async def test_a_draft_that_does_not_fit_fails_alone(self) -> None:
         """More than a document holds is refused; those beside it are stored, and numbered without a gap."""
         huge = b'"data":"%b"' % (b"x" * 17_000_000)

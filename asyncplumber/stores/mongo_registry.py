@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 CHUNK = 1000  # rows in one command
 _DUPLICATE = 11000
+_OURS = {"$type": "string"}  # other programs may keep hooks here too: theirs name no instance
 _REMAINS = 3600  # seconds after which the server removes a lapsed instance if nobody sweeps
 
 INDEXES: list[tuple[str, dict[str, Any]]] = [
@@ -133,10 +134,12 @@ class MongoRegistry:
 
     def sweep(self) -> Deferred[int]:
         async def work(deadline: float) -> int:
-            dead = await self._delete(deadline, "instances", {"$expr": {"$lte": ["$expires_at", "$$NOW"]}})
+            lapsed = {"expires_at": {"$type": "date"}, "$expr": {"$lte": ["$expires_at", "$$NOW"]}}
+            dead = await self._delete(deadline, "instances", lapsed)
             # Owners first, their hooks second, and whether the owners exist last.  An instance enlists before it puts in
             # hooks, so what was seen of one that is missing afterwards is no living instance's.
-            answer = await self._link.command(deadline, {"distinct": "hooks", "key": "instance"})
+            question = {"distinct": "hooks", "key": "instance", "query": {"instance": _OURS}}
+            answer = await self._link.command(deadline, question)
             seen = {owner: await self._hooks(deadline, owner) for owner in await self._absent(deadline, answer["values"])}
             for owner in await self._absent(deadline, list(seen)):
                 await self._remove(deadline, owner, seen[owner])
