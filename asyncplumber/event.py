@@ -165,7 +165,8 @@ def timestamp(seconds: float) -> str:
 @lru_cache(maxsize=4)
 def _timestamp(milliseconds: int) -> str:
     second, thousandth = divmod(milliseconds, 1000)
-    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}.{thousandth:03d}Z"
+    # Not strftime, which writes the year 999 with three digits.
+    return f"{datetime.fromtimestamp(second, UTC).isoformat()[:19]}.{thousandth:03d}Z"
 
 
 _PROCESS = token_hex(10)

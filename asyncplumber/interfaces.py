@@ -108,7 +108,20 @@ class IRegistry(Interface):
         """Forget instances whose lease ran out, and hooks without an instance.  @return: Deferred of their number."""
 
 
-class IStore(Interface):
+class ISecrets(Interface):
+    """Keeps what only the instances on one store may know."""
+
+    def secret() -> Deferred[bytes]:
+        """
+        The secret with which the instances on this store sign what they ask of each other.
+
+        It is made at the first call, once, however many instances ask at that moment, and lasts as long as the store.
+
+        @return: Deferred of bytes, 16 or more.  Fails with `Unavailable`.
+        """
+
+
+class IStore(ISecrets):
     """A place that lasts (or, for tests, does not): a history and a registry on one connection."""
 
     history = Attribute("IHistory")

@@ -41,12 +41,18 @@ class Leases:
         lease: float,
         *,
         forgotten: Callable[[], Any] = lambda: None,
+        prepare: Callable[[], Deferred[None]] = lambda: succeed(None),
     ) -> None:
-        """`lease` in seconds.  `forgotten` is called when the registry had lost us and has our hooks again: we may miss events."""
+        """
+        `lease` in seconds.  `forgotten` is called when the registry had lost us and has our hooks again: we may miss events.
+
+        `prepare` is awaited before we enlist, and so before others may ask something of us.
+        """
         self.instance = instance
         self._registry = registry
         self._clock = clock
         self._forgotten = forgotten
+        self._prepare = prepare
         self._held: set[str] = set()
         self._known: set[str] = set()  # what the registry has, as far as we know
         self._adding: set[str] = set()
@@ -140,6 +146,7 @@ class Leases:
         """Bring the registry up to what is held: first the new hooks, for which subscribers wait, then the old ones."""
         while not self._stopped:
             if not self._enlisted:
+                await self._prepare()
                 self.instance = await self._registry.enlist(self.instance)
                 self._enlisted = True
                 self._known.clear()

@@ -11,7 +11,8 @@ from asyncplumber.event import Cursor, Event, Position
 from asyncplumber.wire import Batch
 
 COALESCED = 256 * 1024  # bytes of payloads that go out as one write per subscriber
-AHEAD = 1024  # early events that wait; beyond that they are dropped, and fetched when their turn comes
+# Early events that wait, and bytes of their payloads; beyond that they are dropped, and fetched when their turn comes.
+AHEAD, AHEAD_BYTES = 1024, 1024 * 1024
 
 
 class Order:
@@ -22,6 +23,8 @@ class Order:
         self.head = head
         self._queue: list[Event] = []
         self._early: dict[tuple[str, int], Event] = {}
+        self._early_bytes = 0
+        self._dropped = False  # something early, since the head was last known
 
     @property
     def is_due(self) -> bool:
@@ -36,9 +39,11 @@ class Order:
         """
         self.head = head
         early, self._early = self._early, {}
+        self._early_bytes = 0
+        dropped, self._dropped = self._dropped, False
         for event in early.values():
             self.arrive(event)
-        return bool(self._early)
+        return bool(self._early) or dropped
 
     def arrive(self, event: Event) -> bool:
         """Put an event in its place.  @return: whether something before it is missing."""
@@ -58,6 +63,7 @@ class Order:
             self._queue.append(event)
             while self._early and (early := self._early.pop((epoch, seq + 1), None)) is not None:
                 self._queue.append(early)
+                self._early_bytes -= len(early.payload)
                 seq += 1
             self.head = Cursor(epoch, seq)
             return False
@@ -67,8 +73,14 @@ class Order:
         return True
 
     def _wait(self, event: Event) -> None:
-        if len(self._early) < AHEAD:
-            self._early[event.epoch, event.seq] = event
+        place, size = (event.epoch, event.seq), len(event.payload)
+        if place in self._early:
+            return
+        if len(self._early) < AHEAD and self._early_bytes + size <= AHEAD_BYTES:
+            self._early[place] = event
+            self._early_bytes += size
+        else:
+            self._dropped = True
 
     def is_behind(self, history: Cursor) -> bool:
         """
@@ -102,3 +114,4 @@ class Order:
         """Forget everything."""
         self._queue.clear()
         self._early.clear()
+        self._early_bytes = 0

@@ -30,7 +30,7 @@ from asyncplumber.posted import drafts_of
 from asyncplumber.relays.census import Census
 from asyncplumber.relays.webhook import WebhookRelay
 from asyncplumber.rounds import Round
-from asyncplumber.signing import Signer
+from asyncplumber.signing import PeerSigner
 from asyncplumber.stores import open_store
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.web.about import About, Figures
@@ -68,7 +68,7 @@ class Plumber(Service):
         """
         `store` is a URI (see `open_store`) or a store; `public_url` is where the other instances reach `resource()`.
 
-        `secret` signs what instances relay to each other; None means that they trust their network.  `linger` and
+        `secret` signs what instances relay to each other; None takes the one that the store keeps for them.  `linger` and
         `check` in seconds, `body_limit` in bytes, `subscribers` at this instance.  Raises ValueError for a URI that
         names no store, or a secret that is too short.
         """
@@ -77,10 +77,11 @@ class Plumber(Service):
         self._reactor = reactor
         keeping = keeping or Keeping()
         self.store: IStore = open_store(store, keeping, reactor) if isinstance(store, str) else store
-        signer = Signer(secret) if secret is not None else None
+        signer = PeerSigner(secret, self.store)
         history, registry = self.store.history, self.store.registry
         id = uuid4().hex[:16]
-        self.leases = Leases(registry, Instance(id, ""), reactor, keeping.lease, forgotten=lambda: self.hub.check_soon())
+        instance = Instance(id, "")
+        self.leases = Leases(registry, instance, reactor, keeping.lease, forgotten=self._look, prepare=signer.learn)
         self.public_url = public_url
         self.hub = Hub(history, reactor, hold=self._hold, release=self._release, linger=linger, subscribers=subscribers)
         self.relay = WebhookRelay.over_treq(reactor, registry, reactor.seconds, signer)
@@ -92,7 +93,7 @@ class Plumber(Service):
         self._registered: dict[tuple[str, Any], CallbackSubscriber] = {}
         self._rounds = [Round(self.hub.check, check, reactor), Round(self._sweep, SWEEP, reactor)]
 
-    def _open_doors(self, signer: Signer | None, body_limit: int) -> None:
+    def _open_doors(self, signer: PeerSigner, body_limit: int) -> None:
         self._census = Census.over_treq(self._reactor, signer)
         self.about = About(self.store, self.hub, self._figures, self._listeners)
         self.routes = Routes(self.webhook, self.about, body_limit)
@@ -194,6 +195,9 @@ class Plumber(Service):
         held: Deferred[None] = Deferred()
         held.callback(None)
         return held
+
+    def _look(self) -> None:
+        self.hub.check_soon()
 
     def _release(self, account: str) -> None:
         if self.store.shared:

@@ -8,10 +8,8 @@ and skyhooks' own payload.  Header names are lower-case bytes.
 from __future__ import annotations
 
 import json
-import re
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from binascii import Error as BadBase64
-from codecs import lookup
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -20,92 +18,13 @@ from urllib.parse import unquote
 
 from asyncplumber.errors import BadRequest, TooLarge, UnsupportedMediaType
 from asyncplumber.event import DEFAULT_TYPE, RESERVED_TYPES, Draft, checked_account, is_plain, new_id, timestamp
+from asyncplumber.payload import bytes_member, json_member, kind_of, parts_of, payload_of
 
 Headers = Mapping[bytes, bytes]
 
 BATCH_LENGTH = 10_000  # events in one POST; the body's limit usually strikes first
 _CLOUDEVENT = "application/cloudevents"
 _ATTRIBUTES = ("specversion", "id", "source", "type", "time", "datacontenttype")
-_GUESSED = ("", "application/x-www-form-urlencoded")  # what curl -d and a bare string say: nothing about the body
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")  # RFC 8259, 6: Python would take NaN and Infinity
-
-
-# Numbers stay text: only their grammar is wanted, and int() of a million digits takes minutes.
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
-_scan = _DECODER.scan_once  # type: ignore[attr-defined]  # not in the stubs
-_SPACE = re.compile(r"[ \t\n\r]*")
-_CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s";,]+)', re.IGNORECASE)
-# Of Python's codecs only those that are found on the web: some of the others take minutes for a body within the limit.
-_CHARSETS = re.compile("(utf-?(8|16|32)|ascii|iso8859|cp(125|437|850|866|874|932|949|950)|koi8|big5|gb|euc_|shift_jis|iso2022)")
-_NEWLINES = bytes.maketrans(b"\r\n", b"  ")
-
-
-def _check(text: str) -> None:
-    """Raises ValueError unless `text` is one JSON value (RFC 8259).  Does what `JSONDecoder.decode` does, in less time."""
-    text = text.strip(" \t\n\r")
-    try:
-        _, end = _scan(text, 0)
-    except StopIteration as stop:
-        raise json.JSONDecodeError("Expecting value", text, stop.value) from None
-    if end != len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
-
-
-def json_member(body: bytes) -> bytes:
-    """
-    The body as the envelope's member ``"data"``.  Raises `BadRequest` for anything that is not JSON in UTF-8.
-
-    Line breaks become spaces: inside JSON's strings they cannot occur, so they are only layout.
-    """
-    try:
-        _check(body.decode())
-    except UnicodeDecodeError:
-        raise BadRequest("the body says that it is JSON, but it is not UTF-8") from None
-    except RecursionError:
-        raise BadRequest("the body's JSON is nested too deep") from None
-    except ValueError as error:
-        raise BadRequest(f"the body says that it is JSON, but it is not: {error}") from None
-    return b'"data":' + (body.translate(_NEWLINES) if b"\n" in body or b"\r" in body else body).strip()
-
-
-def _bytes_member(body: bytes) -> bytes:
-    return b'"data_base64":"%b"' % b64encode(body)
-
-
-def _text_member(body: bytes, content_type: str) -> bytes:
-    """Text in the charset that the content type names, UTF-8 if none; bytes if it is not text in that."""
-    named = _CHARSET.search(content_type)
-    try:
-        codec = lookup(named[1] if named is not None else "utf-8")
-        if _CHARSETS.match(codec.name):
-            return b'"data":' + json.dumps(body.decode(codec.name)).encode("ascii")
-    except (UnicodeError, LookupError):
-        pass
-    return _bytes_member(body)
-
-
-@lru_cache(maxsize=256)
-def _kind(content_type: str) -> str:
-    """A content type without its parameters."""
-    return content_type.partition(";")[0].strip().lower()
-
-
-def payload_of(content_type: str, body: bytes) -> tuple[str, bytes]:
-    """What the envelope will say: its content type, and the member that holds the body."""
-    kind = _kind(content_type)
-    if kind == "application/json" or kind.endswith("+json"):
-        return content_type, json_member(body)
-    if kind in _GUESSED:
-        try:
-            return "application/json", json_member(body)
-        except BadRequest:
-            return (content_type or "text/plain"), _text_member(body, "")
-    if kind.startswith("text/") or kind.endswith(("/xml", "+xml")):
-        return content_type, _text_member(body, content_type)
-    return content_type, _bytes_member(body)
 
 
 def _named(value: Any, name: str) -> str:
@@ -154,14 +73,14 @@ def _cloud_draft(account: str, attributes: Mapping[str, Any], content_type: str,
 def _structured(account: str, text: str, now: str) -> Draft:
     if not text.startswith("{"):
         raise BadRequest("a structured CloudEvent is a JSON object")
-    event = dict(_parts(text))
+    event = dict(parts_of(text))
     attributes = {name: _value(event[name]) for name in _ATTRIBUTES if name in event}
     content_type = attributes.get("datacontenttype", "application/json")
     if not isinstance(content_type, str) or not is_plain(content_type):
         raise BadRequest("the CloudEvent's datacontenttype is not a media type")
     if "data_base64" in event:
         try:
-            payload = _bytes_member(b64decode(_value(event["data_base64"]), validate=True))
+            payload = bytes_member(b64decode(_value(event["data_base64"]), validate=True))
         except (BadBase64, TypeError, ValueError):
             raise BadRequest("the CloudEvent's data_base64 is not base64") from None
     else:
@@ -176,35 +95,6 @@ def _value(text: str) -> Any:
         raise BadRequest(f"the body's JSON cannot be taken in: {error}") from None
 
 
-def _parts(text: str) -> list[tuple[str, str]]:
-    """
-    The members of a JSON object, or the elements of an array (named ""), each as the text that it is.
-
-    What is passed on thus stays as it came: Python would make infinity of 1e400, and round what has many digits.
-    `text` is JSON, and begins and ends with its bracket.
-    """
-    parts = []
-    at = _after_space(text, 1)
-    try:
-        while text[at] not in "]}":
-            name = ""
-            if text[0] == "{":
-                name, at = _DECODER.raw_decode(text, at)
-                at = _after_space(text, _after_space(text, at) + 1)
-            _, end = _DECODER.raw_decode(text, at)
-            parts.append((name, text[at:end]))
-            at = _after_space(text, end)
-            if text[at] == ",":
-                at = _after_space(text, at + 1)
-    except RecursionError:
-        raise BadRequest("the body's JSON is nested too deep") from None
-    return parts
-
-
-def _after_space(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches everywhere
-
-
 def _json_text(body: bytes) -> str:
     """The text of a JSON body, without the space around it.  Raises `BadRequest`."""
     return json_member(body)[len(b'"data":') :].decode()
@@ -217,7 +107,7 @@ def _cloudevents(account: str, kind: str, body: bytes, now: str) -> list[Draft]:
         text = _json_text(body)
         if not text.startswith("["):
             raise BadRequest("a batch of CloudEvents is a JSON array")
-        return [_structured(account, event, now) for event in _bounded([event for _, event in _parts(text)])]
+        return [_structured(account, event, now) for event in _bounded([event for _, event in parts_of(text)])]
     raise UnsupportedMediaType("CloudEvents are taken as application/cloudevents+json or application/cloudevents-batch+json")
 
 
@@ -257,7 +147,7 @@ def _media_type(header: bytes) -> tuple[str, str]:
     content_type = _header({b"content-type": header}, b"content-type") or ""
     if content_type and not is_plain(content_type):
         raise BadRequest("the content type is too long, or no media type")
-    return content_type, _kind(content_type)
+    return content_type, kind_of(content_type)
 
 
 def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Draft]:
@@ -287,7 +177,7 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
 def skyhooks_draft(headers: Headers, body: bytes, now: str) -> Draft:
     """skyhooks' own payload: a JSON object with ``keys.account_id`` and ``data``.  Raises `BadRequest`."""
     text = _json_text(body)
-    message = dict(_parts(text)) if text.startswith("{") else {}
+    message = dict(parts_of(text)) if text.startswith("{") else {}
     keys = _value(message.get("keys", "null"))
     account = keys.get("account_id") if isinstance(keys, dict) else None
     if isinstance(account, int) and not isinstance(account, bool):

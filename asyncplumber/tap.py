@@ -74,7 +74,7 @@ _PARAMETERS: list[tuple[str, str | None, str, str, Callable[[str], Any] | None]]
     ("request-timeout", None, "30", "Seconds in which a request must arrive.", _number(float, 0.1, 3600, " seconds")),
     ("idle-timeout", None, "75", "Seconds that a connection without a request stays open.", _number(float, 1, 3600, " seconds")),
     ("allow-origin", None, "", "Origins, beside our own, whose pages may subscribe and post; * for all.", _origins),
-    ("secret", None, "", "Secret that instances sign with what they relay, of 16 bytes or more; better in the environment.", None),
+    ("secret", None, "", "Secret of 16 bytes or more that instances sign with (default: one that the store keeps).", None),
 ]  # fmt: skip
 
 

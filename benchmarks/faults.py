@@ -166,7 +166,9 @@ async def replay_parcels(trial: Trial, dice: random.Random) -> None:
         line = await connect(node.port, Line())
         for _ in range(5):
             body = b"\n".join(dice.sample(lines, min(50, len(lines))))
-            await line.request("POST", f"/instances/{instance['_id']}/parcels", body)
+            signature = trial.farm.signed(instance, body)
+            answer = await line.request("POST", f"/instances/{instance['_id']}/parcels", body, signature)
+            assert answer.status == 200, answer
         line.close()
     await sleep(0.5)
 

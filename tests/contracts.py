@@ -97,6 +97,25 @@ class StoreContract:
         await self.store.stop()
 
 
+class SecretContract(StoreContract):
+    """What `ISecrets` promises."""
+
+    async def test_the_secret_stays_what_it_is(self) -> None:
+        """It is long enough to be one, it is the same at each call, and it outlives a restart."""
+        secret = await self.store.secret()
+        self.assertIsInstance(secret, bytes)
+        self.assertGreaterEqual(len(secret), 32)
+        self.assertEqual(await self.store.secret(), secret)
+        await self.store.stop()
+        self.assertEqual(await (await self.opened()).secret(), secret)
+
+    async def test_those_who_start_together_have_one_secret(self) -> None:
+        """Nobody is first: whoever makes it, all who asked at that moment get that one."""
+        stores = [self.store, *[await self.opened() for _ in range(3)]]
+        secrets = await gatherResults([store.secret() for _ in range(5) for store in stores])
+        self.assertEqual(len(set(secrets)), 1)
+
+
 class HistoryContract(StoreContract):
     """What `IHistory` promises."""
 

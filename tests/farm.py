@@ -22,6 +22,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python import log
 
+from asyncplumber.signing import Signer
 from tests.farm_clients import TRANSPORTS, Broken, Ledger, Publisher, Reply, Subscriber, ask, connect, sleep
 from tests.mongod import Mongod, free_port, with_database
 from tests.processes import Process
@@ -194,6 +195,13 @@ class Farm:
         """The newest row that a node has in the registry."""
         rows = self.rows("instances", url={"$regex": f":{node.port}/"})
         return max(rows, key=lambda row: row["expires_at"])
+
+    def signed(self, instance: dict[str, Any], parcel: bytes) -> dict[str, str]:
+        """The headers with which this instance takes a parcel for genuine: signed with the secret that the store keeps."""
+        (row,) = self.rows("secrets")
+        target = f"POST /instances/{instance['_id']}/parcels".encode()
+        headers = Signer(row["secret"].encode()).sign(b"1", time.time(), target + b"\n" + parcel)
+        return {name.decode(): value.decode() for name, value in headers.items()}
 
 
 class Crowd:

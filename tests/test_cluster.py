@@ -115,7 +115,9 @@ class RelayTests(FarmTestCase):
         names = ("account", "epoch", "seq", "id", "type", "time", "content_type")
         parcels = [json.dumps([*[row[name] for name in names], row["payload"].decode()]).encode() for row in rows]
         for parcel in [*reversed(parcels), *parcels, b"\n".join(parcels[::-1])]:
-            self.assertEqual((await ask(self.ports[0], "POST", path, parcel)).status, 200)
+            self.assertEqual((await ask(self.ports[0], "POST", path, parcel)).status, 403)
+            signature = self.farm.signed(instance, parcel)
+            self.assertEqual((await ask(self.ports[0], "POST", path, parcel, signature)).status, 200)
         await publisher.post()
         await self.crowd.settled()
         self.assertEqual(len(person.events), 21)
@@ -134,7 +136,8 @@ class RelayTests(FarmTestCase):
         (row,) = self.farm.rows("events", account=self.account, seq=9)
         names = ("account", "epoch", "seq", "id", "type", "time", "content_type")
         parcel = json.dumps([*[row[name] for name in names], row["payload"].decode()]).encode()
-        await ask(self.ports[0], "POST", f"/instances/{instance['_id']}/parcels", parcel)
+        path, signature = f"/instances/{instance['_id']}/parcels", self.farm.signed(instance, parcel)
+        self.assertEqual((await ask(self.ports[0], "POST", path, parcel, signature)).status, 200)
         await self.crowd.settled()
         self.assertEqual(len(person.events), 9)
 

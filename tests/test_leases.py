@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred, fail, succeed
+
 from asyncplumber import leases
 from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Instance
@@ -41,6 +43,44 @@ class LeasesCase(CoreCase):
         return [
             (name, *[sorted(arg) for arg in args[1:]]) for name, *args in self.registry.calls if name in ("register", "withdraw")
         ]
+
+
+class PrepareTests(LeasesCase):
+    """What must be there before anybody asks something of this instance."""
+
+    def test_nobody_finds_an_instance_that_is_not_prepared(self) -> None:
+        """It enlists when it is; what it could not prepare is tried again at the next renewal."""
+        outcomes: list[Deferred[None]] = [fail(Unavailable()), Deferred()]
+        prepared = Leases(self.registry, Instance("me", "http://me"), self.clock, LEASE, prepare=lambda: outcomes.pop(0))
+        waiting = outcomes[1]
+        prepared.start()
+        self.turn()
+        self.assertEqual((len(outcomes), self.registry.count("enlist")), (1, 0))
+        self.clock.advance(LEASE / leases.RENEWALS)
+        self.turn()
+        held = prepared.hold("a")
+        self.turn()
+        self.assertEqual((len(outcomes), self.registry.count("enlist")), (0, 0))
+        waiting.callback(None)
+        self.successResultOf(held)
+        self.assertEqual((self.registry.count("enlist"), self.hooks()), (1, ["a"]))
+
+    def test_who_was_forgotten_prepares_anew(self) -> None:
+        """The registry may be a new one, with another secret."""
+        prepared: list[int] = []
+        again = Leases(
+            self.registry,
+            Instance("me", "http://me"),
+            self.clock,
+            LEASE,
+            prepare=lambda: succeed(prepared.append(1)),
+        )
+        again.start()
+        self.turn()
+        self.store.registry.prune(again.instance)
+        self.clock.advance(LEASE / leases.RENEWALS)
+        self.turn()
+        self.assertEqual((len(prepared), self.registry.count("enlist")), (2, 2))
 
 
 class HoldTests(LeasesCase):

@@ -13,11 +13,11 @@ from twisted.trial.unittest import TestCase
 from asyncplumber.event import Cursor, Instance, Stored
 from asyncplumber.stores import open_store
 from asyncplumber.stores.keeping import Keeping
-from tests.contracts import HistoryContract, RegistryContract, draft, drafts, seqs
+from tests.contracts import HistoryContract, RegistryContract, SecretContract, draft, drafts, seqs
 from tests.mongod import Mongod, fresh_uri, with_database
 
 
-class MongoTests(HistoryContract, RegistryContract, TestCase):
+class MongoTests(HistoryContract, RegistryContract, SecretContract, TestCase):
     """A single server."""
 
     timeout = 60

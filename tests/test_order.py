@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber import order
 from asyncplumber.event import Cursor, Position
-from asyncplumber.order import COALESCED, Order
+from asyncplumber.order import AHEAD_BYTES, COALESCED, Order
 from tests.house import event
 
 
@@ -84,6 +84,29 @@ class OrderTests(SynchronousTestCase):
         self.order.arrive(event(1))
         self.assertEqual(numbers(self.order), [1, 2, 3, 4])
         self.assertTrue(self.order.is_behind(Cursor("e", 9)))
+
+    def test_the_early_ones_are_bounded_in_bytes(self) -> None:
+        """Each account may have a megabyte of them; what is dropped is missing, and what is delivered makes room again."""
+        third = b'"data":"%b"' % (b"x" * (AHEAD_BYTES // 3 - 9))
+        for seq in range(2, 9):
+            self.assertTrue(self.order.arrive(event(seq, payload=third)))
+        self.order.arrive(event(1))
+        self.assertEqual(numbers(self.order), [1, 2, 3, 4])
+        for seq in (6, 7, 8, 9, 7):
+            self.order.arrive(event(seq, payload=third))
+        self.order.arrive(event(5))
+        self.assertEqual(numbers(self.order), [5, 6, 7, 8])
+        self.order.arrive(event(20, payload=third * 4))
+        self.assertFalse(self.order.arrive(event(9)))
+        self.order.jump(Position("e", 19, 0))
+        self.assertEqual(numbers(self.order), [])
+
+    def test_what_was_dropped_before_the_beginning_is_missing(self) -> None:
+        """Whoever begins fetches it at once, although nothing waits."""
+        queue = Order()
+        queue.arrive(event(7, payload=b'"data":"%b"' % (b"x" * AHEAD_BYTES)))
+        self.assertTrue(queue.begin(Cursor("e", 6)))
+        self.assertFalse(queue.begin(Cursor("e", 7)))
 
     def test_a_batch_is_bounded_in_bytes(self) -> None:
         """But one event goes out, however large."""

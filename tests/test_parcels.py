@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,9 +11,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.errors import BadRequest
 from asyncplumber.event import Event, is_plain
+from asyncplumber.posted import drafts_of
 from asyncplumber.relays.parcels import pack, unpack
 from tests.house import TIME, event
 
+CLOUD = {b"content-type": b"application/cloudevents+json"}
 plain = st.text(min_size=1, max_size=20).filter(is_plain)
 events = st.builds(
     Event,
@@ -51,3 +54,46 @@ class ParcelTests(SynchronousTestCase):
         for body in (json.dumps(good[:-1]).encode(), json.dumps([*good, 1]).encode(), b"[" * 100_000, b"\n", b"{}", b"1"):
             with self.assertRaises(BadRequest, msg=str(body[:40])):
                 unpack(body)
+
+    def test_each_event_is_one_that_a_post_can_bring(self) -> None:
+        """Whatever could break out of its place in an envelope or an event stream is refused, and the parcel with it."""
+        bad: dict[str, list[Any]] = {
+            "account": ["", "x" * 257, "a\nb", "a\x7f"],
+            "epoch": ["", "E", "e.", "e\n", "x" * 33],
+            "seq": [10**18],
+            "id": ["", "a\nb", "x" * 257, "\u2028"],
+            "type": ["", "result\nevent: INJECTED", "plumber.gap", "x" * 257],
+            "time": ["", "yesterday", "2026-01-01", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00", TIME + "\n", TIME + '"'],
+            "content_type": ["", "text/plain\r\n", "x" * 257],
+            "payload": [
+                *(b"", b"1", b'"x":1', b'{"data":1}', b'"data":', b'"data":1,"seq":2', b'"data":[', b'"data":NaN'),
+                *(b'"data":\n1', b'"data": 1', b'"data":"\n"', b'"data_base64":"', b'"data_base64":""x"'),
+                *(b'"data_base64":"%"', b'"data_base64":"AA\n=="', b'"data_base64":"A"'),
+            ],
+        }
+        for field, values in bad.items():
+            for value in values:
+                with self.assertRaises(BadRequest, msg=f"{field}: {value!r}"):
+                    unpack(pack([event(1), event(2)._replace(**{field: value})]))
+
+    def test_each_event_that_a_post_can_bring_is_taken(self) -> None:
+        """At the edge of what is allowed."""
+        good: dict[str, list[Any]] = {
+            "account": ["ä/ö?%2F#", "x" * 256],
+            "epoch": ["0", "z" * 32],
+            "seq": [10**18 - 1],
+            "id": ["x" * 256, "1.2"],
+            "type": ["plumber", "x" * 256],
+            "time": ["2026-12-31T23:59:59Z", "0999-01-01T00:00:00.000Z"],
+            "content_type": ["text/plain; charset=utf-8"],
+            "payload": [b'"data":null', b'"data":"\\n"', b'"data_base64":""', b'"data_base64":"AA=="', '"data":"é"'.encode()],
+        }
+        for field, values in good.items():
+            for value in values:
+                changed = event(2)._replace(**{field: value})
+                self.assertEqual(unpack(pack([changed])), [changed], value)
+
+    def test_a_time_of_long_ago_is_a_time(self) -> None:
+        """A year has four digits, also before the year 1000."""
+        now = drafts_of("a", CLOUD, b'{"specversion":"1.0","id":"1","source":"s","type":"t","time":"0999-01-01T00:00:00Z"}', "")
+        self.assertEqual(now[0].time, "0999-01-01T00:00:00.000Z")

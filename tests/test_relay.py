@@ -15,7 +15,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
-from asyncplumber.errors import RelayFailed
+from asyncplumber.errors import RelayFailed, Unavailable
 from asyncplumber.event import Event, Instance
 from asyncplumber.intake import Intake
 from asyncplumber.interfaces import IRelay
@@ -23,9 +23,9 @@ from asyncplumber.relays import parcels
 from asyncplumber.relays import webhook as relays
 from asyncplumber.relays.parcels import unpack
 from asyncplumber.relays.webhook import BACK_OFF, FAILURES, GRACE, TIMEOUT, WebhookRelay
-from asyncplumber.signing import Signer
+from asyncplumber.signing import PeerSigner, Signer, count_target, parcels_target
 from asyncplumber.web.webhook import Webhook
-from tests.house import CoreCase, event
+from tests.house import Away, CoreCase, event
 
 SECRET = b"sixteen bytes or more"
 
@@ -64,8 +64,6 @@ def stale() -> Exception:
 
 
 class RelayCase(CoreCase):
-    signer: Signer | None = None
-
     def setUp(self) -> None:
         super().setUp()
         self.street = Street(lambda request, body: b'{"subscribers": {"a": 2}}')
@@ -74,7 +72,9 @@ class RelayCase(CoreCase):
         self.relay = self.make_relay()
         self.you = self.enlisted("you")
 
-    def make_relay(self, signer: Signer | None = None) -> WebhookRelay:
+    def make_relay(self, secret: bytes | None = None) -> WebhookRelay:
+        """A relay that signs with this secret, or with the one that the store keeps."""
+        signer = PeerSigner(secret, self.store)
         return WebhookRelay(HTTPClient(self.agent), self.registry, self.clock, self.clock.seconds, signer=signer)
 
     def enlisted(self, name: str) -> Instance:
@@ -307,9 +307,15 @@ class StopTests(RelayCase):
 class OtherSideTests(RelayCase):
     """Onto the real webhook of another instance."""
 
-    def other(self, signer: Signer | None = None) -> list[str]:
-        """What the other instance disowns."""
+    def setUp(self) -> None:
+        super().setUp()
+        self.requests: list[tuple[dict[bytes, bytes], bytes]] = []  # what the other instance was asked
+
+    def other(self, secret: bytes | None = None, store: Any = None) -> list[str]:
+        """What the other instance disowns.  It has this secret, or the one that the store keeps."""
         disowned: list[str] = []
+        signer = PeerSigner(secret, store or self.store)
+        self.successResultOf(signer.learn())
         webhook = Webhook(
             Intake(self.store.append, self.hub, self.clock),
             self.hub,
@@ -321,12 +327,19 @@ class OtherSideTests(RelayCase):
 
         def answer(request: Any, body: bytes) -> bytes:
             headers = {name.lower(): values[0] for name, values in request.requestHeaders.getAllRawHeaders()}
+            self.requests.append((headers, body))
             taken = self.successResultOf(webhook.take_parcel(request.path.split(b"/")[2], headers, body))
             request.setResponseCode(taken.status)
             return bytes(taken.body)
 
         self.street.answer = answer
+        self.webhook = webhook
         return disowned
+
+    def posted(self, body: bytes, headers: dict[bytes, bytes]) -> int:
+        """The status of the answer to this request for parcels."""
+        status: int = self.successResultOf(self.webhook.take_parcel(b"you", headers, body)).status
+        return status
 
     def carried_events(self, events: list[Event]) -> Deferred[dict[str, int]]:
         answer = self.relay.carry(self.you, events)
@@ -351,16 +364,16 @@ class OtherSideTests(RelayCase):
 
     def test_with_a_secret_only_signed_parcels_are_taken(self) -> None:
         """Signed with that secret, and fresh."""
-        self.other(Signer(SECRET))
+        self.other(SECRET)
         subscriber = self.subscribed()
-        for signer in (None, Signer(b"another secret of ours")):
-            self.relay = self.make_relay(signer)
+        for secret in (None, b"another secret of ours"):
+            self.relay = self.make_relay(secret)
             self.failureResultOf(self.carried_events(self.keep()), RelayFailed)
-        self.relay = self.make_relay(Signer(SECRET))
+        self.relay = self.make_relay(SECRET)
         self.relay._now = lambda: self.clock.seconds() - 7200
         self.failureResultOf(self.carried_events(self.keep()), RelayFailed)
         self.assertEqual(subscriber.events, [])
-        self.relay = self.make_relay(Signer(SECRET))
+        self.relay = self.make_relay(SECRET)
         self.successResultOf(self.carried_events(self.keep()))
         self.assertEqual(subscriber.seqs, [1, 2, 3, 4])
 
@@ -370,3 +383,69 @@ class OtherSideTests(RelayCase):
         self.you = self.enlisted("gone")
         self.failureResultOf(self.carried_events(self.keep()), RelayFailed)
         self.assertEqual(list(self.store.registry._rows), ["you"])
+
+    def test_who_knows_only_the_id_of_an_instance_replaces_no_event(self) -> None:
+        """A forged parcel is refused, whatever its headers say, and the genuine event is delivered."""
+        self.other()
+        subscriber = self.subscribed()
+        (genuine,) = self.keep()
+        forged = parcels.pack([genuine._replace(id="forged", payload=b'"data":"FORGED"')])
+        target = parcels_target("you")
+        strangers: list[dict[bytes, bytes]] = [{}, Signer(b"a guess of 16 bytes").sign(b"1", self.clock.seconds(), forged)]
+        strangers.append(self.successResultOf(PeerSigner(b"a guess of 16 bytes").sign(target, self.clock.seconds(), forged)))
+        for headers in strangers:
+            self.assertEqual(self.posted(forged, headers), 403)
+        self.successResultOf(self.carried_events([genuine]))
+        self.assertEqual([each.payload for each in subscriber.events], [genuine.payload])
+
+    def test_before_its_secret_is_known_an_instance_takes_nothing_from_others(self) -> None:
+        """Neither unsigned, nor signed with nothing."""
+        self.other()
+        self.webhook._signer = PeerSigner(None, self.store)
+        for headers in ({}, self.successResultOf(PeerSigner(None, self.store).sign(parcels_target("you"), 100, b""))):
+            self.assertEqual(self.posted(b"", headers), 403)
+
+    def test_a_captured_parcel_is_of_no_use_elsewhere(self) -> None:
+        """Not at another path, not at another instance, not with another body; sent again as it was it changes nothing."""
+        self.other()
+        subscriber = self.subscribed()
+        self.successResultOf(self.carried_events(self.keep(2)))
+        headers, body = self.requests.pop()
+        self.assertEqual(self.successResultOf(self.webhook.count_here(b"you", b"a", headers)).status, 403)
+        self.assertEqual(self.posted(b"", headers), 403)
+        self.webhook.instance_id = "another"
+        self.assertEqual(self.successResultOf(self.webhook.take_parcel(b"another", headers, body)).status, 403)
+        self.webhook.instance_id = "you"
+        self.assertEqual(self.posted(body, headers), 200)
+        self.assertEqual(subscriber.seqs, [1, 2])
+
+    def test_a_captured_question_opens_nothing_else(self) -> None:
+        """The signature of a count is none of a parcel, which may be as empty, and none of another account's count."""
+        self.other()
+        self.subscribed()
+        signer = PeerSigner(None, self.store)
+        headers = self.successResultOf(signer.sign(count_target("you", "ä/b"), self.clock.seconds(), b""))
+        count = self.successResultOf(self.webhook.count_here(b"you", b"%C3%A4%2fb", headers))
+        self.assertEqual((count.status, count.body), (200, b'{"subscribers": 0}\n'))
+        self.assertEqual(self.successResultOf(self.webhook.count_here(b"you", b"a", headers)).status, 403)
+        self.assertEqual(self.posted(b"", headers), 403)
+
+    def test_a_signed_parcel_with_one_bad_event_delivers_nothing(self) -> None:
+        """It is refused whole: a line break in a payload would become a line of an event stream."""
+        self.other()
+        subscriber = self.subscribed()
+        first, second = self.keep(2)
+        bad = parcels.pack([first, second._replace(payload=b'"data":1\n\nevent: INJECTED\ndata: 1')])
+        signer = PeerSigner(None, self.store)
+        headers = self.successResultOf(signer.sign(parcels_target("you"), self.clock.seconds(), bad))
+        self.assertEqual((self.posted(bad, headers), subscriber.events), (400, []))
+
+    def test_a_relay_waits_for_the_secret(self) -> None:
+        """A store that is away for a moment makes the parcel fail as an instance that is away does, and no more."""
+        self.other()
+        self.relay._signer = PeerSigner(None, Away(self.store))
+        self.relay._signer._secrets.away = Unavailable()
+        self.failureResultOf(self.carried_events(self.keep()), RelayFailed)
+        self.relay._signer._secrets.away = None
+        self.clock.advance(BACK_OFF[0])
+        self.successResultOf(self.carried_events(self.keep()))

@@ -166,7 +166,8 @@ class OwnSiteTests(SynchronousTestCase):
         own = self.server.plumber.leases.instance.id
         for path in ("/instances/other/hooks/a", "/instances/other/parcels", f"/instances/{own}/hooks/nobody"):
             self.assertEqual(self.server.request("POST", path, body=b"1").status, 410, path)
-        self.assertEqual(self.server.request("POST", f"/instances/{own}/parcels", body=b"nonsense").status, 400)
+        self.assertEqual(self.server.request("POST", f"/instances/{own}/parcels", body=b"nonsense").status, 403)
+        self.assertEqual(self.server.request("GET", f"/instances/{own}/accounts/a").status, 403)
 
 
 class ContentTests(SynchronousTestCase):

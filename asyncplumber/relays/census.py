@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
 
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, gatherResults
@@ -14,7 +13,7 @@ from twisted.logger import Logger
 from twisted.web.client import Agent
 
 from asyncplumber.event import Instance
-from asyncplumber.signing import Signer
+from asyncplumber.signing import PeerSigner, count_target
 
 PATIENCE = 2.0  # seconds; an instance that does not answer counts as one that has nobody
 
@@ -24,14 +23,14 @@ class Census:
 
     _log = Logger()
 
-    def __init__(self, client: HTTPClient, now: Callable[[], float], signer: Signer | None = None) -> None:
+    def __init__(self, client: HTTPClient, now: Callable[[], float], signer: PeerSigner) -> None:
         """`now` is the time in seconds since 1970."""
         self._client = client
         self._now = now
         self._signer = signer
 
     @classmethod
-    def over_treq(cls, reactor: Any, signer: Signer | None) -> Census:
+    def over_treq(cls, reactor: Any, signer: PeerSigner) -> Census:
         """A census with connections of its own, one for each question: it is asked rarely."""
         return cls(HTTPClient(Agent(reactor, connectTimeout=PATIENCE)), reactor.seconds, signer)
 
@@ -42,10 +41,8 @@ class Census:
         return counts
 
     async def _ask(self, instance: Instance, account: str) -> int | None:
-        headers: dict[Any, Any] = {}
-        if self._signer is not None:
-            headers.update(self._signer.sign(uuid4().hex.encode("ascii"), self._now(), b""))
         try:
+            headers: Any = await self._signer.sign(count_target(instance.id, account), self._now(), b"")
             url = f"{instance.url}/accounts/{quote(account, safe='')}"
             response = await self._client.get(url, headers=headers, allow_redirects=False, timeout=PATIENCE)
             if response.code != 200:

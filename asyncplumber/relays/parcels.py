@@ -7,16 +7,22 @@ A parcel is newline-delimited JSON, one array an event, in the order of `Event`'
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 
 from asyncplumber.errors import BadRequest
-from asyncplumber.event import Event
+from asyncplumber.event import RESERVED_TYPES, Cursor, Event, checked_account, is_plain
+from asyncplumber.payload import is_payload
 
 CONTENT_TYPE = b"application/vnd.asyncplumber.parcel"
 
 
 PARCEL = 512 * 1024  # bytes of payloads in one parcel; one event may have more
 ENVELOPE = 512  # bytes that an event has besides its payload, usually
+
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)  # RFC 3339 in UTC, as every draft has it
 
 
 def weight(events: Iterable[Event]) -> int:
@@ -51,19 +57,31 @@ def pack(events: Iterable[Event]) -> bytes:
 
 
 def unpack(body: bytes) -> list[Event]:
-    """The events in a parcel.  Raises `BadRequest` if it is none."""
-    events = []
+    """
+    The events in a parcel, each as a POST could have brought it.
+
+    Raises `BadRequest` if one of them is none; then nothing of the parcel may be delivered.
+    """
     try:
-        for line in body.split(b"\n"):
-            account, epoch, seq, id, type, time, content_type, payload = json.loads(line)
-            if (
-                isinstance(seq, bool)
-                or not isinstance(seq, int)
-                or seq < 1
-                or not all(isinstance(text, str) for text in (account, epoch, id, type, time, content_type))
-            ):
-                raise ValueError
-            events.append(Event(account, epoch, seq, id, type, time, content_type, payload.encode()))
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        return [_event(*json.loads(line)) for line in body.split(b"\n")]
+    except (ValueError, TypeError, AttributeError, RecursionError, BadRequest):
         raise BadRequest("this is no parcel of events") from None
-    return events
+
+
+def _event(account: str, epoch: str, seq: int, id: str, type: str, time: str, content_type: str, payload: str) -> Event:
+    """The event of these fields.  Raises whatever comes of values that are none."""
+    if isinstance(seq, bool) or not isinstance(seq, int) or seq < 1:
+        raise ValueError("an event has a number from 1 on")
+    if not isinstance(epoch, str):
+        raise TypeError("an epoch is text")
+    Cursor.parse(f"{epoch}.{seq}")
+    checked_account(account)
+    if not (is_plain(id) and is_plain(type) and is_plain(content_type)) or type.startswith(RESERVED_TYPES):
+        raise ValueError("an id, a type or a content type is none that a POST may have")
+    if not _TIME.fullmatch(time):
+        raise ValueError("an event has its time in UTC")
+    datetime.fromisoformat(time)
+    member = payload.encode()
+    if not is_payload(member):
+        raise ValueError("a payload is one member of the envelope")
+    return Event(account, epoch, seq, id, type, time, content_type, member)

@@ -11,7 +11,6 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
-from uuid import uuid4
 
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError, fail, gatherResults, succeed
@@ -30,7 +29,7 @@ from asyncplumber.errors import RelayFailed
 from asyncplumber.event import Event, Instance
 from asyncplumber.interfaces import IRegistry, IRelay
 from asyncplumber.relays.parcels import CONTENT_TYPE, PARCEL, pack, pieces, weight
-from asyncplumber.signing import Signer
+from asyncplumber.signing import PeerSigner, parcels_target
 
 TIMEOUT = 5.0  # seconds for a POST to be answered
 BACK_OFF = (0.5, 8.0)  # seconds that a failing instance is left alone: at first, at most
@@ -134,7 +133,7 @@ class WebhookRelay:
         clock: Any,
         now: Callable[[], float],
         *,
-        signer: Signer | None = None,
+        signer: PeerSigner,
         timeout: float = TIMEOUT,
         close: Callable[[], Deferred[None]] = lambda: succeed(None),
     ) -> None:
@@ -153,7 +152,7 @@ class WebhookRelay:
         self.failed = 0
 
     @classmethod
-    def over_treq(cls, reactor: Any, registry: IRegistry, now: Callable[[], float], signer: Signer | None) -> WebhookRelay:
+    def over_treq(cls, reactor: Any, registry: IRegistry, now: Callable[[], float], signer: PeerSigner) -> WebhookRelay:
         """A relay with connections of its own, one to each instance: a second one would let parcels overtake each other."""
         pool = HTTPConnectionPool(reactor, persistent=True)
         pool.maxPersistentPerHost = 1
@@ -217,10 +216,7 @@ class WebhookRelay:
 
     async def _post(self, instance: Instance, body: bytes) -> dict[str, int]:
         """POST a parcel.  Fails with `RelayFailed`."""
-        headers = {b"content-type": CONTENT_TYPE}
-        if self._signer is not None:
-            headers.update(self._signer.sign(uuid4().hex.encode("ascii"), self._now(), body))
-        exchange = Deferred.fromCoroutine(self._exchange(f"{instance.url}/parcels", headers, body))
+        exchange = Deferred.fromCoroutine(self._exchange(instance, body))
         exchange.addTimeout(self._timeout, self._clock)
         try:
             status, answer = await exchange
@@ -234,8 +230,11 @@ class WebhookRelay:
         except Exception as error:
             raise RelayFailed(f"{type(error).__name__}: {error}") from error
 
-    async def _exchange(self, url: str, headers: Any, body: bytes) -> tuple[int, bytes]:
+    async def _exchange(self, instance: Instance, body: bytes) -> tuple[int, bytes]:
         """One POST, tried again if the connection turns out to be stale; the status, and the body of the answer."""
+        signature = await self._signer.sign(parcels_target(instance.id), self._now(), body)
+        headers: Any = {b"content-type": CONTENT_TYPE, **signature}
+        url = f"{instance.url}/parcels"
         try:
             response = await self._client.post(url, data=_Body(body), headers=headers, allow_redirects=False, unbuffered=True)
         except (ResponseNeverReceived, RequestNotSent) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -204,6 +205,10 @@ class MemoryStore(InSteps):
     def __init__(self, keeping: Keeping, clock: Any, *, shared: bool = False) -> None:
         """`shared` is for tests that let several instances use one such store."""
         super().__init__(MemoryHistory(keeping, clock), MemoryRegistry(keeping, clock), shared=shared)
+        self._secret = secrets.token_hex(32).encode("ascii")
+
+    def secret(self) -> Deferred[bytes]:
+        return succeed(self._secret)
 
     def start(self) -> Deferred[None]:
         return succeed(None)

@@ -16,7 +16,7 @@ from asyncplumber.interfaces import IStore
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.mongo_history import MongoHistory, indexes
 from asyncplumber.stores.mongo_link import MongoLink
-from asyncplumber.stores.mongo_registry import INDEXES, MongoRegistry
+from asyncplumber.stores.mongo_registry import INDEXES, MongoRegistry, kept_secret
 from asyncplumber.stores.steps import InSteps
 
 
@@ -28,6 +28,9 @@ class MongoStore(InSteps):
         """The database is the one that `uri` names, or ``asyncplumber``.  Raises ValueError if `uri` cannot be used."""
         self._link = MongoLink(uri, reactor, [*indexes(keeping), *INDEXES])
         super().__init__(MongoHistory(self._link, keeping, reactor), MongoRegistry(self._link, keeping), shared=True)
+
+    def secret(self) -> Deferred[bytes]:
+        return self._link.call(lambda deadline: kept_secret(self._link, deadline))
 
     def start(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._link.open())

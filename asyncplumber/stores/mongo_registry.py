@@ -19,7 +19,7 @@ from zope.interface import implementer
 from asyncplumber.event import Instance
 from asyncplumber.interfaces import IRegistry
 from asyncplumber.stores.keeping import Keeping, hook_url
-from asyncplumber.stores.mongo_link import MongoLink
+from asyncplumber.stores.mongo_link import RETRY_PAUSE, MongoLink
 
 T = TypeVar("T")
 
@@ -37,6 +37,22 @@ INDEXES: list[tuple[str, dict[str, Any]]] = [
 
 def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+
+
+async def kept_secret(link: MongoLink, deadline: float) -> bytes:
+    """As `ISecrets.secret` says.  It is in the collection ``secrets``."""
+    update = {"q": {"_id": "peers"}, "u": {"$setOnInsert": {"secret": secrets.token_hex(32)}}, "upsert": True}
+    while True:
+        # What a majority has is not taken back by a failover.
+        rows = await link.rows(deadline, {"find": "secrets", "filter": {"_id": "peers"}, "limit": 1})
+        if rows:
+            return str(rows[0]["secret"]).encode("ascii")
+        try:
+            await link.change(deadline, {"update": "secrets", "updates": [update]})
+        except OperationFailure as error:
+            if error.code != _DUPLICATE:
+                raise
+            await link.pause(RETRY_PAUSE)  # somebody else was first, and a majority is about to have it
 
 
 @implementer(IRegistry)

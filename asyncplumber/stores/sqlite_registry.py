@@ -15,6 +15,7 @@ from asyncplumber.interfaces import IRegistry
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.sqlite_file import Connection, SqliteFile
 
+_PEERS = "peers"
 _ORPHANS = "DELETE FROM hooks WHERE instance NOT IN (SELECT id FROM instances)"
 # CROSS JOIN fixes the order: start from the few accounts, never from all hooks.  One row for each instance, which are fewer.
 _WANTED = """SELECT instances.id, instances.url, instances.lease, json_group_array(hooks.account) FROM json_each(?) AS asked
@@ -30,6 +31,17 @@ def wanted(connection: Connection, accounts: Collection[str], now: float) -> dic
         for account in json.loads(hooks):
             found.setdefault(account, []).append(instance)
     return found
+
+
+def kept_secret(connection: Connection) -> bytes:
+    """As `ISecrets.secret` says, in the file's thread.  Raises sqlite3.Error."""
+    asked = "SELECT secret FROM secrets WHERE name = ?"
+    row = connection.execute(asked, (_PEERS,)).fetchone()
+    if row is None:
+        # Of two who find none, the second one finds that of the first: a statement that writes takes the file's lock.
+        connection.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (_PEERS, secrets.token_hex(32)))
+        row = connection.execute(asked, (_PEERS,)).fetchone()
+    return str(row[0]).encode("ascii")
 
 
 @implementer(IRegistry)

@@ -22,7 +22,7 @@ from asyncplumber.hub import Hub
 from asyncplumber.intake import Intake, Outcome
 from asyncplumber.posted import Headers, drafts_of, skyhooks_draft
 from asyncplumber.relays.parcels import unpack
-from asyncplumber.signing import Signer
+from asyncplumber.signing import PeerSigner, count_target, parcels_target
 from asyncplumber.web.answers import Answer, error_answer, json_answer, receipt_answer
 
 # Bytes that Twisted and Autobahn would split a header at, each in its own way (CVE-2026-44546 in daphne); and the other
@@ -63,14 +63,18 @@ class Webhook:
         instance_id: str,
         *,
         disown: Callable[[str], Any] = lambda account: None,
-        signer: Signer | None = None,
+        signer: PeerSigner | None = None,
     ) -> None:
-        """`now` is the time in seconds since 1970.  `disown` is told of accounts relayed here that nobody here wants."""
+        """
+        `now` is the time in seconds since 1970.  `disown` is told of accounts relayed here that nobody here wants.
+
+        `signer` None: nothing that comes from other instances is genuine.
+        """
         self._intake = intake
         self._hub = hub
         self._now = now
         self._disown = disown
-        self._signer = signer
+        self._signer = signer or PeerSigner()
         self.instance_id = instance_id
 
     def take(self, segment: bytes, headers: Headers, body: bytes) -> Deferred[Answer]:
@@ -119,7 +123,7 @@ class Webhook:
             account = account_of(segment)
             if instance_id.decode("ascii", "replace") != self.instance_id or not self._hub.serves(account):
                 raise Gone
-            if self._signer is not None:
+            if self._signer.is_given:
                 raise NotAllowed("this instance takes only signed parcels from its peers; post to /hooks/{account}")
             drafts = drafts_of(account, headers, body, timestamp(self._now()))
         except PlumberError as error:
@@ -137,17 +141,17 @@ class Webhook:
         """How many listen to an account at this instance, for another one to add up.  @return: Deferred that never fails."""
         try:
             account = account_of(segment)
-            self._check_peer(instance_id, headers, b"")
+            self._check_peer(instance_id, count_target(self.instance_id, account), headers, b"")
         except PlumberError as error:
             return succeed(error_answer(error))
         return succeed(json_answer(200, {"subscribers": self._hub.count(account)}))
 
-    def _check_peer(self, instance_id: bytes, headers: Headers, body: bytes) -> None:
-        """Raises `Gone` if this is another instance, `NotAllowed` if the secret of the farm is missing."""
+    def _check_peer(self, instance_id: bytes, target: str, headers: Headers, body: bytes) -> None:
+        """Raises `Gone` if this is another instance, `NotAllowed` if `target` is not signed with the instances' secret."""
         if instance_id.decode("ascii", "replace") != self.instance_id:
             raise Gone
-        if self._signer is not None and not self._signer.verify(headers, body, self._now()):
-            raise NotAllowed("this is not signed with the secret of this farm")
+        if not self._signer.verify(target, headers, body, self._now()):
+            raise NotAllowed("this is not signed with the secret of the instances")
 
     def take_parcel(self, instance_id: bytes, headers: Headers, body: bytes) -> Deferred[Answer]:
         """
@@ -156,7 +160,7 @@ class Webhook:
         The answer counts the subscribers of each account.  @return: Deferred that never fails.
         """
         try:
-            self._check_peer(instance_id, headers, body)
+            self._check_peer(instance_id, parcels_target(self.instance_id), headers, body)
             events = unpack(body) if body else []
         except PlumberError as error:
             return succeed(error_answer(error))
