@@ -1,4 +1,4 @@
-"""A log that clients cannot fill: at most one line in an interval for what a client does wrong."""
+"""A log that clients cannot fill: one line in an interval for what clients do wrong."""
 
 from __future__ import annotations
 
@@ -40,3 +40,12 @@ class RateLimitedLog:
         self._log.warn(format + more, left_out=self._left_out, **values)
         self._next = now + self._interval
         self._left_out = 0
+
+
+def peer_name(transport: Any) -> str:
+    """Name the other end of a connection: its address and port; behind a proxy those of the proxy."""
+    peer = transport.getPeer()
+    host = getattr(peer, "host", None)
+    if host is None:
+        return "a client of a UNIX socket"
+    return f"[{host}]:{peer.port}" if ":" in host else f"{host}:{peer.port}"

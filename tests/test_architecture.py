@@ -27,7 +27,7 @@ FLOORS = (
 DOORS = {
     "klein": ("web/site.py",),
     "werkzeug": ("web/site.py",),
-    "autobahn": ("web/websocket.py",),
+    "autobahn": ("web/frame_parser.py",),
     "httptools": ("web/reading.py",),
     "txmongo": ("stores/mongo*.py",),
     "pymongo": ("stores/mongo*.py",),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.logger import Logger, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.rate_limited_log import INTERVAL, RateLimitedLog
+from asyncplumber.rate_limited_log import INTERVAL, RateLimitedLog, peer_name
 
 
 class RateLimitedLogTests(SynchronousTestCase):
@@ -45,3 +49,13 @@ class RateLimitedLogTests(SynchronousTestCase):
         """Every line is written."""
         self.log = RateLimitedLog(Logger(), self.clock.seconds, 0)
         self.assertEqual(len(self.lines(3)), 3)
+
+    def test_peers_have_names(self) -> None:
+        """Of each kind of address."""
+        addresses: list[tuple[Any, str]] = [
+            (IPv4Address("TCP", "192.0.2.7", 80), "192.0.2.7:80"),
+            (IPv6Address("TCP", "2001:db8::7", 80), "[2001:db8::7]:80"),
+            (UNIXAddress(None), "a client of a UNIX socket"),
+        ]
+        for address, name in addresses:
+            self.assertEqual(peer_name(StringTransport(peerAddress=address)), name)

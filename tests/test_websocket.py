@@ -11,8 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.testing import MemoryClient, MemoryServer, replies
 from asyncplumber.web.attendance import HEARTBEAT
+from asyncplumber.web.frame_parser import MESSAGE, FrameParser
 from asyncplumber.web.streams import CLOSING
-from asyncplumber.web.websocket import MESSAGE, SILENT, _Ear
+from asyncplumber.web.websocket import SILENT
 from tests.subscribers import Subscriber, SubscriberContract
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -102,7 +103,7 @@ class WebSocketTests(SubscriberContract, SynchronousTestCase):
     def ears(self) -> int:
         """How many Autobahn protocols there are."""
         gc.collect()
-        return sum(isinstance(thing, _Ear) for thing in gc.get_objects())
+        return sum(isinstance(thing, FrameParser) for thing in gc.get_objects())
 
     def test_the_handshake_is_answered_as_the_rfc_does(self) -> None:
         """With its own example; and no extension is agreed to."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocol, ISSLTransport
+from twisted.internet.interfaces import IProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -196,12 +196,8 @@ class Connection:
         self._closing = True
         answer = error_answer(error)
         self.write(answer.head(close=True) + answer.body)
-        self._outbox.flush()
         self.deadline = self.house.now + LINGER
-        if ISSLTransport.providedBy(self.transport) or not hasattr(self.transport, "loseWriteConnection"):
-            self.transport.loseConnection()  # TLS says goodbye, and listens until it is answered
-        else:
-            self.transport.loseWriteConnection()
+        self._outbox.end()
 
     def hang_up(self) -> None:
         """Close, once the client has taken what was written; it has as much time for that as for a request."""

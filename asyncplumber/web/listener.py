@@ -28,12 +28,13 @@ from asyncplumber.web.answers import Answer, error_answer
 from asyncplumber.web.attendance import Attendance
 from asyncplumber.web.call import Call
 from asyncplumber.web.connection import Connection
+from asyncplumber.web.frame_parser import FrameParsers
 from asyncplumber.web.longway import LongWay
 from asyncplumber.web.origins import Origins
 from asyncplumber.web.outbox import UNSENT
 from asyncplumber.web.streams import RETRY, EventStream, LongPoll
 from asyncplumber.web.webhook import Webhook, account_of
-from asyncplumber.web.websocket import EarFactory, WebSocketStream, handshake
+from asyncplumber.web.websocket import WebSocketStream, handshake
 
 HEAD_LIMIT = 16 * 1024  # bytes of request line and headers; nginx and Apache take 8 or 16 KiB
 BODY_LIMIT = 1024 * 1024  # bytes
@@ -86,7 +87,7 @@ class Listener(Factory):
         self._clock = clock
         self._origins = Origins(origins)
         self._polls: set[LongPoll] = set()
-        self._ears = EarFactory()
+        self._parsers = FrameParsers(clock)
         self._ticks = LoopingCall(self._tick)
         self._ticks.clock = clock
 
@@ -224,7 +225,7 @@ class Listener(Factory):
         return wait
 
     def _serve_websocket(self, connection: Connection, channel: Channel, head: bytes, after: Cursor | str | None) -> None:
-        stream = WebSocketStream(channel, self.attendance, self._clock, self._ears)
+        stream = WebSocketStream(channel, self.attendance, self._clock, self._parsers)
         stream.begin(connection, head, self.unsent_limit, after)
 
     def _serve_events(self, connection: Connection, call: Call, channel: Channel, after: Cursor | str | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IPullProducer, IPushProducer
+from twisted.internet.interfaces import IPullProducer, IPushProducer, ISSLTransport
 from zope.interface import implementer
 
 UNSENT = 1024 * 1024  # bytes that may wait for one client; beyond that it is too slow
@@ -141,6 +141,20 @@ class Outbox:
             self._hand_over_all()
             self.forget()
             self._transport.unregisterProducer()
+
+    def end(self) -> None:
+        """
+        Hand everything to the transport, then end our direction.
+
+        The client may still send.  TLS has no half-closed connections: it says goodbye, and reads
+        on until that is answered.
+        """
+        self.flush()
+        transport = self._transport
+        if ISSLTransport.providedBy(transport) or not hasattr(transport, "loseWriteConnection"):
+            transport.loseConnection()
+        else:
+            transport.loseWriteConnection()
 
     def forget(self) -> None:
         """The connection is gone."""

@@ -3,32 +3,32 @@ Subscribers by WebSocket (RFC 6455).
 
 What a client says is Autobahn's to understand: fragmentation, control frames, UTF-8, close codes.  But subscribers hardly
 ever speak, and an Autobahn protocol is large; so there is one only while a client is in the middle of saying
-something, or a closing handshake is under way (`_Ear`).  What we send is framed once for all, in `wire`.
+something, or a closing handshake is under way (`FrameParser`).  What we send is framed once for all, in `wire`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from typing import Any
-
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 
 from asyncplumber.channel import Channel
 from asyncplumber.errors import BadRequest, PlumberError, TooManyRequests, Unavailable
 from asyncplumber.event import Cursor, Position
 from asyncplumber.posted import Headers
 from asyncplumber.web.attendance import Attendance
+from asyncplumber.web.frame_parser import FRAME_BURST, FRAME_RATE, FrameParser, FrameParsers
 from asyncplumber.web.streams import SlowReader, Stream
 from asyncplumber.wire import Batch, frame, gap, notice
 
-MESSAGE = 64 * 1024  # bytes that a client may say at once: it has nothing long to say
 SILENT = 3  # heartbeats that a client may leave unanswered
 PING = b"\x89\x00"
 _CLOSE = b"\x88"
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _GOING_AWAY, _INTERNAL, _TRY_LATER = 1001, 1011, 1013
+_NEVER = float("inf")  # a time
 
 
 class UpgradeRequired(PlumberError):
@@ -60,99 +60,61 @@ def handshake(headers: Headers) -> bytes:
     )
 
 
-class _Ear(WebSocketServerProtocol):  # type: ignore[misc]
-    """Autobahn's protocol, already open, for as long as a client speaks.  Its transport is the subscriber itself."""
-
-    # Autobahn copies its options from the factory to each protocol, and prints them for a debug line, at half the cost
-    # of a connection; here they belong to the class.
-    CONFIG_ATTRS: Any = ()
-    transport: Any
-    current_frame: Any
-    websocket_version = 13  # as the opening handshake would have found
-    logOctets = logFrames = trackTimings = False
-    utf8validateIncoming = applyMask = True
-    maxFramePayloadSize = maxMessagePayloadSize = MESSAGE
-    autoFragmentSize = 0
-    failByDrop = False  # dropping the connection without a close frame would leave the client with 1006
-    echoCloseCodeReason = False
-    openHandshakeTimeout = 0
-    closeHandshakeTimeout = 0  # the stream has a timer of its own
-    tcpNoDelay = True
-    autoPingInterval = autoPingTimeout = 0
-    autoPingSize = 12
-    autoPingRestartOnAnyTraffic = True
-    requireMaskedClientFrames = True
-    maskServerFrames = False
-
-    def listen(self, factory: Any, subscriber: WebSocketStream) -> None:
-        """Begin where an opening handshake ends."""
-        self.factory = factory
-        self.transport = subscriber
-        self._connectionMade()
-        self.state = self.STATE_OPEN
-        self.inside_message = False
-        self.current_frame = None
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether the client is not in the middle of anything, so that nothing is lost if this ear is."""
-        return self.state == self.STATE_OPEN and not self.data and self.current_frame is None and not self.inside_message
-
-
-class EarFactory(WebSocketServerFactory):  # type: ignore[misc]
-    """Autobahn's factory.  It keeps one idle ear for whoever speaks next."""
-
-    protocol = _Ear
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._spare: _Ear | None = None
-
-    def borrow(self, subscriber: WebSocketStream) -> _Ear:
-        """An ear for this subscriber."""
-        ear, self._spare = self._spare, None
-        if ear is None:
-            ear = _Ear()
-            ear.listen(self, subscriber)
-        ear.transport = subscriber
-        return ear
-
-    def give_back(self, ear: _Ear) -> None:
-        """An idle ear."""
-        ear.transport = None
-        self._spare = ear
-
-
 class WebSocketStream(Stream):
-    """A WebSocket client.  It is also the transport of its ear."""
+    """A WebSocket client.  It is also the transport of its parser."""
 
-    __slots__ = ("_ear", "_factory", "_silent")
+    __slots__ = ("_allowed_from", "_factory", "_parser", "_silent")
 
-    def __init__(self, channel: Channel, attendance: Attendance, clock: Any, factory: EarFactory) -> None:
+    def __init__(self, channel: Channel, attendance: Attendance, clock: Any, factory: FrameParsers) -> None:
         super().__init__(channel, attendance, clock)
         self._factory = factory
-        self._ear: _Ear | None = None
+        self._parser: FrameParser | None = None
         self._silent = 0
+        # When the whole burst is allowed again: each frame moves it on (the algorithm GCRA, which
+        # is a token bucket in one number).
+        self._allowed_from = 0.0
 
     # The client speaks
 
     def dataReceived(self, data: bytes) -> None:
+        if self._allowed_from == _NEVER:
+            return
         self._silent = 0
-        ear = self._ear
-        if ear is None:
-            ear = self._ear = self._factory.borrow(self)
-        ear.dataReceived(data)
-        if ear.is_idle:
-            self._ear = None
-            self._factory.give_back(ear)
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = self._factory.borrow(self)
+        now = self._clock.seconds()
+        begin = max(self._allowed_from, now)
+        parser.allowance = allowance = FRAME_BURST - math.ceil((begin - now) * FRAME_RATE)
+        self._allowed_from = begin
+        parser.dataReceived(data)
+        # Not where the parser has stopped listening: infinity stays what it is.
+        self._allowed_from += (allowance - parser.allowance) / FRAME_RATE
+        if parser.is_idle:
+            self._parser = None
+            self._factory.give_back(parser)
+
+    def stop_listening(self) -> None:
+        """Drop unread what the client says from now on."""
+        self._allowed_from = _NEVER
+
+    def turn_away(self) -> None:
+        """
+        Stop listening, and end our direction after the close frame.
+
+        The client's answer is somewhere in what is dropped, so it is not waited for.  To close the
+        connection at once would reset it, as bytes are unread, and destroy the close frame.
+        """
+        self.stop_listening()
+        self.outbox.end()
 
     def connectionLost(self, reason: Any) -> None:
-        ear, self._ear = self._ear, None
-        if ear is not None:
-            ear.connectionLost(reason)
+        parser, self._parser = self._parser, None
+        if parser is not None:
+            parser.connectionLost(reason)
         super().connectionLost(reason)
 
-    # The transport of the ear
+    # The transport of the parser
 
     def write(self, data: bytes) -> None:
         """Autobahn sends a pong, or a close frame, after which nothing more may be sent (RFC 6455, 5.5.1)."""
@@ -167,10 +129,12 @@ class WebSocketStream(Stream):
 
     def loseConnection(self) -> None:
         """Autobahn closes the connection."""
+        self.stop_listening()
         self._close()
 
     def abortConnection(self) -> None:
         """Autobahn closes it because both sides have said goodbye: that needs no reset."""
+        self.stop_listening()
         self._close()
 
     # ISubscriber
@@ -206,7 +170,7 @@ class WebSocketStream(Stream):
 
     def _say_goodbye(self, code: int, reason: str) -> None:
         """Begin the closing handshake."""
-        if self._ear is None:
-            self._ear = self._factory.borrow(self)
+        if self._parser is None:
+            self._parser = self._factory.borrow(self)
         # sendClose() takes none of the codes that a server needs.
-        self._ear.sendCloseFrame(code, reason.encode()[:123], isReply=False)
+        self._parser.sendCloseFrame(code, reason.encode()[:123], isReply=False)

@@ -44,7 +44,7 @@
 
   /** Whether a connection that ended so should not be tried again, because the answer would be the same. */
   function isFinal({ code = 0, status = 0 }) {
-    if ([1003, 1007, 1008, 1009].includes(code)) return true;
+    if ([1002, 1003, 1007, 1008, 1009].includes(code)) return true;
     const like = status || code - 4000; // private codes mirror HTTP: 4401 is 401
     return like >= 400 && like < 500 && ![408, 425, 429].includes(like);
   }
