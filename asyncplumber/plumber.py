@@ -12,6 +12,7 @@ that ``twistd asyncplumber`` starts is built on this.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
@@ -34,12 +35,20 @@ from asyncplumber.signing import PeerSigner
 from asyncplumber.stores import open_store
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.web.about import About, Figures
+from asyncplumber.web.gate import Gate
+from asyncplumber.web.hosts import Hosts
 from asyncplumber.web.listener import BODY_LIMIT
 from asyncplumber.web.site import Routes
 from asyncplumber.web.webhook import Webhook
 
 CHECK = 3.0  # seconds between comparisons of our positions with the history: the longest a lost relay is noticed late
 SWEEP = 30.0  # seconds between sweeps of the history
+
+
+def _global_reactor() -> Any:
+    from twisted.internet import reactor
+
+    return reactor
 
 
 class Plumber(Service):
@@ -63,25 +72,25 @@ class Plumber(Service):
         subscribers: int = SUBSCRIBERS,
         body_limit: int = BODY_LIMIT,
         check: float = CHECK,
+        hosts: Iterable[str] = (),
         reactor: Any = None,
     ) -> None:
         """
         `store` is a URI (see `open_store`) or a store; `public_url` is where the other instances reach `resource()`.
 
         `secret` signs what instances relay to each other; None takes the one that the store keeps for them.  `linger` and
-        `check` in seconds, `body_limit` in bytes, `subscribers` at this instance.  Raises ValueError for a URI that
-        names no store, or a secret that is too short.
+        `check` in seconds, `body_limit` in bytes, `subscribers` at this instance.  `hosts` are names by which clients
+        may address `resource()`, beside ``localhost`` and that of `public_url` (see `Hosts`).  Raises ValueError for a
+        URI that names no store, a secret that is too short, or a host that is none.
         """
-        if reactor is None:
-            from twisted.internet import reactor
-        self._reactor = reactor
+        self._reactor = reactor = reactor or _global_reactor()
         keeping = keeping or Keeping()
         self.store: IStore = open_store(store, keeping, reactor) if isinstance(store, str) else store
         signer = PeerSigner(secret, self.store)
         history, registry = self.store.history, self.store.registry
         id = uuid4().hex[:16]
-        instance = Instance(id, "")
-        self.leases = Leases(registry, instance, reactor, keeping.lease, forgotten=self._look, prepare=signer.learn)
+        self.leases = Leases(registry, Instance(id, ""), reactor, keeping.lease, forgotten=self._look, prepare=signer.learn)
+        self.gate = Gate(Hosts(hosts))
         self.public_url = public_url
         self.hub = Hub(history, reactor, hold=self._hold, release=self._release, linger=linger, subscribers=subscribers)
         self.relay = WebhookRelay.over_treq(reactor, registry, reactor.seconds, signer)
@@ -96,7 +105,7 @@ class Plumber(Service):
     def _open_doors(self, signer: PeerSigner, body_limit: int) -> None:
         self._census = Census.over_treq(self._reactor, signer)
         self.about = About(self.store, self.hub, self._figures, self._listeners)
-        self.routes = Routes(self.webhook, self.about, body_limit)
+        self.routes = Routes(self.webhook, self.about, body_limit, self.gate)
 
     @property
     def public_url(self) -> str:
@@ -106,6 +115,7 @@ class Plumber(Service):
     @public_url.setter
     def public_url(self, url: str) -> None:
         self._public_url = url.rstrip("/")
+        self.gate.hosts.set_public_url(url)
         instance = self.leases.instance
         self.leases.instance = instance._replace(url=f"{self._public_url}/instances/{instance.id}")
 

@@ -78,7 +78,7 @@ class Server(Service):
         self._ready = ready or (lambda url: self._log.info("asyncplumber is ready at {url}/", url=url))
         self._attendance = Attendance(reactor, random.random)  # only the time of a reconnection depends on it
         site = plumber.routes.site(reactor)
-        self._listener = Listener(plumber.webhook, plumber.hub, self._attendance, site, reactor, **limits)
+        self._listener = Listener(plumber.webhook, plumber.hub, self._attendance, site, reactor, gate=plumber.gate, **limits)
         self._ports: list[IListeningPort | None] = []
 
     @property

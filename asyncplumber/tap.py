@@ -20,6 +20,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from asyncplumber.stores.keeping import DAY, Keeping
+from asyncplumber.web.hosts import parse_hosts
 
 PREFIX = "ASYNCPLUMBER_"
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -42,6 +43,7 @@ def _url(text: str) -> str:
     parts = urlsplit(text)
     if text and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
         raise ValueError(f"{text!r} is not an http:// or https:// URL")
+    parse_hosts(parts.hostname or "")
     return text
 
 
@@ -74,6 +76,7 @@ _PARAMETERS: list[tuple[str, str | None, str, str, Callable[[str], Any] | None]]
     ("request-timeout", None, "30", "Seconds in which a request must arrive.", _number(float, 0.1, 3600, " seconds")),
     ("idle-timeout", None, "75", "Seconds that a connection without a request stays open.", _number(float, 1, 3600, " seconds")),
     ("allow-origin", None, "", "Origins, beside our own, whose pages may subscribe and post; * for all.", _origins),
+    ("host", None, "", "Name by which clients may call us: push.example.com, *.example.com …; may be repeated.", parse_hosts),
     ("secret", None, "", "Secret of 16 bytes or more that instances sign with (default: one that the store keeps).", None),
 ]  # fmt: skip
 
@@ -93,9 +96,16 @@ class Options(usage.Options):
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         super().__init__()
+        self._hosts: list[str] = []  # given on the command line, where the option can be repeated
         for name, _, default, _, _ in _PARAMETERS:
             self[name] = environ.get(PREFIX + name.upper().replace("-", "_"), default)
         self["insecure"] = int(environ.get(PREFIX + "INSECURE", "") not in ("", "0", "no", "false"))
+
+    def opt_host(self, names: str) -> None:
+        self._hosts.append(names)
+        self["host"] = " ".join(self._hosts)
+
+    opt_host.__doc__ = next(text for name, _, _, text, _ in _PARAMETERS if name == "host")
 
     def opt_version(self) -> None:
         """Print the version and exit."""
@@ -174,6 +184,7 @@ def _plumber(options: Options, reactor: Any) -> Any:
             linger=options["linger"],
             subscribers=options["max-subscribers"],
             body_limit=options["max-body"],
+            hosts=options["host"],
             reactor=reactor,
         )
     except ValueError as error:

@@ -3,7 +3,7 @@ Fakes that are shipped: a subscriber that remembers, and a whole server in memor
 
     server = MemoryServer()
     client = server.connect()
-    client.say(b"GET /events/42 HTTP/1.1\\r\\nHost: a\\r\\nAccept: text/event-stream\\r\\n\\r\\n")
+    client.say(b"GET /events/42 HTTP/1.1\\r\\nHost: localhost\\r\\nAccept: text/event-stream\\r\\n\\r\\n")
     server.post("42", b'"done"')
     assert b'"data":"done"' in client.heard()
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import ConnectionAborted, ConnectionDone
@@ -102,7 +103,8 @@ class MemoryClient(StringTransport):
     """
 
     def __init__(self, server: MemoryServer, protocol: Any) -> None:
-        super().__init__()
+        here = IPv4Address("TCP", "127.0.0.1", 8080)
+        super().__init__(hostAddress=here, peerAddress=IPv4Address("TCP", "127.0.0.1", 50000))
         self.protocol = protocol
         self.reading = True
         self.ended: type[Exception] | None = None  # how the connection ended, once it has

@@ -76,7 +76,7 @@ class Line(Protocol):
     ) -> Deferred[Reply]:
         """Send all but the last `withhold` bytes.  Fails with `Broken`, as it does after `patience` seconds."""
         assert self._answer is None, "one at a time"
-        lines = [f"{method} {path} HTTP/1.1", "Host: plumber", f"Content-Length: {len(body)}"]
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         answer = self._answer = Deferred()
         if self.lost:
@@ -401,7 +401,7 @@ class _Streaming(Subscriber):
 
     async def _stay(self) -> None:
         query = f"?after={self.cursor}" if self.cursor else ""
-        lines = [f"GET /events/{self.account}{query} HTTP/1.1", "Host: plumber", *self._head()]
+        lines = [f"GET /events/{self.account}{query} HTTP/1.1", "Host: localhost", *self._head()]
         codes = len(self.closes)
         stream = await connect(self.port, _Stream("\r\n".join(lines) + "\r\n\r\n", self._answered, self._read))
         self.connection = stream.transport

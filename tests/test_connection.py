@@ -51,7 +51,7 @@ class RequestTests(SynchronousTestCase):
     def test_somebody_got_it(self) -> None:
         """201, and how many."""
         for _ in range(2):
-            self.server.connect().say(b"GET /events/a HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n")
+            self.server.connect().say(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
         reply = self.server.post("a", b"{}")
         self.assertEqual((reply.status, json.loads(reply.body)["subscribers"]), (201, 2))
 
@@ -85,8 +85,8 @@ class RequestTests(SynchronousTestCase):
     def test_a_connection_is_kept_or_closed_as_the_client_wants(self) -> None:
         """HTTP/1.1 keeps it unless told otherwise; HTTP/1.0 does not."""
         for lines, kept in (
-            (b"HTTP/1.1\r\nHost: a", True),
-            (b"HTTP/1.1\r\nHost: a\r\nConnection: close", False),
+            (b"HTTP/1.1\r\nHost: localhost", True),
+            (b"HTTP/1.1\r\nHost: localhost\r\nConnection: close", False),
             (b"HTTP/1.0", False),
         ):
             for path in (b"/healthz", b"/events/%00"):
@@ -120,7 +120,7 @@ class RequestTests(SynchronousTestCase):
     def test_head_has_no_body(self) -> None:
         """By either way; what follows on the connection is not disturbed."""
         for path in (b"/healthz", b"/hooks/a", b"/events/a", b"/nope"):
-            head = b"HEAD %b HTTP/1.1\r\nHost: a\r\n\r\n" % path
+            head = b"HEAD %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path
             client = self.server.connect()
             client.say(head)
             alone = client.heard()
@@ -130,7 +130,7 @@ class RequestTests(SynchronousTestCase):
 
     def test_bodies_may_come_in_chunks(self) -> None:
         """With extensions; trailers are not taken for headers."""
-        head = b"POST /hooks/a HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
         chunks = b"3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nWebhook-Id: forged\r\n\r\n"
         client = self.server.connect()
         for start in range(0, len(head + chunks), 7):
@@ -184,7 +184,7 @@ class BadRequestTests(SynchronousTestCase):
 
     def test_a_body_at_the_limit_is_taken(self) -> None:
         """And one byte more is not, however it comes."""
-        head = b"POST /hooks/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         self.assertEqual(self.server.ask(post(b"x" * 1000))[0].status, 202)
         self.assertEqual(self.server.ask(head + b"3e8\r\n%b\r\n0\r\n\r\n" % (b"x" * 1000))[0].status, 202)
         self.assertEqual(self.refused(post(b"x" * 1001)), (413, "too-large"))
@@ -196,7 +196,7 @@ class BadRequestTests(SynchronousTestCase):
 
     def test_chunks_of_nothing_but_words_end(self) -> None:
         """Extensions and trailers are no way around the limit."""
-        head = b"POST /hooks/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         for beginning in (b"1;", b"0\r\nX: "):
             client = self.server.connect()
             client.say(head + beginning)
@@ -228,12 +228,12 @@ class BadRequestTests(SynchronousTestCase):
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             b"GET /\r\n\r\n",
-            b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+            b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n",
             b"GET / HTTP/1.1\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: b\r\n\r\n",
             b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n",
-            b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n",
+            b"CONNECT a:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
             b"nonsense nonsense nonsense\r\n",
             post(b"123").replace(b"Content-Length: 3", b"Content-Length: -3"),
             post(b"123").replace(b"Content-Length: 3", b"Content-Length: 3, 3"),
@@ -260,7 +260,7 @@ class BadRequestTests(SynchronousTestCase):
         """Empty, with a control character, in another encoding, too long, or of two segments."""
         for path in (b"", b"%00", b"%0A", b"%ff", b"%C2%85", b"x" * 257, b"a/b", b"/a", b"a/"):
             for way in (b"/hooks/", b"/events/", b"/accounts/"):
-                request = post(b"1", way + path) if way == b"/hooks/" else b"GET %b%b HTTP/1.1\r\nHost: a\r\n\r\n" % (way, path)
+                request = post(b"1", way + path) if way == b"/hooks/" else GET.replace(b"/healthz", way + path)
                 self.assertEqual(code(self.server.ask(request)[0]), (400, "bad-account"), request)
 
     def test_unknown_paths(self) -> None:
@@ -358,7 +358,7 @@ class PatienceTests(SynchronousTestCase):
     def test_what_comes_while_an_answer_is_awaited_is_bounded(self) -> None:
         """The rest stays in the kernel, and comes later."""
         client = self.server.connect()
-        client.say(b"GET /events/a?wait=5 HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.say(b"GET /events/a?wait=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         paused: list[str] = []
         client.pauseProducing = lambda: paused.append("pause")  # type: ignore[method-assign]
         client.resumeProducing = lambda: paused.append("resume")  # type: ignore[method-assign]
@@ -372,7 +372,7 @@ class PatienceTests(SynchronousTestCase):
     def test_a_client_that_leaves_before_its_turn_leaves_nothing(self) -> None:
         """Its POST is kept; the stream that it asked for behind it never begins."""
         client = self.server.connect()
-        client.protocol.dataReceived(post(b"1") + b"GET /events/a HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n")
+        client.protocol.dataReceived(post(b"1") + b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
         client.leave()
         self.server.settle()
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.attendance)), (0, 0))
@@ -466,8 +466,11 @@ class OriginTests(SynchronousTestCase):
 
     def test_nobody_is_not_ourselves(self) -> None:
         """An Origin that says nothing is not that of a Host that says nothing."""
-        reply = self.server.ask(post(b"1", b"/hooks/a", b"Origin: null").replace(b"Host: localhost", b"Host: "))[0]
-        self.assertEqual(code(reply), (403, "forbidden"))
+        nobody = post(b"1", b"/hooks/a", b"Origin: null")
+        absent = nobody.replace(b"Host: localhost\r\n", b"").replace(b"HTTP/1.1", b"HTTP/1.0")
+        self.assertEqual(code(self.server.ask(absent)[0]), (403, "forbidden"))
+        empty = nobody.replace(b"Host: localhost", b"Host: ")
+        self.assertEqual(code(self.server.ask(empty)[0]), (400, "bad-request"))
 
     def test_our_own_pages_are_welcome(self) -> None:
         """The Origin is the Host, by whatever scheme a proxy in front speaks; no further headers are needed."""
@@ -513,7 +516,7 @@ class StoppingTests(SynchronousTestCase):
         server = MemoryServer()
         idle, used, poll = [server.connect() for _ in range(3)]
         used.say(GET)
-        poll.say(b"GET /events/a HTTP/1.1\r\nHost: a\r\n\r\n")
+        poll.say(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
         stopped = server.stop()
         server.advance(30)
         self.successResultOf(stopped)
@@ -537,7 +540,7 @@ class KernelTests(TestCase):
 
         def send() -> bytes:
             with socket.create_connection(("127.0.0.1", port.getHost().port), 5) as client:
-                client.sendall(b"POST /hooks/a HTTP/1.1\r\nHost: a\r\nContent-Length: 20000000\r\n\r\n")
+                client.sendall(b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000000\r\n\r\n")
                 for _ in range(50):
                     client.sendall(b"x" * 100_000)
                 heard = b""

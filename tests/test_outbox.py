@@ -315,7 +315,7 @@ class TlsTests(TestCase):
 
     async def test_a_stream_and_what_follows_it(self) -> None:
         """Many events, small and large, are decrypted in order."""
-        self.client.transport.write(b"GET /events/a HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n")
+        self.client.transport.write(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
         await self.heard(b"plumber.open")
         for number in range(200):
             self.server.post("a", b'"%d%b"' % (number, b"x" * 900))
@@ -326,6 +326,7 @@ class TlsTests(TestCase):
 
     async def test_a_refusal_is_read_although_the_body_is_not_taken(self) -> None:
         """And the connection is closed."""
-        self.client.transport.write(b"POST /hooks/a HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + os.urandom(50_000))
+        head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+        self.client.transport.write(head + os.urandom(50_000))
         await self.heard(b"413 ")
         await self.client.lost

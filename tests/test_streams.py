@@ -129,8 +129,8 @@ class EventStreamTests(SubscriberContract, SynchronousTestCase):
     def test_what_was_answered_before_is_not_overtaken(self) -> None:
         """A stream that was asked for behind a POST begins behind its receipt."""
         client = self.server.connect()
-        posted = b"POST /hooks/a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n1"
-        client.say(posted + b"GET /events/a HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n")
+        posted = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n1"
+        client.say(posted + b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
         receipt, _, stream = client.heard().partition(b"}\n")
         self.assertTrue(receipt.startswith(b"HTTP/1.1 202"))
         self.assertTrue(stream.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream"))
@@ -221,7 +221,7 @@ class LongPollTests(SubscriberContract, SynchronousTestCase):
     def test_an_answer_is_empty_when_the_wait_runs_out(self) -> None:
         """Not before, and not much later; it says where to go on."""
         client = self.server.connect()
-        client.say(b"GET /events/a?wait=3 HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.say(b"GET /events/a?wait=3 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         self.server.advance(2.5)
         self.assertEqual(client.heard(), b"")
         self.server.advance(1)
@@ -239,7 +239,7 @@ class LongPollTests(SubscriberContract, SynchronousTestCase):
         """And the connection serves on."""
         client = self.server.connect()
         for turn in range(3):
-            client.say(b"GET /events/a HTTP/1.1\r\nHost: a\r\n\r\n")
+            client.say(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
             self.assertEqual(client.heard(), b"")
             self.post(turn)
             self.assertEqual(json.loads(replies(client.heard())[0].body)["events"][0]["data"], turn)

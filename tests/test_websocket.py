@@ -126,7 +126,7 @@ class WebSocketTests(SubscriberContract, SynchronousTestCase):
         """An old version learns which one is spoken here; a bad key is a bad request.  The connection serves on."""
         for version in ("8", "12", "", "13, 8"):
             client = self.server.connect()
-            client.say(handshake(version=version) + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            client.say(handshake(version=version) + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             refused, healthy = replies(client.heard())
             self.assertEqual((refused.status, refused.headers[b"sec-websocket-version"]), (426, b"13"))
             self.assertEqual(healthy.status, 200)

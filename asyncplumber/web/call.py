@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from asyncplumber.errors import BadRequest, PlumberError
@@ -16,11 +17,8 @@ class HeadersTooLarge(PlumberError):
     status, code, default = 431, "headers-too-large", "the request line and headers are too large"
 
 
-def _absolute_path(target: bytes) -> bytes:
-    """The target as `/path?query`: a proxy's client sends a whole URL, and every server must take it (RFC 9112, 3.2.2)."""
-    if b"://" in target:
-        return b"/" + target.partition(b"://")[2].partition(b"/")[2]
-    return target
+# A proxy's client sends a whole URL, and every server must take it (RFC 9112, 3.2.2).
+_ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)", re.DOTALL)
 
 
 class Call:
@@ -66,8 +64,9 @@ class Call:
         is_current = version == "1.1"
         self.headed = True
         self.method = parser.get_method()
+        is_named = b"host" in headers
         if self.target[:1] != b"/":
-            self.target = _absolute_path(self.target)
+            self._take_absolute_target()
         self.keep_alive = is_current and parser.should_keep_alive()
         if b"upgrade" in headers:
             self.upgrade = parser.should_upgrade() and headers[b"upgrade"].lower() == b"websocket"
@@ -81,9 +80,17 @@ class Call:
             return BadRequest("this is not HTTP/1.1")
         if SPLITTING.search(self.target):
             return BadRequest(ODD_PATH)
-        if is_current and b"host" not in headers:
+        if is_current and not is_named:
             return BadRequest("HTTP/1.1 requires a Host header")
         return None
+
+    def _take_absolute_target(self) -> None:
+        """A target that is a whole URL counts more than Host does (RFC 9112, 3.2.2)."""
+        absolute = _ABSOLUTE.fullmatch(self.target)
+        if absolute is not None:
+            host, rest = absolute.groups()
+            self.target = rest if rest[:1] == b"/" else b"/" + rest
+            self.headers[b"host"] = host
 
     def _take_headers(self) -> PlumberError | None:
         headers, raw, size = self.headers, self.raw_headers, self.size

@@ -29,6 +29,8 @@ from asyncplumber.web.attendance import Attendance
 from asyncplumber.web.call import Call
 from asyncplumber.web.connection import Connection
 from asyncplumber.web.frame_parser import FrameParsers
+from asyncplumber.web.gate import Gate
+from asyncplumber.web.hosts import Hosts
 from asyncplumber.web.longway import LongWay
 from asyncplumber.web.origins import Origins
 from asyncplumber.web.outbox import UNSENT
@@ -65,17 +67,17 @@ class Listener(Factory):
         request_timeout: float = REQUEST_TIMEOUT,
         idle_timeout: float = IDLE_TIMEOUT,
         origins: Collection[str] = (),
+        gate: Gate | None = None,
     ) -> None:
         """
-        Limits are in bytes, time-outs in seconds.
+        Limits are in bytes, time-outs in seconds. `gate` None answers only to loopback names.
 
         `origins` are those, beside our own, whose pages may subscribe and post; ``*`` lets all.
         """
         self.body_limit = body_limit
         self.head_limit = head_limit
         self.unsent_limit = unsent_limit
-        self.request_timeout = request_timeout
-        self.idle_timeout = idle_timeout
+        self.request_timeout, self.idle_timeout = request_timeout, idle_timeout
         self.connections: set[Connection] = set()
         self.ports: list[Any] = []  # on which we listen, as far as they can be told how much to accept
         self.stopping = False
@@ -86,6 +88,7 @@ class Listener(Factory):
         self._site = site
         self._clock = clock
         self._origins = Origins(origins)
+        self._gate = gate or Gate(Hosts())
         self._polls: set[LongPoll] = set()
         self._parsers = FrameParsers(clock)
         self._ticks = LoopingCall(self._tick)
@@ -137,6 +140,7 @@ class Listener(Factory):
 
     def _answer(self, connection: Connection, call: Call) -> None:
         target = call.target
+        self._gate.check(target, call.headers, connection.transport)
         if b"origin" in call.headers and not self._welcomes(connection, call):
             return
         if target.startswith(b"/hooks/") and call.method == b"POST":

@@ -26,6 +26,7 @@ from asyncplumber.posted import Headers
 from asyncplumber.relays.parcels import parcel_limit
 from asyncplumber.web.about import About
 from asyncplumber.web.answers import Answer, error_answer, json_answer
+from asyncplumber.web.gate import Gate
 from asyncplumber.web.origins import Origins
 from asyncplumber.web.webhook import ODD_HEADER, ODD_PATH, SPLITTING, Webhook, account_of
 
@@ -62,9 +63,10 @@ class Doorway:
 
     isLeaf = True
 
-    def __init__(self, resource: IResource, origins: Origins | None) -> None:
-        """`origins` None: somebody else has checked them."""
+    def __init__(self, resource: IResource, gate: Gate | None, origins: Origins | None) -> None:
+        """`gate` and `origins` None: somebody else has checked what they check."""
         self._resource = resource
+        self._gate = gate
         self._origins = origins
 
     def getChildWithDefault(self, name: bytes, request: IRequest) -> IResource:
@@ -78,11 +80,14 @@ class Doorway:
             headers = _headers(request)
             if not _PRINTABLE.fullmatch(request.uri):
                 raise BadRequest(ODD_PATH)
+            path = request.uri.partition(b"?")[0].split(b"/")[1 + len(request.prepath) :]
+            if self._gate is not None:
+                self._gate.check(b"/" + b"/".join(path), headers, request)
             if self._origins is not None and request.method not in (b"GET", b"HEAD"):
                 self._origins.check(headers)
         except PlumberError as error:
             return _written(error_answer(error), request)
-        request.postpath = request.uri.partition(b"?")[0].split(b"/")[1 + len(request.prepath) :]
+        request.postpath = path
         # Klein builds URLs from it, which we have no use for; and not every one can be built from.
         request.requestHeaders.setRawHeaders(b"host", [b"localhost"])
         return self._resource.render(request)
@@ -123,19 +128,20 @@ class Routes:
     app.url_map.converters["raw"] = _Raw
     app.url_map.merge_slashes = False
 
-    def __init__(self, webhook: Webhook, about: About, body_limit: int) -> None:
+    def __init__(self, webhook: Webhook, about: About, body_limit: int, gate: Gate) -> None:
         """`body_limit` in bytes."""
+        self._gate = gate
         self._webhook = webhook
         self._about = about
         self._limit = body_limit
 
     def resource(self, origins: Origins | None = None) -> IResource:
         """The routes as a twisted.web resource.  Pages of other origins than its own and `origins` may not post to it."""
-        return Doorway(self.app.resource(), origins or Origins())
+        return Doorway(self.app.resource(), self._gate, origins or Origins())
 
     def site(self, reactor: Any) -> Site:
-        """The routes as the site behind our `Listener`, which has checked the origins."""
-        return _Silent(Doorway(self.app.resource(), None), reactor=reactor, parsePOSTFormSubmission=False)
+        """The routes as the site behind our `Listener`, which has checked Host and Origin."""
+        return _Silent(Doorway(self.app.resource(), None, None), reactor=reactor, parsePOSTFormSubmission=False)
 
     def _take(self, request: Request, take: Callable[[Headers, bytes], Deferred[Answer]], limit: int = 0) -> Deferred[bytes]:
         """Have a POST taken in, within the limit of bodies (0: the usual one), and write the answer."""
