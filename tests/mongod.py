@@ -68,10 +68,12 @@ def free_port() -> int:
 class Mongod:
     """A server with a folder and a port of its own.  Not started yet."""
 
-    def __init__(self, *flags: str, replica_set: str = "") -> None:
+    def __init__(self, *flags: str, replica_set: str = "", initiate: bool = True) -> None:
+        """With `initiate` it is a replica set of its own; without, somebody else makes it a member of one."""
         self.program = program()
         self.port = free_port()
         self.replica_set = replica_set
+        self._initiates = bool(replica_set) and initiate
         self._flags = [*flags, *(["--replSet", replica_set] if replica_set else [])]
         self._folder = tempfile.mkdtemp(prefix="asyncplumber-mongod-")
         self._shim: subprocess.Popen[bytes] | None = None
@@ -98,7 +100,7 @@ class Mongod:
         assert self._shim.stdout is not None
         self.pid = int(self._shim.stdout.readline())
         self._wait(log)
-        if self.replica_set:
+        if self._initiates:
             self._initiate()
         return self
 

@@ -22,6 +22,7 @@ from asyncplumber.stores.mongo_append import Appender, as_event
 from asyncplumber.stores.mongo_barrier import Barrier
 from asyncplumber.stores.mongo_link import MongoLink
 from asyncplumber.stores.mongo_places import Place, Places
+from asyncplumber.stores.mongo_proof import Proof
 
 FIRST_READ = 16  # events of which a reader learns how large they are, before it asks for a page full
 SWEEP_EVENTS = 1000  # looked at in one step of a sweep
@@ -37,6 +38,11 @@ def indexes(keeping: Keeping) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def _reaches(place: Place, cursor: Cursor) -> bool:
+    """Whether what comes after `cursor` can be read, or has yet to come."""
+    return cursor.epoch == place.epoch and place.floor <= cursor.seq <= place.head
+
+
 @implementer(IHistory)
 class MongoHistory:
     """A history that all instances with the same database share."""
@@ -47,6 +53,7 @@ class MongoHistory:
         self._clock = clock
         self._places = Places(link, keeping)
         self._barrier = Barrier(link)
+        self._proof = Proof(link, self._places)
         self._appender = Appender(link, self._places, self._barrier, keeping, clock)
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
@@ -128,9 +135,15 @@ class MongoHistory:
             if rows and rows[0]["epoch"] == cursor.epoch and rows[0]["floor"] <= cursor.seq:
                 return page
         place = await self._used(deadline, account)
-        if cursor.epoch != place.epoch or not place.floor <= cursor.seq <= place.head:
-            raise CursorLost(place.position)
-        return page
+        if _reaches(place, cursor):
+            return page
+        forgotten = cursor.epoch == place.epoch and cursor.seq < place.floor
+        if self._link.replicated and not forgotten:
+            # A floor never sinks, so even an old answer is right about it.  About the rest it may be wrong.
+            place = await self._proof.place(deadline, account) or place
+            if _reaches(place, cursor):
+                return page
+        raise CursorLost(place.position)
 
     def sweep(self) -> Deferred[int]:
         return Deferred.fromCoroutine(self._sweep())

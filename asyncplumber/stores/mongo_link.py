@@ -178,16 +178,20 @@ class MongoLink:
                     raise
                 await self.pause(RETRY_PAUSE)
 
-    async def rows(self, deadline: float, body: dict[str, Any], *, fresh: bool = False) -> list[dict[str, Any]]:
+    async def rows(
+        self, deadline: float, body: dict[str, Any], *, fresh: bool = False, proven: bool = False
+    ) -> list[dict[str, Any]]:
         """
         The rows that a ``find`` or ``aggregate`` answers at once: its batch is all that is fetched.
 
         With `fresh` they are what the writer's server has at this moment, settled or not; else what a majority has.
+        With `proven` the server that answers is the primary of that majority, see `mongo_proof`.
         """
         if fresh:
             answer = await self.command(deadline, {**body, "readConcern": {"level": "local"}}, self.writer)
         else:
-            answer = await self.command(deadline, {**body, "readConcern": self._settled})
+            concern = {"level": "linearizable"} if proven and self.replicated else self._settled
+            answer = await self.command(deadline, {**body, "readConcern": concern})
         return answer["cursor"]["firstBatch"]  # type: ignore[no-any-return]
 
     async def change(self, deadline: float, body: dict[str, Any]) -> dict[str, Any]:

@@ -53,15 +53,15 @@ class Places:
             "$unionWith": {"coll": "accounts", "pipeline": [{"$match": {"_id": {"$in": list(accounts)}}}, {"$project": project}]}
         }
 
-    async def find(self, deadline: float, accounts: Collection[str], fresh: bool = False) -> dict[str, Place]:
-        """The places of those accounts that have one, as the writer has to know them (`fresh`) or as readers may."""
+    async def find(self, deadline: float, accounts: Collection[str], **how: bool) -> dict[str, Place]:
+        """The places of those accounts that have one; `how` is `fresh` or `proven`, as `MongoLink.rows` says."""
         found: dict[str, Place] = {}
         names = list(accounts)
         for start in range(0, len(names), CHUNK):
-            found.update(await self._find(deadline, names[start : start + CHUNK], fresh))
+            found.update(await self._find(deadline, names[start : start + CHUNK], "", **how))
         return found
 
-    async def _find(self, deadline: float, accounts: list[str], fresh: bool, epoch: str = "") -> dict[str, Place]:
+    async def _find(self, deadline: float, accounts: list[str], epoch: str, **how: bool) -> dict[str, Place]:
         match: dict[str, Any] = {"account": {"$in": accounts}}
         if epoch:
             match["epoch"] = epoch
@@ -69,7 +69,7 @@ class Places:
         newest = {"_id": "$account", "epoch": {"$first": "$epoch"}, "seq": {"$first": "$seq"}}
         pipeline = [{"$match": match}, {"$sort": _NEWEST}, {"$group": newest}, self.rows(accounts)]
         rows = await self._link.rows(
-            deadline, {"aggregate": "events", "pipeline": pipeline, "cursor": {"batchSize": 2 * len(accounts)}}, fresh=fresh
+            deadline, {"aggregate": "events", "pipeline": pipeline, "cursor": {"batchSize": 2 * len(accounts)}}, **how
         )
         heads = {row["_id"]: (row["epoch"], row["seq"]) for row in rows if "row" not in row}
         found: dict[str, Place] = {}
@@ -77,7 +77,7 @@ class Places:
             of, head = heads.get(account, (row["epoch"], 0))
             if of != row["epoch"] and not epoch:
                 # Remains of an earlier numbering are in front of this one, because clocks differed.
-                found.update(await self._find(deadline, [account], fresh, row["epoch"]))
+                found.update(await self._find(deadline, [account], row["epoch"], **how))
             else:
                 head = head if of == row["epoch"] else 0
                 found[account] = Place(row["epoch"], max(head, row["floor"]), row["floor"], row["stale"])
@@ -85,7 +85,7 @@ class Places:
 
     async def used(self, deadline: float, accounts: Collection[str], now: float, fresh: bool = False) -> dict[str, Place]:
         """The places of all these accounts, begun where there is none, and marked as used."""
-        found = await self.find(deadline, accounts, fresh)
+        found = await self.find(deadline, accounts, fresh=fresh)
         while True:
             missing = [account for account in accounts if account not in found]
             stale = [account for account, place in found.items() if place.stale]
@@ -94,7 +94,7 @@ class Places:
             await self._begin(deadline, missing, now)
             await self.touch(deadline, stale)
             # Only what is found after the mark was made is certain not to be forgotten in this moment.
-            found.update(await self.find(deadline, [*missing, *stale], fresh))
+            found.update(await self.find(deadline, [*missing, *stale], fresh=fresh))
 
     async def _begin(self, deadline: float, accounts: list[str], now: float) -> None:
         for start in range(0, len(accounts), 1000):

@@ -157,15 +157,17 @@ class MongoRegistry:
             question = {"distinct": "hooks", "key": "instance", "query": {"instance": _OURS}}
             answer = await self._link.command(deadline, question)
             seen = {owner: await self._hooks(deadline, owner) for owner in await self._absent(deadline, answer["values"])}
-            for owner in await self._absent(deadline, list(seen)):
-                await self._remove(deadline, owner, seen[owner])
+            if seen:
+                # A primary that was replaced may not know an instance that lives.
+                for owner in await self._absent(deadline, list(seen), proven=True):
+                    await self._remove(deadline, owner, seen[owner])
             return dead
 
         return self._link.call(work)
 
-    async def _absent(self, deadline: float, ids: list[str]) -> list[str]:
+    async def _absent(self, deadline: float, ids: list[str], **how: bool) -> list[str]:
         body = {"find": "instances", "filter": {"_id": {"$in": ids}}, "projection": {"_id": 1}, "batchSize": len(ids) + 1}
-        present = {row["_id"] for row in await self._link.rows(deadline, body)}
+        present = {row["_id"] for row in await self._link.rows(deadline, body, **how)}
         return [id for id in ids if id not in present]
 
     async def _hooks(self, deadline: float, owner: str) -> list[ObjectId]:
