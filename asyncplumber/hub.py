@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -18,6 +18,7 @@ from asyncplumber.channel import Channel
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, blame
 from asyncplumber.event import Cursor, Draft, Event
 from asyncplumber.interfaces import IHistory
+from asyncplumber.semaphore import Semaphore
 
 LINGER = 10.0  # seconds a channel outlives its last subscriber: a page that reloads finds it open
 SUBSCRIBERS = 100_000  # at one instance; beyond that a new one is refused
@@ -47,7 +48,7 @@ class Hub:
         self.history = history
         self.clock = clock
         self.linger = linger
-        self.replays = DeferredSemaphore(REPLAYS)
+        self.replays = Semaphore(REPLAYS)
         self._hold = hold
         self._release = release
         self._limit = subscribers

@@ -22,7 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import react
 
 from asyncplumber.event import Draft, Instance
@@ -173,6 +176,36 @@ async def replay_parcels(trial: Trial, dice: random.Random) -> None:
     await sleep(0.5)
 
 
+class _GivesUp(Protocol):
+    """A client that asks for a replay, and reads nothing."""
+
+    def connectionMade(self) -> None:
+        self.transport.write(self.factory.request)
+
+
+async def give_up_replays(trial: Trial, dice: random.Random) -> None:
+    """1,500 clients ask one instance for a replay while mongod hangs, and give up; others come back meanwhile."""
+    node = dice.choice(trial.farm.nodes)
+    factory = Factory.forProtocol(_GivesUp)
+    factory.noisy = False
+    path = f"/events/{trial.crowd.publishers[0].account}?after=earliest"
+    factory.request = f"GET {path} HTTP/1.1\r\nHost: plumber\r\nAccept: text/event-stream\r\n\r\n".encode()
+    endpoint = HostnameEndpoint(reactor, "127.0.0.1", node.port)
+    trial.farm.mongod.pause()
+    try:
+        asked = await DeferredList([endpoint.connect(factory) for _ in range(1500)], consumeErrors=True)
+        await sleep(dice.uniform(0.5, 1))
+        for connected, client in asked:
+            if connected:
+                client.transport.abortConnection()
+        for each in trial.crowd.ledger.subscribers:
+            each.hang_up()
+        await sleep(dice.uniform(0.5, 1))
+    finally:
+        trial.farm.mongod.resume()
+    await sleep(1)
+
+
 FAULTS: dict[str, Fault] = {
     "none": nothing,
     "kill -9 of an instance": kill_instance,
@@ -184,6 +217,7 @@ FAULTS: dict[str, Fault] = {
     "all hooks deleted by a stranger": lose_hooks,
     "old parcels again, shuffled": replay_parcels,
     "three readers stall": stall,
+    "1,500 replays given up while mongod hangs": give_up_replays,
 }
 
 
@@ -195,12 +229,14 @@ def row(name: str, times: int, crowd: Crowd) -> None:
     print(f"{name:<42}{times:>6}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
 
 
-async def fault_table(dice: random.Random, rounds: int, mixed: int) -> None:
+async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -> None:
     """One line per fault, then all of them mixed, the clocks of two instances being five minutes off."""
     print(f"{'fault':<42}{'times':>6}{'accepted':>11}{'owed':>11}{'delivered':>11}{'duplicates':>11}{'delay, s':>11}")
     trial = Trial(10**6, skews=(-300.0, 300.0))
     try:
         for number, (name, fault) in enumerate(FAULTS.items()):
+            if only not in name:
+                continue
             await trial.begin(f"f{number}")
             for _ in range(rounds):
                 await sleep(dice.uniform(0.2, 1))
@@ -209,6 +245,8 @@ async def fault_table(dice: random.Random, rounds: int, mixed: int) -> None:
             await trial.end()
             row(name, rounds, trial.crowd)
             await trial.crowd.leave()
+        if only:
+            return
         await trial.begin("mixed")
         for _ in range(mixed):
             await sleep(dice.uniform(0, 1))
@@ -320,7 +358,7 @@ async def run(reactor: Any, options: argparse.Namespace) -> None:
     print(machine.description())
     if not options.only or options.only == "faults":
         print(f"seed {options.seed}")
-        await fault_table(random.Random(options.seed), options.rounds, options.mixed)
+        await fault_table(random.Random(options.seed), options.rounds, options.mixed, options.fault)
     if not options.only or options.only == "relay":
         await relay()
     if not options.only or options.only == "upkeep":
@@ -333,6 +371,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the random moments")
     parser.add_argument("--rounds", type=int, default=3, help="times that each fault is injected")
     parser.add_argument("--mixed", type=int, default=20, help="faults of the last line, where they are mixed")
+    parser.add_argument("--fault", default="", help="inject only the faults whose name has this in it")
     parser.add_argument("--hooks", type=int, default=100_000)
     parser.add_argument("--accounts", type=int, default=10_000)
     parser.add_argument("--only", choices=["faults", "relay", "upkeep"])

@@ -194,6 +194,23 @@ class SlowReplayTests(CoreCase):
         self.assertEqual(self.hub.subscribers, 0)
         self.assertEqual(self.hub.replays.tokens, hub.REPLAYS)
 
+    def test_thousands_who_gave_up_do_not_end_the_replays_of_others(self) -> None:
+        """While the store hangs they wait for a slot and leave; then every slot is free again."""
+        self.keep(5)
+        self.subscribed()
+        channel = self.successResultOf(self.hub.admit("a"))
+        self.history.kept = {"read"}
+        for _ in range(3):
+            storm = [self.subscribed(EARLIEST) for _ in range(1500)]
+            for subscriber in storm:
+                channel.unsubscribe(subscriber)
+            late = self.subscribed(EARLIEST)
+            self.history.let_go()
+            self.history.let_go()
+            self.assertEqual(late.seqs, [1, 2, 3, 4, 5])
+        self.assertEqual(self.hub.replays.tokens, hub.REPLAYS)
+        self.assertEqual(self.hub.subscribers, 4)
+
     def test_a_replay_that_fails_ends_its_subscriber(self) -> None:
         """It is told why, and may come back."""
         self.keep(5)
