@@ -101,6 +101,9 @@ class CallbackSubscriber:
     def opened(self, cursor: Cursor) -> None:
         self._after = cursor
 
+    def caught_up(self) -> None:
+        """A callback goes on as before."""
+
     def missed(self, cursor: Cursor, position: Position) -> None:
         self._log.warn("callbacks of {account} missed what came after {cursor}", account=self.account, cursor=str(cursor))
         self._after = position.cursor

@@ -138,6 +138,7 @@ class Channel:
         self.live[subscriber] = self.delivered
         if not opened:
             self.tell(subscriber, subscriber.opened, self.delivered)
+        self.tell(subscriber, subscriber.caught_up)
 
     def tell(self, subscriber: ISubscriber, word: Callable[..., None], *words: Any) -> None:
         """Call one method of a live subscriber, guarded."""

@@ -159,6 +159,9 @@ class ISubscriber(Interface):
     def opened(cursor: Cursor) -> None:
         """You stand at this `Cursor`; what follows comes after it."""
 
+    def caught_up() -> None:
+        """You have been given everything that is kept; from now on you get events as they come.  (A gap may still be told.)"""
+
     def missed(cursor: Cursor, position: Position) -> None:
         """You stood at `cursor`; what came after it cannot be replayed.  You stand at `position`'s head; what follows comes after it."""
 

@@ -12,7 +12,7 @@ Nothing here opens a socket or waits: time is a clock that a test sets forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 from twisted.internet.address import IPv4Address
@@ -53,6 +53,9 @@ class RecordingSubscriber:
 
     def deliver(self, batch: Batch) -> None:
         self.events.extend(batch.events)
+
+    def caught_up(self) -> None:
+        """It goes on as before."""
 
     def missed(self, cursor: Cursor, position: Position) -> None:
         self.gaps.append((cursor, position))
@@ -163,11 +166,22 @@ class MemoryServer:
     """The server that ``twistd asyncplumber`` starts, without a network.  It is running from the beginning."""
 
     def __init__(
-        self, *, store: str | IStore = "memory:", body_limit: int = 1024 * 1024, plumber: Any = None, **limits: Any
+        self,
+        *,
+        store: str | IStore | Callable[[Any], IStore] = "memory:",
+        body_limit: int = 1024 * 1024,
+        plumber: Any = None,
+        **limits: Any,
     ) -> None:
-        """`limits` are those of `Listener`, `plumber` a dict of further arguments for `Plumber`."""
+        """
+        `store` is a URI, or a store, or what makes one when it is called with the server's clock.
+
+        `limits` are those of `Listener`, `plumber` a dict of further arguments for `Plumber`.
+        """
         self.clock = MemoryReactorClock()
         self.clock.rightNow = NOW
+        if callable(store):
+            store = store(self.clock)
         self.plumber = Plumber(store, "http://127.0.0.1:8080", body_limit=body_limit, reactor=self.clock, **(plumber or {}))
         endpoints = [(serverFromString(self.clock, "tcp:8080"), "a port in memory")]
         self.service = Server(self.plumber, endpoints, self.clock, body_limit=body_limit, **limits)

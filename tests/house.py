@@ -68,6 +68,9 @@ class Recorder:
             self.told.append(("event", each))
         self.on_deliver(batch)
 
+    def caught_up(self) -> None:
+        """Not written down: it says nothing about what came."""
+
     def missed(self, cursor: Cursor, position: Position) -> None:
         self.told.append(("missed", cursor, position))
 

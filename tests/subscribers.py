@@ -1,4 +1,8 @@
-"""What every subscriber may rely on, whichever way it is connected: one suite, run for WebSocket, SSE and long-poll alike."""
+"""
+What every subscriber may rely on, whichever way it is connected and whatever the store is.
+
+One suite: `SubscriberContract`.  tests/test_transports.py runs it for each transport on each store.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,17 @@ import json
 from abc import ABC, abstractmethod
 from typing import Any
 
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from asyncplumber.interfaces import IStore
+from asyncplumber.stores import open_store
 from asyncplumber.stores.keeping import Keeping
-from asyncplumber.testing import MemoryServer
+from asyncplumber.stores.memory import MemoryStore
+from asyncplumber.testing import MemoryClient, MemoryServer, Reply, replies
+from tests.contracts import Steered
+from tests.delayed_store import DelayedStore
+from tests.mongod import fresh_uri
 
 
 class Subscriber(ABC):
@@ -31,17 +44,48 @@ class Subscriber(ABC):
         return [envelope for envelope in self.envelopes() if not envelope["type"].startswith("plumber.")]
 
 
-class SubscriberContract:
-    """Facts about subscribers.  A test case mixes it in and says how one is connected."""
+class StreamingClient(Subscriber):
+    """A client whose answer goes on and on."""
+
+    def __init__(self, server: MemoryServer, request: bytes, after: str) -> None:
+        self.client: MemoryClient = server.connect()
+        self.client.say(request)
+        self._head: bytes | None = None
+        self._data = b""
+        self._cursor = after
+
+    @property
+    def head(self) -> bytes:
+        """Status line and headers of the answer; empty while they have not come."""
+        self._listen()
+        return self._head or b""
+
+    def body(self) -> bytes:
+        """What has come after the head since this was last asked."""
+        self._listen()
+        data, self._data = (self._data, b"") if self._head is not None else (b"", self._data)
+        return data
+
+    def _listen(self) -> None:
+        self._data += self.client.heard()
+        if self._head is None:
+            head, blank, rest = self._data.partition(b"\r\n\r\n")
+            if blank:
+                self._head, self._data = head, rest
+
+    def leave(self) -> None:
+        self.client.leave()
+
+    @property
+    def cursor(self) -> str:
+        return self._cursor
+
+
+class ServerCase:
+    """A server in memory, and what a test does with it.  For what is not crossed with the stores."""
 
     server: MemoryServer
-    assertEqual: Any
     assertIn: Any
-    assertLess: Any
-
-    def subscribe(self, account: str = "a", after: str = "") -> Subscriber:
-        """Connect."""
-        raise NotImplementedError
 
     def setUp(self) -> None:
         """A server of its own for each fact."""
@@ -56,19 +100,146 @@ class SubscriberContract:
         """The results that came."""
         return [envelope["data"] for envelope in subscriber.results()]
 
-    def test_live_events_come_in_order_once(self) -> None:
-        """And nothing of what was there before."""
-        self.post("before")
-        subscriber = self.subscribe()
-        self.post(1, 2, 3)
-        self.assertEqual(self.data(subscriber), [1, 2, 3])
-        self.assertEqual(self.data(subscriber), [])
 
-    def test_an_envelope_tells_everything(self) -> None:
+class StoreCase(ABC):
+    """A server in memory on a store that may take its time."""
+
+    keeping = Keeping(length=500)
+    visits = 1000  # of the test that looks for leaks
+    server: MemoryServer
+    store: Any
+    addCleanup: Any
+    mktemp: Any
+
+    @abstractmethod
+    def make(self, clock: Any) -> IStore:
+        """The store; `clock` is the server's."""
+
+    async def setUp(self) -> None:
+        """A server and a store of its own for each fact."""
+
+        def make(clock: Any) -> Any:
+            store = self.make(clock)
+            self.store = store if isinstance(store, DelayedStore) else DelayedStore(store, clock, 0)
+            return self.store
+
+        self.server = MemoryServer(store=make, plumber={"keeping": self.keeping, "linger": 1.0})
+        self.addCleanup(lambda: self.store.stop())
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let the reactor turn until nothing is due and the store has answered everything."""
+        self.server.settle()
+        while self.store.pending:
+            await deferLater(reactor, 0.0005, lambda: None)
+            self.server.settle()
+
+    async def advance(self, seconds: float) -> None:
+        """Let the server's time pass."""
+        while seconds > 0:
+            self.server.advance(min(0.5, seconds))
+            await self.settle()
+            seconds -= 0.5
+
+    async def request(self, method: str, path: str, *headers: tuple[str, str], body: bytes = b"") -> Reply:
+        """What is answered to one request, however long the store takes."""
+        client = self.server.connect()
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        client.say("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        await self.settle()
+        heard = client.heard()
+        client.leave()
+        return replies(heard)[0]
+
+
+class OnMemory(StoreCase):
+    """A store that answers at once."""
+
+    def make(self, clock: Any) -> IStore:
+        return MemoryStore(self.keeping, clock)
+
+
+class OnDelayed(StoreCase):
+    """A store that is asked, and answers, some turns of the reactor later."""
+
+    def make(self, clock: Any) -> IStore:
+        return DelayedStore(MemoryStore(self.keeping, clock, shared=True), clock, 3)
+
+
+class OnSqlite(StoreCase):
+    """The default store."""
+
+    visits = 200
+
+    def make(self, clock: Any) -> IStore:
+        return open_store(f"sqlite:{self.mktemp()}", self.keeping, Steered())
+
+
+class OnMongo(StoreCase):
+    """A real MongoDB."""
+
+    visits = 100
+
+    def make(self, clock: Any) -> IStore:
+        return open_store(fresh_uri(), self.keeping, Steered())
+
+
+class SubscriberContract(StoreCase):
+    """Facts about subscribers.  A test case mixes it in and says how one is connected."""
+
+    assertEqual: Any
+    assertIn: Any
+    assertLess: Any
+
+    def connect(self, account: str, after: str) -> Subscriber:
+        """A client that asks for the account's events."""
+        raise NotImplementedError
+
+    async def subscribe(self, account: str = "a", after: str = "") -> Subscriber:
+        """A client that is connected, and stands somewhere."""
+        subscriber = self.connect(account, after)
+        await self.settle()
+        return subscriber
+
+    async def post(self, *results: object, account: str = "a") -> None:
+        """Results, one after the other."""
+        for result in results:
+            reply = await self.request("POST", f"/hooks/{account}", body=json.dumps(result).encode())
+            self.assertIn(reply.status, (201, 202))
+
+    async def envelopes(self, subscriber: Subscriber) -> list[dict[str, Any]]:
+        """Everything that came, notices among it."""
+        found: list[dict[str, Any]] = []
+        while True:
+            await self.settle()
+            news = subscriber.envelopes()
+            if not news:
+                return found
+            found += news
+
+    async def results(self, subscriber: Subscriber) -> list[dict[str, Any]]:
+        """The events that came."""
+        return [each for each in await self.envelopes(subscriber) if not each["type"].startswith("plumber.")]
+
+    async def data(self, subscriber: Subscriber) -> list[object]:
+        """The results that came."""
+        return [envelope["data"] for envelope in await self.results(subscriber)]
+
+    async def test_live_events_come_in_order_once(self) -> None:
+        """And nothing of what was there before."""
+        await self.post("before")
+        subscriber = await self.subscribe()
+        await self.post(1, 2, 3)
+        self.assertEqual(await self.data(subscriber), [1, 2, 3])
+        self.assertEqual(await self.data(subscriber), [])
+
+    async def test_an_envelope_tells_everything(self) -> None:
         """The same by every way."""
-        subscriber = self.subscribe()
-        self.server.post("a", b'{"n": 1}', ("Webhook-Id", "e1"), ("Event-Type", "progress"), ("Content-Type", "application/json"))
-        (envelope,) = subscriber.results()
+        subscriber = await self.subscribe()
+        words = (("Webhook-Id", "e1"), ("Event-Type", "progress"), ("Content-Type", "application/json"))
+        await self.request("POST", "/hooks/a", *words, body=b'{"n": 1}')
+        (envelope,) = await self.results(subscriber)
         self.assertEqual(envelope.pop("cursor"), subscriber.cursor)
         self.assertEqual(
             envelope,
@@ -82,96 +253,113 @@ class SubscriberContract:
             },
         )
 
-    def test_odd_results_arrive_as_they_were(self) -> None:
+    async def test_odd_results_arrive_as_they_were(self) -> None:
         """Line breaks of every kind, text of every script, bytes that are none, and what looks like the protocol itself."""
-        subscriber = self.subscribe()
+        subscriber = await self.subscribe()
         odd = ["a\nb\r\nc\rd", "\u2028\u2029\x85\x0b\x00", "日本", "\ndata: x\n\nid: 7\n\n", {"": [None, 1e300]}, "x" * 70_000]
-        self.post(*odd)
-        self.server.post("a", '{"a":\n\n"\u2028"}\r\n'.encode(), ("Content-Type", "application/json"))
-        self.assertEqual(self.data(subscriber), [*odd, {"a": "\u2028"}])
-        self.server.post("a", b"\xff\n\n\x00", ("Content-Type", "application/octet-stream"))
-        self.assertEqual([envelope["data_base64"] for envelope in subscriber.results()], ["/woKAA=="])
+        await self.post(*odd)
+        body = '{"a":\n\n"\u2028"}\r\n'.encode()
+        await self.request("POST", "/hooks/a", ("Content-Type", "application/json"), body=body)
+        self.assertEqual(await self.data(subscriber), [*odd, {"a": "\u2028"}])
+        await self.request("POST", "/hooks/a", ("Content-Type", "application/octet-stream"), body=b"\xff\n\n\x00")
+        self.assertEqual([envelope["data_base64"] for envelope in await self.results(subscriber)], ["/woKAA=="])
 
-    def test_accounts_are_apart(self) -> None:
+    async def test_accounts_are_apart(self) -> None:
         """Nobody gets what is for others."""
-        one, other = self.subscribe("a"), self.subscribe("b")
-        self.post(1)
-        self.post(2, account="b")
-        self.assertEqual((self.data(one), self.data(other)), ([1], [2]))
+        one, other = await self.subscribe("a"), await self.subscribe("b")
+        await self.post(1)
+        await self.post(2, account="b")
+        self.assertEqual((await self.data(one), await self.data(other)), ([1], [2]))
 
-    def test_who_comes_back_carries_on(self) -> None:
+    async def test_who_comes_back_carries_on(self) -> None:
         """What was missed, each once, then what is new; many pages of it if need be."""
-        first = self.subscribe()
-        self.post(0)
-        self.assertEqual(self.data(first), [0])
+        first = await self.subscribe()
+        await self.post(0)
+        self.assertEqual(await self.data(first), [0])
         first.leave()
-        self.post(*range(1, 401))
-        second = self.subscribe(after=first.cursor)
-        self.server.settle()
-        self.assertEqual(self.data(second), list(range(1, 401)))
-        self.post("live")
-        self.assertEqual(self.data(second), ["live"])
+        await self.post(*range(1, 401))
+        second = await self.subscribe(after=first.cursor)
+        self.assertEqual(await self.data(second), list(range(1, 401)))
+        await self.post("live")
+        self.assertEqual(await self.data(second), ["live"])
 
-    def test_all_that_is_kept_can_be_had(self) -> None:
+    async def test_all_that_is_kept_can_be_had(self) -> None:
         """From the earliest event on."""
-        self.post(1, 2)
-        subscriber = self.subscribe(after="earliest")
-        self.server.settle()
-        self.assertEqual(self.data(subscriber), [1, 2])
+        await self.post(1, 2)
+        subscriber = await self.subscribe(after="earliest")
+        self.assertEqual(await self.data(subscriber), [1, 2])
 
-    def test_a_gap_is_told_and_nothing_is_replayed_in_part(self) -> None:
+    async def test_a_gap_is_told_and_nothing_is_replayed_in_part(self) -> None:
         """The notice says what is lost, and where to go on."""
-        first = self.subscribe()
-        self.post(0)
-        first.results()
+        first = await self.subscribe()
+        await self.post(0)
+        await self.envelopes(first)
         first.leave()
-        self.post(*range(600))
-        second = self.subscribe(after=first.cursor)
-        self.server.settle()
-        (gap,) = [envelope for envelope in second.envelopes() if envelope["type"] != "plumber.open"]
+        await self.post(*range(600))
+        swept = self.store.history.sweep()
+        await self.settle()
+        await swept
+        second = await self.subscribe(after=first.cursor)
+        (gap,) = [each for each in await self.envelopes(second) if each["type"] != "plumber.open"]
         epoch = first.cursor.partition(".")[0]
         told = {"from": f"{epoch}.1", "to": f"{epoch}.601", "oldest": f"{epoch}.102"}
         self.assertEqual((gap["type"], gap["cursor"], gap["data"]), ("plumber.gap", f"{epoch}.601", told))
-        self.post("live")
-        self.assertEqual(self.data(second), ["live"])
+        await self.post("live")
+        self.assertEqual(await self.data(second), ["live"])
 
-    def test_whispers_arrive_and_move_nobody(self) -> None:
+    async def test_a_cursor_that_no_history_gave_out_is_a_gap(self) -> None:
+        """Beyond the head, or of another numbering: told so, and live from there."""
+        await self.post(1, 2)
+        head = json.loads((await self.request("GET", "/events/a?wait=0")).body)["cursor"]
+        for cursor in (f"{head[:-1]}9", "0.1", "zzzzzzzzzzzzzzz.1"):
+            subscriber = await self.subscribe(after=cursor)
+            (gap,) = [each for each in await self.envelopes(subscriber) if each["type"] != "plumber.open"]
+            self.assertEqual((gap["type"], gap["cursor"], gap["data"]["from"]), ("plumber.gap", head, cursor))
+            await self.post("live")
+            self.assertEqual(await self.data(subscriber), ["live"])
+            head = subscriber.cursor
+            subscriber.leave()
+        newcomer = await self.subscribe("new", head)
+        (gap,) = [each for each in await self.envelopes(newcomer) if each["type"] != "plumber.open"]
+        self.assertEqual((gap["type"], gap["cursor"][-2:], gap["data"]["from"]), ("plumber.gap", ".0", head))
+
+    async def test_whispers_arrive_and_move_nobody(self) -> None:
         """What is in no history has no cursor, and leaves the client's where it was."""
-        subscriber = self.subscribe()
+        subscriber = await self.subscribe()
         instance = self.server.plumber.leases.instance.id
-        reply = self.server.request("POST", f"/instances/{instance}/hooks/a", body=b'"psst"')
+        reply = await self.request("POST", f"/instances/{instance}/hooks/a", body=b'"psst"')
         self.assertEqual(reply.status, 201)
-        (envelope,) = subscriber.results()
+        (envelope,) = await self.results(subscriber)
         self.assertEqual((envelope["data"], envelope["cursor"]), ("psst", None))
-        self.post("kept")
-        again = self.subscribe(after=subscriber.cursor)
-        self.server.settle()
-        self.assertEqual(self.data(again), ["kept"])
+        await self.post("kept")
+        again = await self.subscribe(after=subscriber.cursor)
+        self.assertEqual(await self.data(again), ["kept"])
 
-    def test_who_leaves_leaves_nothing_behind(self) -> None:
+    async def test_who_leaves_leaves_nothing_behind(self) -> None:
         """Early, live, or amid a replay: no subscriber, no channel, no timer."""
         quiet = len(self.server.clock.getDelayedCalls())
-        self.post(*range(300))
+        await self.post(*range(300))
         for after in ("", "earliest"):
-            subscriber = self.subscribe(after=after)
+            self.connect("a", after).leave()
+            subscriber = await self.subscribe(after=after)
             subscriber.leave()
-        self.server.advance(2)
+        await self.advance(2)
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.attendance)), (0, 0))
         self.assertEqual((self.server.plumber.hub.accounts, len(self.server.listener.connections)), ([], 0))
         self.assertEqual(len(self.server.clock.getDelayedCalls()), quiet)
 
-    def test_a_thousand_visits_leak_nothing(self) -> None:
-        """Coming, getting something, going."""
+    async def test_a_thousand_visits_leak_nothing(self) -> None:
+        """Coming, getting something, going.  (Fewer than a thousand on a store that takes its time.)"""
         quiet = len(self.server.clock.getDelayedCalls())
-        self.post("first")
+        await self.post("first")
         cursor = ""
-        for visit in range(1000):
-            subscriber = self.subscribe(after=cursor)
+        for visit in range(self.visits):
+            subscriber = await self.subscribe(after=cursor)
             if not visit % 100:
-                self.post(visit)
-                self.assertEqual(self.data(subscriber), [visit])
+                await self.post(visit)
+                self.assertEqual(await self.data(subscriber), [visit])
                 cursor = subscriber.cursor
             subscriber.leave()
-        self.server.advance(2)
+        await self.advance(2)
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.attendance)), (0, 0))
         self.assertEqual(len(self.server.clock.getDelayedCalls()), quiet)

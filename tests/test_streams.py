@@ -6,14 +6,13 @@ import json
 import re
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.testing import MemoryClient, MemoryServer, replies
+from asyncplumber.testing import MemoryServer, replies
 from asyncplumber.web.attendance import HEARTBEAT
 from asyncplumber.web.streams import CLOSING, ENVELOPES
-from tests.subscribers import Subscriber, SubscriberContract
+from tests.subscribers import ServerCase, StreamingClient, Subscriber
 
 
 def parsed(stream: bytes) -> list[dict[str, str]]:
@@ -38,22 +37,18 @@ def parsed(stream: bytes) -> list[dict[str, str]]:
     return events
 
 
-class EventSource(Subscriber):
+class EventSource(StreamingClient):
     """A client of Server-Sent Events."""
 
     def __init__(self, server: MemoryServer, account: str = "a", after: str = "", *lines: str, version: str = "1.1") -> None:
-        self.client: MemoryClient = server.connect()
         head = [f"GET /events/{account} HTTP/{version}", "Host: localhost", "Accept: text/event-stream", *lines]
         if after:
             head.append(f"Last-Event-ID: {after}")
-        self.client.say("\r\n".join([*head, "", ""]).encode())
-        self.head, _, self._rest = self.client.heard().partition(b"\r\n\r\n")
-        self._cursor = after
+        super().__init__(server, "\r\n".join([*head, "", ""]).encode(), after)
 
     def events(self) -> list[dict[str, str]]:
         """What has come, as a browser reads it."""
-        data, self._rest = self._rest + self.client.heard(), b""
-        events = parsed(data)
+        events = parsed(self.body())
         for event in events:
             self._cursor = event["id"] or self._cursor
         return events
@@ -61,19 +56,9 @@ class EventSource(Subscriber):
     def envelopes(self) -> list[dict[str, Any]]:
         return [json.loads(event["data"]) for event in self.events()]
 
-    def leave(self) -> None:
-        self.client.leave()
 
-    @property
-    def cursor(self) -> str:
-        return self._cursor
-
-
-class EventStreamTests(SubscriberContract, SynchronousTestCase):
+class EventStreamTests(ServerCase, SynchronousTestCase):
     """Server-Sent Events."""
-
-    def subscribe(self, account: str = "a", after: str = "") -> EventSource:
-        return EventSource(self.server, account, after)
 
     def test_the_head_keeps_middle_boxes_from_holding_it_back(self) -> None:
         """Neither caches nor buffers; and the browser is told how soon to come back."""
@@ -81,7 +66,7 @@ class EventStreamTests(SubscriberContract, SynchronousTestCase):
         self.assertTrue(source.head.startswith(b"HTTP/1.1 200 OK\r\n"))
         for line in (b"Content-Type: text/event-stream", b"Cache-Control: no-store, no-transform", b"X-Accel-Buffering: no"):
             self.assertIn(line, source.head.split(b"\r\n"))
-        self.assertTrue(source._rest.startswith(b"retry: 3000\n\n"))
+        self.assertTrue(source.body().startswith(b"retry: 3000\n\n"))
 
     def test_a_record_has_id_type_and_envelope(self) -> None:
         """The type is the record's, the cursor its id, and the data one line of JSON."""
@@ -199,17 +184,8 @@ class LongPolling(Subscriber):
         return self._cursor
 
 
-class LongPollTests(SubscriberContract, SynchronousTestCase):
+class LongPollTests(ServerCase, SynchronousTestCase):
     """Long-poll."""
-
-    def subscribe(self, account: str = "a", after: str = "") -> LongPolling:
-        subscriber = LongPolling(self.server, account, after)
-        if not after:
-            # From where it stands now, so that nothing falls between two polls.
-            subscriber.leave()
-            cursor = json.loads(self.server.request("GET", f"/events/{account}?wait=0").body)["cursor"]
-            subscriber = LongPolling(self.server, account, cursor)
-        return subscriber
 
     def get(self, query: str) -> dict[str, Any]:
         """The answer to a poll that does not wait."""
@@ -255,17 +231,3 @@ class LongPollTests(SubscriberContract, SynchronousTestCase):
             counts.append(len(events))
             cursor = answer["cursor"]
         self.assertEqual(counts, [2, 2, 1, 1, 1])
-
-    def test_who_had_no_time_to_look_stands_where_it_stood(self) -> None:
-        """A poll that ends before its replay began does not lose its place."""
-        cursor = self.get("wait=0")["cursor"]
-        self.post(1)
-        asked: list[Deferred[Any]] = []
-
-        def read(*words: Any) -> Deferred[Any]:
-            asked.append(Deferred())
-            return asked[-1]
-
-        self.patch(self.server.plumber.store.history, "read", read)
-        self.assertEqual(self.get(f"wait=0&after={cursor}"), {"events": [], "cursor": cursor})
-        self.assertEqual(len(asked), 1)

@@ -9,12 +9,12 @@ from typing import Any
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.testing import MemoryClient, MemoryServer, replies
+from asyncplumber.testing import MemoryServer, replies
 from asyncplumber.web.attendance import HEARTBEAT
 from asyncplumber.web.frame_parser import MESSAGE, FrameParser
 from asyncplumber.web.streams import CLOSING
 from asyncplumber.web.websocket import SILENT
-from tests.subscribers import Subscriber, SubscriberContract
+from tests.subscribers import ServerCase, StreamingClient
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 MASK = b"\x01\x02\x03\x04"
@@ -59,19 +59,15 @@ def handshake(path: str = "/events/a", *lines: str, version: str = "13", key: st
     return "\r\n".join(words).encode()
 
 
-class Socket(Subscriber):
+class Socket(StreamingClient):
     """A WebSocket client."""
 
     def __init__(self, server: MemoryServer, account: str = "a", after: str = "", more: bytes = b"") -> None:
-        self.client: MemoryClient = server.connect()
-        self.client.say(handshake(f"/events/{account}?after={after}") + more)
-        self.head, _, self._rest = self.client.heard().partition(b"\r\n\r\n")
-        self._cursor = after
+        super().__init__(server, handshake(f"/events/{account}?after={after}") + more, after)
 
     def frames(self) -> list[tuple[int, bytes]]:
         """What has come since this was last asked."""
-        data, self._rest = self._rest + self.client.heard(), b""
-        return frames(data)
+        return frames(self.body())
 
     def envelopes(self) -> list[dict[str, Any]]:
         envelopes = [json.loads(payload) for opcode, payload in self.frames() if opcode == TEXT]
@@ -85,19 +81,12 @@ class Socket(Subscriber):
         assert opcode == CLOSE
         return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
-    def leave(self) -> None:
-        self.client.leave()
 
-    @property
-    def cursor(self) -> str:
-        self.envelopes() if not self._cursor else None
-        return self._cursor
-
-
-class WebSocketTests(SubscriberContract, SynchronousTestCase):
+class WebSocketTests(ServerCase, SynchronousTestCase):
     """Subscribers by WebSocket."""
 
     def subscribe(self, account: str = "a", after: str = "") -> Socket:
+        """A client that is connected."""
         return Socket(self.server, account, after)
 
     def ears(self) -> int:

@@ -241,7 +241,7 @@ class Listener(Factory):
         return b"".join([b"%b: %b\r\n" % header for header in self._origins.cors(call.headers)])
 
     def _serve_poll(self, connection: Connection, call: Call, channel: Channel, after: Cursor | str | None, wait: float) -> None:
-        poll = LongPoll(channel, self._clock, wait, after)
+        poll = LongPoll(channel, self._clock, wait)
         self._polls.add(poll)
 
         def leave(reason: Any) -> None:

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IProtocol
 from zope.interface import implementer
 
 from asyncplumber.channel import Channel
-from asyncplumber.errors import PlumberError
+from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Position
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.web.answers import Answer, error_answer
@@ -25,6 +25,7 @@ from asyncplumber.wire import Batch, gap, notice, record
 
 RETRY = 3000  # milliseconds that a browser waits before it reconnects; the specification suggests "a few seconds"
 CLOSING = 5.0  # seconds that a client has to take the last bytes and go
+REPLAY_TIMEOUT = 5.0  # seconds that a long-poll waits for the store before it is answered 503
 ENVELOPES = 1024 * 1024  # bytes in one answer to a long-poll, at which it stops to take more
 
 
@@ -109,6 +110,9 @@ class Stream(ABC):
     def end(self, error: PlumberError | None) -> None:
         """Close, and say why if the transport has a way to."""
 
+    def caught_up(self) -> None:  # noqa: B027  # not abstract: no stream has to do anything
+        """A stream goes on as before."""
+
     def drained(self) -> Deferred[None]:
         return self.outbox.drained()
 
@@ -176,17 +180,22 @@ class EventStream(Stream):
 
 @implementer(ISubscriber)
 class LongPoll:
-    """One long-poll: an answer as soon as there is an event, or an empty one when the wait runs out."""
+    """
+    One long-poll: an answer as soon as there is an event, or an empty one when the wait runs out.
 
-    def __init__(self, channel: Channel, clock: Any, wait: float, after: Cursor | str | None) -> None:
-        """`wait` is in seconds; `after` is where the client stands, and still stands if there is no time to look."""
+    The wait begins when everything that is kept was looked at, however long the store takes for it.
+    """
+
+    def __init__(self, channel: Channel, clock: Any, wait: float) -> None:
+        """`wait` is in seconds."""
         self.answer: Deferred[Answer] = Deferred()
         self._channel = channel
         self._clock = clock
-        self._stand = after
+        self._wait = wait
+        self._stand: Cursor | None = None  # None: it is not known yet
         self._envelopes: list[bytes] = []
         self._size = 0
-        self._late: Any = clock.callLater(wait, self._answer)
+        self._late: Any = clock.callLater(REPLAY_TIMEOUT, self.end, Unavailable())
         self._soon: Any = None
 
     @property
@@ -196,6 +205,10 @@ class LongPoll:
 
     def opened(self, cursor: Cursor) -> None:
         self._stand = cursor
+
+    def caught_up(self) -> None:
+        self._late.cancel()
+        self._late = self._clock.callLater(self._wait, self._answer)
 
     def deliver(self, batch: Batch) -> None:
         for event, text in zip(batch.events, batch.envelopes, strict=True):
@@ -219,7 +232,7 @@ class LongPoll:
         return succeed(None)
 
     def _answer(self) -> None:
-        cursor = str(self._stand or "").encode("ascii")
+        cursor = str(self._stand).encode("ascii")
         body = b'{"events":[%b],"cursor":"%b"}\n' % (b",".join(self._envelopes), cursor)
         self._finish(Answer(200, b"application/json", body, ((b"Cache-Control", b"no-store"),)))
 
@@ -236,7 +249,8 @@ class LongPoll:
                 timer.cancel()
 
     def end(self, error: PlumberError | None) -> None:
-        if error is None or self._envelopes:
+        if self._envelopes or (error is None and self._stand is not None):
             self._answer()
         else:
-            self._finish(error_answer(error))
+            # Where a client stands that is not known yet cannot be told: it keeps its own cursor.
+            self._finish(error_answer(error or Unavailable("this instance is about to stop")))
