@@ -20,7 +20,7 @@ from asyncplumber.channel import Channel
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Event, Position
 from asyncplumber.hub import Hub
-from asyncplumber.interfaces import ISubscriber
+from asyncplumber.interfaces import PAGE_BYTES, ISubscriber
 from asyncplumber.wire import Batch, envelope
 
 Callback = Callable[[Event], Awaitable[Any] | Any] | Any
@@ -43,6 +43,7 @@ class CallbackSubscriber:
     """One registered callback."""
 
     _log = Logger()
+    page_size = PAGE_BYTES
 
     def __init__(self, hub: Hub, account: str, callback: Callback, after: Cursor | str | None, clock: Any) -> None:
         self.account = account

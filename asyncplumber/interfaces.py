@@ -16,6 +16,8 @@ from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
 from asyncplumber.wire import Batch
 
+PAGE_BYTES = 1024 * 1024  # of payloads in one page of a history, at most; or one event
+
 # What `IStore.append` answers.
 Appended = tuple[list[Stored | PlumberError], Deferred[dict[str, list[Instance]]] | None]
 
@@ -54,11 +56,12 @@ class IHistory(Interface):
         @return: Deferred of a dict from account to `Cursor` (epoch, head); accounts without a numbering are left out.
         """
 
-    def read(account: str, cursor: Cursor, upto: int | None, limit: int) -> Deferred[list[Event]]:
+    def read(account: str, cursor: Cursor, upto: int | None, limit: int, size: int = PAGE_BYTES) -> Deferred[list[Event]]:
         """
         The events after `cursor`, in order, with no number left out, up to the number `upto` (None: the end).
 
-        @param limit: at most so many events; fewer where they are large (a page has 1 MiB of payloads, or one event).
+        @param limit: at most so many events; fewer where they are large.
+        @param size: at most so many bytes of payloads, and never more than `PAGE_BYTES`; or one event.
         @return: Deferred of a list of `Event`; empty means that `cursor` is the end (or `upto`).  Fails with
             `CursorLost` where the event after `cursor` is no longer there or never was (other epoch, beyond the head).
         """
@@ -152,6 +155,7 @@ class ISubscriber(Interface):
     """One connected client of one account, as the hub sees it.  No method blocks; what they raise ends this subscriber only."""
 
     account = Attribute("str")
+    page_size = Attribute("int: bytes that it takes at once in a replay, as its transport writes them; or one event")
 
     def deliver(batch: Batch) -> None:
         """Take these events, a `wire.Batch`, now.  Everything handed over is in order and without a hole."""

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from asyncplumber.errors import CursorLost, blame
 from asyncplumber.event import EARLIEST, Cursor, Event, Position
 from asyncplumber.interfaces import ISubscriber
-from asyncplumber.wire import Batch
+from asyncplumber.wire import first_page
 
 if TYPE_CHECKING:
     from asyncplumber.channel import Channel
@@ -69,12 +69,19 @@ class Replay:
                 self._opened = True
                 self._subscriber.opened(stand)
             if page and self._wanted:
-                self._subscriber.deliver(Batch(page))
-                stand = page[-1].cursor
+                stand = self._hand_over(page)
+                # Nothing of it is held while the client reads; what was too much is read again.
+                page = ()
                 # Not in a slot: those who read slowly, or not at all, must not keep the others from coming back.
                 await self._subscriber.drained()
         if self._wanted:
             self._channel.go_live(self._subscriber, self._opened)
+
+    def _hand_over(self, page: Sequence[Event]) -> Cursor:
+        """Deliver as much of the page as may wait for the client.  @return: where it stands then."""
+        batch = first_page(page, self._subscriber.page_size)
+        self._subscriber.deliver(batch)
+        return batch.events[-1].cursor
 
     async def _earliest(self) -> Cursor:
         position = await self._hub.history.position(self._channel.account)
@@ -88,7 +95,7 @@ class Replay:
             if not self._wanted or delivered is None:
                 return ()
             if stand.epoch == delivered.epoch and stand.seq <= delivered.seq:
-                return await history.read(account, stand, delivered.seq, PAGE)
+                return await history.read(account, stand, delivered.seq, PAGE, self._subscriber.page_size)
             # It comes from an instance that was faster than this one, or from a dream: the history knows.
             await history.read(account, stand, None, 1)
         finally:

@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Event, Position
-from asyncplumber.interfaces import IStore, ISubscriber
+from asyncplumber.interfaces import PAGE_BYTES, IStore, ISubscriber
 from asyncplumber.plumber import Plumber
 from asyncplumber.service import Server
 from asyncplumber.web.attendance import Attendance
@@ -39,6 +39,8 @@ NOW = 1_800_000_000.0  # seconds since 1970: the time at which a `MemoryServer` 
 @implementer(ISubscriber)
 class RecordingSubscriber:
     """Remembers what it is told.  While `slow` is set, it has no room for a further page of a replay."""
+
+    page_size = PAGE_BYTES
 
     def __init__(self, account: str = "a") -> None:
         self.account = account

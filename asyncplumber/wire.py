@@ -53,14 +53,34 @@ def _cursor(event: Event) -> str:
     return f"{event.epoch}.{event.seq}" if event.epoch else ""
 
 
+# What a transport puts around an envelope, besides the type: a record of Server-Sent Events has the
+# cursor a second time.
+_SURROUNDINGS = 96  # bytes
+
+
+def first_page(events: Sequence[Event], size: int) -> Batch:
+    """The first of these events that fit into `size` bytes on any transport; at least one."""
+    count = 0
+    envelopes: list[bytes] = []
+    for event in events:
+        text = envelope(event)
+        size -= len(text) + len(event.type.encode()) + _SURROUNDINGS
+        if count and size < 0:
+            break
+        envelopes.append(text)
+        count += 1
+    return Batch(events[:count], envelopes)
+
+
 class Batch:
     """Some events of one account, in order, with the bytes that carry them, each kind built when first asked for."""
 
     __slots__ = ("_envelopes", "_frames", "_records", "events")
 
-    def __init__(self, events: Sequence[Event]) -> None:
+    def __init__(self, events: Sequence[Event], envelopes: list[bytes] | None = None) -> None:
+        """`envelopes` are those of the events, where they were built before."""
         self.events = events
-        self._envelopes: list[bytes] | None = None
+        self._envelopes = envelopes
         self._frames: bytes | None = None
         self._records: bytes | None = None
 

@@ -17,8 +17,8 @@ from zope.interface.verify import verifyObject
 
 from asyncplumber.errors import CursorLost
 from asyncplumber.event import Cursor, Draft, Event, Instance, Stored
-from asyncplumber.interfaces import IHistory, IRegistry, IStore
-from asyncplumber.stores.keeping import PAGE_BYTES, Keeping
+from asyncplumber.interfaces import PAGE_BYTES, IHistory, IRegistry, IStore
+from asyncplumber.stores.keeping import Keeping
 
 ODD_ACCOUNTS = ["ä/ö?%2F#", "..", "a.b$c", "$where", "%", "x" * 256, "日本" * 100, " ", "'; DROP TABLE events; --", '{"a":1}', "\\"]
 ODD_ACCOUNTS += ["A", "a", "É", "E\u0301"]  # names are told apart by their characters: no folding, no normalisation
@@ -224,6 +224,15 @@ class HistoryContract(StoreContract):
         epoch = (await self.history.position("a")).epoch
         pages = [seqs(await self.history.read("a", Cursor(epoch, after), None, 100)) for after in (0, 2, 4, 5)]
         self.assertEqual(pages, [[1, 2], [3, 4], [5], [6]])
+
+    async def test_a_page_may_be_asked_to_be_smaller(self) -> None:
+        """Down to one event; never larger than a mebibyte."""
+        await self.history.append(drafts(40, payload=b'"data":"%b"' % (b"x" * 991)))
+        epoch = (await self.history.position("a")).epoch
+        floor = (await self.history.position("a")).floor
+        for size, count in ((3000, 3), (2999, 2), (20_000, 20), (1, 1), (10**9, 40)):
+            page = await self.history.read("a", Cursor(epoch, floor), None, 100, size)
+            self.assertEqual(seqs(page), list(range(floor + 1, min(40, floor + count) + 1)), size)
 
     async def test_a_cursor_that_cannot_be_continued_is_refused(self) -> None:
         """Another epoch, and a place that no event had yet: both come with how far the history reaches."""

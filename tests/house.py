@@ -13,7 +13,7 @@ from zope.interface import implementer
 from asyncplumber.errors import PlumberError, RelayFailed, Unavailable
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
 from asyncplumber.hub import Hub
-from asyncplumber.interfaces import IRelay, ISubscriber
+from asyncplumber.interfaces import PAGE_BYTES, IRelay, ISubscriber
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.wire import Batch
@@ -37,6 +37,7 @@ class Recorder:
 
     def __init__(self, account: str = "a") -> None:
         self.account = account
+        self.page_size = PAGE_BYTES
         self.told: list[tuple[Any, ...]] = []
         self.events: list[Event] = []
         self.batches: list[int] = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from asyncplumber import channel, hub
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable
 from asyncplumber.event import EARLIEST, Cursor
-from asyncplumber.wire import Batch
+from asyncplumber.wire import Batch, envelope, record
 from tests.house import CoreCase, Recorder, draft
 
 
@@ -149,6 +151,39 @@ class SlowReplayTests(CoreCase):
         room, subscriber.room = subscriber.room, None
         room.callback(None)
         self.assertEqual(subscriber.batches, [256, 256, 88])
+
+    def test_a_page_is_no_larger_than_what_may_wait_for_the_client(self) -> None:
+        """At the edge: what fits goes together, one byte more goes by itself, and one event always goes."""
+        events = self.keep(9, payload=b'"data":"%b"' % (b"x" * 1000))
+        size = max(len(record(str(each.cursor), each.type, envelope(each))) for each in events)
+        for limit, expected in ((3 * (size + 100), [3, 3, 3]), (3 * size, [2, 2, 2, 2, 1]), (1, [1] * 9)):
+            subscriber = Recorder()
+            subscriber.page_size = limit
+            self.successResultOf(self.hub.admit("a")).subscribe(subscriber, Cursor("e100", 0))
+            self.assertEqual((subscriber.batches, subscriber.seqs), (expected, list(range(1, 10))))
+        asked = [call for call in self.history.calls if call[0] == "read"]
+        self.assertEqual({call[-1] for call in asked}, {3 * (size + 100), 3 * size, 1})
+
+    def test_a_page_is_dropped_before_the_wait(self) -> None:
+        """Nothing of it is held for a client that does not read; its transport has the bytes."""
+        read = self.store.history.read
+        pages: list[weakref.ref[Any]] = []
+
+        class Page(list[Any]):
+            """A list that can be watched."""
+
+        def remembered(*words: Any) -> Deferred[Any]:
+            page = Page(self.successResultOf(read(*words)))
+            pages.append(weakref.ref(page))
+            return succeed(page)
+
+        self.patch(self.store.history, "read", remembered)
+        self.keep(600)
+        subscriber = Recorder()
+        subscriber.room = Deferred()
+        self.successResultOf(self.hub.admit("a")).subscribe(subscriber, EARLIEST)
+        gc.collect()
+        self.assertEqual((subscriber.batches, [page() for page in pages]), ([256], [None]))
 
     def test_deaf_readers_do_not_keep_others_from_coming_back(self) -> None:
         """However many they are."""

@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 from asyncplumber.event import Instance
 
-PAGE_BYTES = 1024 * 1024  # of payloads in one page of a replay: what a slow reader may make us hold at once
 DAY = 86400.0
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 

@@ -12,8 +12,8 @@ from zope.interface import implementer
 
 from asyncplumber.errors import CursorLost, PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored, placed
-from asyncplumber.interfaces import IHistory, IRegistry, IStore
-from asyncplumber.stores.keeping import PAGE_BYTES, Keeping
+from asyncplumber.interfaces import PAGE_BYTES, IHistory, IRegistry, IStore
+from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.steps import InSteps
 
 
@@ -95,18 +95,18 @@ class MemoryHistory:
             log.touched = self._clock.seconds()
         return succeed({name: log.position.cursor for name, log in logs.items()})
 
-    def read(self, account: str, cursor: Cursor, upto: int | None, limit: int) -> Deferred[list[Event]]:
+    def read(self, account: str, cursor: Cursor, upto: int | None, limit: int, size: int = PAGE_BYTES) -> Deferred[list[Event]]:
         log = self._log(account, self._clock.seconds())
         position = log.position
         if cursor.epoch != position.epoch or not position.floor <= cursor.seq <= position.head:
             return fail(CursorLost(position))
         last = position.head if upto is None else min(upto, position.head)
         page: list[Event] = []
-        size = 0
+        room = min(size, PAGE_BYTES)
         for index in range(cursor.seq - position.floor, min(last - position.floor, cursor.seq - position.floor + limit)):
             event = log.events[index]
-            size += len(event.payload)
-            if page and size > PAGE_BYTES:
+            room -= len(event.payload)
+            if page and room < 0:
                 break
             page.append(event)
         return succeed(page)

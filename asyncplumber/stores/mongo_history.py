@@ -16,8 +16,8 @@ from zope.interface import implementer
 
 from asyncplumber.errors import CursorLost, PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Position, Stored
-from asyncplumber.interfaces import IHistory
-from asyncplumber.stores.keeping import PAGE_BYTES, Keeping
+from asyncplumber.interfaces import PAGE_BYTES, IHistory
+from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.mongo_append import Appender, as_event
 from asyncplumber.stores.mongo_barrier import Barrier
 from asyncplumber.stores.mongo_link import MongoLink
@@ -86,26 +86,26 @@ class MongoHistory:
 
         return self._link.call(work)
 
-    def read(self, account: str, cursor: Cursor, upto: int | None, limit: int) -> Deferred[list[Event]]:
+    def read(self, account: str, cursor: Cursor, upto: int | None, limit: int, size: int = PAGE_BYTES) -> Deferred[list[Event]]:
         async def work(deadline: float) -> list[Event]:
             return await self._barrier.behind(
                 deadline,
-                lambda: self._read(deadline, account, cursor, upto, limit),
+                lambda: self._read(deadline, account, cursor, upto, limit, min(size, PAGE_BYTES)),
                 lambda page: {account: page[-1].cursor} if page else {},
             )
 
         return self._link.call(work)
 
-    async def _read(self, deadline: float, account: str, cursor: Cursor, upto: int | None, limit: int) -> list[Event]:
+    async def _read(self, deadline: float, account: str, cursor: Cursor, upto: int | None, limit: int, most: int) -> list[Event]:
         page: list[Event] = []
         size = 0
-        while len(page) < limit and size < PAGE_BYTES:
+        while len(page) < limit and size < most:
             # As many as seem to fit, going by those that are here.
-            wanted = FIRST_READ if not page else max(1, (PAGE_BYTES - size) * len(page) // max(1, size))
+            wanted = FIRST_READ if not page else max(1, (most - size) * len(page) // max(1, size))
             wanted = min(wanted, limit - len(page))
             rows = await self._after(deadline, account, Cursor(cursor.epoch, cursor.seq + len(page)), upto, wanted)
             for event in rows:
-                if page and size + len(event.payload) > PAGE_BYTES:
+                if page and size + len(event.payload) > most:
                     return await self._checked(deadline, account, cursor, page)
                 size += len(event.payload)
                 page.append(event)

@@ -11,8 +11,8 @@ from zope.interface import implementer
 
 from asyncplumber.errors import CursorLost, PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Position, Stored
-from asyncplumber.interfaces import IHistory
-from asyncplumber.stores.keeping import PAGE_BYTES, Keeping
+from asyncplumber.interfaces import PAGE_BYTES, IHistory
+from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.sqlite_append import Appender, Place, forget_events
 from asyncplumber.stores.sqlite_file import Connection, SqliteFile
 
@@ -73,7 +73,7 @@ class SqliteHistory:
 
         return self._run(work)
 
-    def read(self, account: str, cursor: Cursor, upto: int | None, limit: int) -> Deferred[list[Event]]:
+    def read(self, account: str, cursor: Cursor, upto: int | None, limit: int, size: int = PAGE_BYTES) -> Deferred[list[Event]]:
         now = self._clock.seconds()
 
         def work(connection: Connection) -> list[Event]:
@@ -86,10 +86,10 @@ class SqliteHistory:
             last = place.head if upto is None else min(upto, place.head)
             rows = connection.execute(_PAGE, (place.number, cursor.seq, last, limit))
             page: list[Event] = []
-            size = 0
+            room = min(size, PAGE_BYTES)
             for row in rows:
-                size += len(row[-1])
-                if page and size > PAGE_BYTES:
+                room -= len(row[-1])
+                if page and room < 0:
                     break
                 page.append(Event(account, place.epoch, *row))
             rows.close()

@@ -55,6 +55,11 @@ class Stream(ABC):
         """Whose events it is sent."""
         return self._channel.account
 
+    @property
+    def page_size(self) -> int:
+        """Bytes of a replay that may wait for it."""
+        return self.outbox.limit
+
     def begin(self, connection: Connection, head: bytes, limit: int, after: Cursor | str | None) -> None:
         """Take over the connection, answer with `head`, and subscribe.  `limit` is that of the `Outbox`, in bytes."""
         self.transport, self.outbox, said = connection.hand_over(self)
@@ -185,6 +190,8 @@ class LongPoll:
 
     The wait begins when everything that is kept was looked at, however long the store takes for it.
     """
+
+    page_size = ENVELOPES
 
     def __init__(self, channel: Channel, clock: Any, wait: float) -> None:
         """`wait` is in seconds."""
