@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from asyncplumber.errors import CursorLost, PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Position, placed
+from asyncplumber.given import Given
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.order import Order
 from asyncplumber.replay import PAGE, Replay
@@ -41,6 +42,7 @@ class Channel:
         self._joining: dict[ISubscriber, Replay] = {}
         self._hub = hub
         self._order = Order()
+        self._given = Given()
         self._lost: tuple[Cursor, Position] | None = None  # where we stood when the history did not reach back to it
         self._draining = False
         self._catching_up: list[Deferred[None]] | None = None
@@ -224,9 +226,12 @@ class Channel:
             self.delivered = self._order.head if not self._order.is_due else batch.events[-1].cursor
             self._hub.delivered += len(listeners) * len(batch.events)
             if len(listeners) > SLICE:
+                self._given.add(batch.events, len(listeners))  # as good as given
                 self._serve_in_slices(batch, listeners, 0)
                 return
             self._serve(batch, listeners, self.delivered)
+            # Who left meanwhile was too slow to take it.
+            self._given.add(batch.events, min(len(listeners), len(self.live)))
             spent += len(listeners)
             if spent > SLICE and self._order.is_due:
                 self._hub.clock.callLater(0, self._send_on)
@@ -234,6 +239,14 @@ class Channel:
         self._draining = False
         if self._lost is not None:
             self._jump(*self._lost)
+
+    def given(self, event: Event) -> int:
+        """How many were given this event when it went out; while it waits for that, how many will be."""
+        count = self._given.count(event)
+        if count is not None:
+            return count
+        # Epochs sort by time, as cursors do.
+        return len(self.live) if self.delivered is not None and event.cursor > self.delivered else 0
 
     def whisper(self, draft: Draft) -> int:
         """Deliver to those who are live here, without a place in the history.  @return: how many they are."""

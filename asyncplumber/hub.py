@@ -7,7 +7,7 @@ the position; it closes, and the hook is withdrawn, some seconds after the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -104,8 +104,12 @@ class Hub:
         self.close(channel)
         channel.fail_open(error)
 
-    def publish(self, events: Iterable[Event]) -> None:
-        """Deliver events that are in the history to the subscribers here.  Idempotent; any order, holes are filled."""
+    def publish(self, events: Sequence[Event]) -> list[int]:
+        """
+        Deliver events that are in the history to the subscribers here.  Idempotent; any order, holes are filled.
+
+        Returns for each event how many it was given to, now or before.
+        """
         touched: dict[Channel, None] = {}
         channels = self._channels
         for event in events:
@@ -115,6 +119,9 @@ class Hub:
                 touched[channel] = None
         for channel in touched:
             channel.drain()
+        if not touched:
+            return [0] * len(events)
+        return [channel.given(event) if (channel := channels.get(event.account)) is not None else 0 for event in events]
 
     def whisper(self, drafts: Iterable[Draft]) -> int:
         """Deliver to the subscribers here only, in no history.  @return: how many there were."""

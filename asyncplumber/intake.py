@@ -169,13 +169,14 @@ class Intake:
         # A duplicate goes out again as well: should its first POST have died between keeping and sending, this heals it.
         events = [result.event for result in results if isinstance(result, Stored)]
         self.accepted += sum([isinstance(result, Stored) and not result.duplicate for result in results])
-        self._hub.publish(events)
+        # Counted now: when the receipt is written a long-poll that was given the event is gone.
+        given = self._hub.publish(events)
         if wanted is None:
-            self._answer(posts, results, {})
+            self._answer(posts, results, given, {})
             return
         elsewhere = Deferred.fromCoroutine(self._send_elsewhere(wanted, events))
         elsewhere.addErrback(self._not_sent)
-        elsewhere.addCallback(lambda reached: self._answer(posts, results, reached))
+        elsewhere.addCallback(lambda reached: self._answer(posts, results, given, reached))
         elsewhere.addErrback(self._refused, posts)
 
     def _not_sent(self, failure: Failure) -> dict[str, tuple[int, dict[str, int]]]:
@@ -185,8 +186,14 @@ class Intake:
         return {}
 
     def _answer(
-        self, posts: list[_Post], results: list[Stored | PlumberError], reached: dict[str, tuple[int, dict[str, int]]]
+        self,
+        posts: list[_Post],
+        results: list[Stored | PlumberError],
+        given: list[int],
+        reached: dict[str, tuple[int, dict[str, int]]],
     ) -> None:
+        """`given` has the subscribers here of each result that is `Stored`."""
+        here = iter(given)
         at = 0
         for post in posts:
             receipts: list[Receipt] = []
@@ -194,15 +201,15 @@ class Intake:
             end = at + len(post.drafts)
             for result in results[at:end]:
                 if isinstance(result, Stored):
-                    receipts.append(self._receipt(result, reached))
+                    receipts.append(self._receipt(result, next(here), reached))
                 else:
                     broken = broken or result
             at = end
             self._end(post, broken or receipts)
 
-    def _receipt(self, stored: Stored, reached: dict[str, tuple[int, dict[str, int]]]) -> Receipt:
+    @staticmethod
+    def _receipt(stored: Stored, here: int, reached: dict[str, tuple[int, dict[str, int]]]) -> Receipt:
         event, duplicate = stored
-        here = self._hub.count(event.account)
         if not reached:
             return Receipt(event, duplicate, here, _HERE if here else _ALONE)
         there, instances = reached.get(event.account, (0, _HERE if here else _ALONE))

@@ -323,6 +323,17 @@ class SubscriberContract(StoreCase):
         (gap,) = [each for each in await self.envelopes(newcomer) if each["type"] != "plumber.open"]
         self.assertEqual((gap["type"], gap["cursor"][-2:], gap["data"]["from"]), ("plumber.gap", ".0", head))
 
+    async def test_a_receipt_counts_who_was_given_the_event(self) -> None:
+        """By whatever way: also one whose answer is written, and who is gone when the receipt is."""
+        for count in (1, 3, 0):
+            subscribers = [await self.subscribe() for _ in range(count)]
+            receipt = json.loads((await self.request("POST", "/hooks/a", body=b"1")).body)
+            told = receipt["subscribers"], receipt["instances"]
+            self.assertEqual(told, (count, {"ok": min(1, count), "failed": 0}))
+            for subscriber in subscribers:
+                self.assertEqual(await self.data(subscriber), [1])
+                subscriber.leave()
+
     async def test_whispers_arrive_and_move_nobody(self) -> None:
         """What is in no history has no cursor, and leaves the client's where it was."""
         subscriber = await self.subscribe()

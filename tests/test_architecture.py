@@ -16,7 +16,7 @@ PACKAGE = ROOT / "asyncplumber"
 # From the ground up.  A name that ends in a dot is a whole storey of rooms that may visit each other.
 FLOORS = (
     ("errors", "event", "rate_limited_log"),
-    ("interfaces", "wire", "order", "payload", "posted", "semaphore", "signing"),
+    ("interfaces", "wire", "order", "given", "payload", "posted", "semaphore", "signing"),
     ("channel", "replay", "hub", "intake", "leases", "callbacks", "rounds"),
     ("stores.", "relays."),
     ("web.",),

@@ -6,6 +6,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 
+from asyncplumber import channel as channel_module
 from asyncplumber import intake
 from asyncplumber.errors import BadRequest, PlumberError, RelayFailed, TooManyRequests, Unavailable
 from asyncplumber.event import Instance, Stored
@@ -94,6 +95,47 @@ class CommitTests(IntakeCase):
             [receipt] = self.successResultOf(post)
             self.assertEqual((receipt.subscribers, receipt.instances), (count, {"ok": count, "failed": 0}))
         self.assertEqual(subscriber.seqs, [2])
+
+    def test_a_receipt_counts_those_who_were_given_the_event_when_they_were(self) -> None:
+        """Who left since got it; who came since did not; a retry is told the same."""
+        self.intake = Intake(InSteps(self.history, self.registry, shared=True).append, self.hub, self.clock)
+        self.registry.kept = {"instances"}
+        gone = [self.subscribed() for _ in range(3)]
+        channel = self.successResultOf(self.hub.admit("a"))
+        post = self.posted("1")
+        self.turn()
+        for each in gone:
+            self.assertEqual(each.seqs, [1])
+            channel.unsubscribe(each)
+        late = self.subscribed()
+        self.registry.let_go()
+        again = self.posted("1")
+        self.turn()
+        self.registry.let_go()
+        for receipt in (self.successResultOf(post)[0], self.successResultOf(again)[0]):
+            self.assertEqual((receipt.subscribers, receipt.instances), (3, {"ok": 1, "failed": 0}))
+        self.assertEqual(late.seqs, [])
+
+    def test_who_is_too_slow_to_be_given_the_event_is_not_counted(self) -> None:
+        """It left while it was served."""
+        slow, quick = self.subscribed(), self.subscribed()
+        channel = self.successResultOf(self.hub.admit("a"))
+        slow.on_deliver = lambda batch: channel.unsubscribe(slow)
+        post = self.posted("1")
+        self.turn()
+        self.assertEqual((self.successResultOf(post)[0].subscribers, quick.seqs), (1, [1]))
+
+    def test_an_event_that_waits_for_its_turn_counts_those_who_will_be_given_it(self) -> None:
+        """A large fan-out is under way, and no receipt waits for its end; who got it in the first place is counted."""
+        self.patch(channel_module, "SLICE", 2)
+        for _ in range(5):
+            self.subscribed()
+        first, second = self.posted("1"), self.posted("2")
+        self.turn()
+        third = self.posted("3")
+        self.turn()
+        counts = [self.successResultOf(post)[0].subscribers for post in (first, second, third)]
+        self.assertEqual(counts, [5, 5, 5])
 
     def test_a_duplicate_is_answered_with_the_first_ones_place(self) -> None:
         """And not delivered again, nor counted again."""

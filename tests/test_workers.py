@@ -15,7 +15,7 @@ from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
 from tests.farm import LINGER, Crowd, Node, children, eventually, is_alive, kill_hard, until
-from tests.farm_clients import Broken, EventSource, Line, Reply, WebSocket, ask, sleep
+from tests.farm_clients import Broken, EventSource, Line, Reply, WebSocket, ask, connect, sleep
 
 
 def begun(node: Node) -> int:
@@ -123,6 +123,25 @@ class WorkersTests(EmbeddedTestCase):
         await self.crowd.settled()
         receipt = await publishers[0].post()
         self.assertEqual((receipt["subscribers"], receipt["instances"]), (count, {"ok": 2, "failed": 0}))
+
+    async def test_a_receipt_counts_the_long_polls_of_both(self) -> None:
+        """Each is answered with the event and gone when the receipt is written; 20 times of 20 all six are counted."""
+        cursor = (await self.node.ask("GET", "/events/all?wait=0")).json["cursor"]
+        for turn in range(20):
+            lines = [await connect(self.node.port, Line()) for _ in range(6)]
+            asked = [line.request("GET", f"/events/all?after={cursor}&wait=10") for line in lines]
+
+            async def here() -> int:
+                return (await self.node.ask("GET", "/accounts/all")).json["subscribers"]
+
+            await eventually(here, lambda count: count == 6, "six polls wait")
+            reply = await self.node.ask("POST", "/hooks/all", b"%d" % turn)
+            answers = [answer.json for answer in await gatherResults(asked)]
+            self.assertEqual([[event["data"] for event in answer["events"]] for answer in answers], [[turn]] * 6)
+            self.assertEqual((reply.status, reply.json["subscribers"]), (201, 6), turn)
+            cursor = answers[0]["cursor"]
+            for line in lines:
+                line.close()
 
     async def test_a_killed_worker_is_restarted(self) -> None:
         """A worker that dies under load costs no event, and has a successor soon."""

@@ -157,7 +157,7 @@ class Webhook:
         """
         Events that another instance has kept, for this one to deliver; an empty body asks it to compare its positions.
 
-        The answer counts the subscribers of each account.  @return: Deferred that never fails.
+        The answer says for each account how many were given its events.  @return: Deferred that never fails.
         """
         try:
             self._check_peer(instance_id, parcels_target(self.instance_id), headers, body)
@@ -166,9 +166,10 @@ class Webhook:
             return succeed(error_answer(error))
         if not body:
             self._hub.check_soon()
-        self._hub.publish(events)
-        accounts = {event.account for event in events}
-        for account in accounts:
+        subscribers: dict[str, int] = {}
+        for event, given in zip(events, self._hub.publish(events), strict=True):
+            subscribers[event.account] = max(given, subscribers.get(event.account, 0))
+        for account in subscribers:
             if not self._hub.serves(account):
                 self._disown(account)
-        return succeed(json_answer(200, {"subscribers": {account: self._hub.count(account) for account in accounts}}))
+        return succeed(json_answer(200, {"subscribers": subscribers}))
