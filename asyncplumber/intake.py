@@ -8,21 +8,24 @@ Drafts that arrive in one reactor turn, or while the store is busy, are appended
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, blame
-from asyncplumber.event import Draft, Event, Instance, Receipt, Stored
+from asyncplumber.event import Draft, Instance, Receipt, Stored
+from asyncplumber.forwarding import Forwarder, Reached
 from asyncplumber.hub import Hub
 from asyncplumber.interfaces import Appended, IRelay
 
 GROUP = 1000  # drafts in one append: more gains nothing and makes the first of them wait
 WAITING = 64 * 1024 * 1024  # bytes of payloads that wait for the store; beyond that a POST is told to come back
-RELAY_PATIENCE = 1.0  # seconds that a receipt waits for other instances; they are relayed to all the same
+PATIENCE = 5.0  # seconds until a POST is answered, whatever the store does: 503, or its receipt if it is kept
+TICK = 0.25  # seconds between looks for what waits too long: one timer for all costs less than one for each
 _ALONE: dict[str, int] = {"ok": 0, "failed": 0}
 _HERE: dict[str, int] = {"ok": 1, "failed": 0}
 
@@ -35,12 +38,25 @@ Outcome = list[Receipt] | PlumberError
 class _Post:
     """The drafts of one POST on their way, and who is told what became of them, once."""
 
-    __slots__ = ("drafts", "settle", "size")
+    __slots__ = ("drafts", "settle", "size", "tick")
 
-    def __init__(self, drafts: Sequence[Draft], settle: Callable[[Outcome], None]) -> None:
+    def __init__(self, drafts: Sequence[Draft], settle: Callable[[Outcome], None], tick: int) -> None:
+        """`tick` tells when it came, as `answer_late` counts."""
         self.drafts = drafts
+        self.tick = tick
         self.size = len(drafts[0].payload) if len(drafts) == 1 else sum([len(draft.payload) for draft in drafts])
         self.settle: Callable[[Outcome], None] | None = settle
+
+
+class _Group:
+    """POSTs that were appended together.  Once they are kept: their results, and how many here got each."""
+
+    __slots__ = ("given", "posts", "results")
+
+    def __init__(self, posts: list[_Post]) -> None:
+        self.posts = posts
+        self.results: list[Stored | PlumberError] | None = None
+        self.given: list[int] = []  # for each result that is `Stored`
 
 
 class Intake:
@@ -62,16 +78,16 @@ class Intake:
         self._append = append
         self._hub = hub
         self._clock = clock
-        self._relay = relay
-        self._instance = instance
+        self._forwarder = Forwarder(relay, instance, clock)
         self._limit = waiting
         self._posts: list[_Post] = []
         self._size = 0
         self._busy = False
+        self._groups: dict[_Group, None] = {}  # handed to the store, and not answered yet
+        self._tick = 0  # calls of `answer_late`
         self._closed: PlumberError | None = None
         self._under_way = 0  # POSTs that are not answered yet
         self._settled: list[Deferred[None]] = []  # wait until there are none
-        self._hanging: set[str] = set()  # instances whose answer is overdue
         self.accepted = 0
 
     def accept(self, drafts: Sequence[Draft]) -> Deferred[list[Receipt]]:
@@ -93,7 +109,7 @@ class Intake:
         if self._size > self._limit:
             settle(TooManyRequests("the store does not keep up with what is posted", retry_after=1))
             return
-        post = _Post(drafts, settle)
+        post = _Post(drafts, settle, self._tick)
         self._posts.append(post)
         self._under_way += 1
         self._size += post.size
@@ -128,11 +144,30 @@ class Intake:
         if not posts:
             self._busy = False
             return
+        together = _Group(posts)
+        self._groups[together] = None
         appended = maybeDeferred(self._append, group)
         # A store that takes its time works on what has come meanwhile, while we deliver.
         appended.addBoth(self._next, posts, appended.called)
-        appended.addCallback(self._kept, posts)
-        appended.addErrback(self._refused, posts)
+        appended.addCallback(self._kept, together)
+        appended.addErrback(self._refused, together)
+
+    async def answer_late(self) -> None:
+        """Answer what would have waited too long at the next call.  To be called every `TICK` seconds."""
+        self._tick += 1
+        oldest = self._tick - int(PATIENCE / TICK) + 1
+        error = Unavailable("the store did not answer in time")
+        late = next((at for at, post in enumerate(self._posts) if post.tick > oldest), len(self._posts))
+        posts, self._posts = self._posts[:late], self._posts[late:]
+        self._size -= sum([post.size for post in posts])
+        for group in list(self._groups):
+            if group.results is None:
+                posts += [post for post in group.posts if post.tick <= oldest]
+            elif group.posts[0].tick <= oldest:
+                # They are kept.  What is not known yet is only who else was told.
+                self._answer(group, {})
+        for post in posts:
+            self._end(post, error)
 
     def _next(self, result: T, posts: list[_Post], at_once: bool) -> T:
         self._size -= sum([post.size for post in posts])
@@ -144,9 +179,10 @@ class Intake:
             self._commit()
         return result
 
-    def _refused(self, failure: Failure, posts: list[_Post]) -> None:
+    def _refused(self, failure: Failure, group: _Group) -> None:
         error = blame(failure, self._log, "appending to the history failed")
-        for post in posts:
+        self._groups.pop(group, None)
+        for post in group.posts:
             self._end(post, error)
 
     def _end(self, post: _Post, outcome: Outcome) -> None:
@@ -164,51 +200,46 @@ class Intake:
             for settled in waiting:
                 settled.callback(None)
 
-    def _kept(self, appended: Appended, posts: list[_Post]) -> None:
+    def _kept(self, appended: Appended, group: _Group) -> None:
         results, wanted = appended
+        group.results = results
         # A duplicate goes out again as well: should its first POST have died between keeping and sending, this heals it.
         events = [result.event for result in results if isinstance(result, Stored)]
         self.accepted += sum([isinstance(result, Stored) and not result.duplicate for result in results])
         # Counted now: when the receipt is written a long-poll that was given the event is gone.
-        given = self._hub.publish(events)
+        group.given = self._hub.publish(events)
         if wanted is None:
-            self._answer(posts, results, given, {})
+            self._answer(group, {})
             return
-        elsewhere = Deferred.fromCoroutine(self._send_elsewhere(wanted, events))
+        elsewhere = Deferred.fromCoroutine(self._forwarder.send(wanted, events))
         elsewhere.addErrback(self._not_sent)
-        elsewhere.addCallback(lambda reached: self._answer(posts, results, given, reached))
-        elsewhere.addErrback(self._refused, posts)
+        elsewhere.addCallback(lambda reached: self._answer(group, reached))
+        elsewhere.addErrback(self._refused, group)
 
-    def _not_sent(self, failure: Failure) -> dict[str, tuple[int, dict[str, int]]]:
+    def _not_sent(self, failure: Failure) -> Reached:
         # What was kept is accepted; the others find it when they compare their positions.
         error = blame(failure, self._log, "telling the other instances failed")
         self._log.warn("the other instances were not told: {error}", error=error.message)
         return {}
 
-    def _answer(
-        self,
-        posts: list[_Post],
-        results: list[Stored | PlumberError],
-        given: list[int],
-        reached: dict[str, tuple[int, dict[str, int]]],
-    ) -> None:
-        """`given` has the subscribers here of each result that is `Stored`."""
-        here = iter(given)
-        at = 0
-        for post in posts:
+    def _answer(self, group: _Group, reached: Reached) -> None:
+        if group not in self._groups:
+            return  # they were answered, as too much time had passed
+        del self._groups[group]
+        here = iter(group.given)
+        results = iter(group.results or ())
+        for post in group.posts:
             receipts: list[Receipt] = []
             broken: PlumberError | None = None
-            end = at + len(post.drafts)
-            for result in results[at:end]:
+            for result in islice(results, len(post.drafts)):
                 if isinstance(result, Stored):
                     receipts.append(self._receipt(result, next(here), reached))
                 else:
                     broken = broken or result
-            at = end
             self._end(post, broken or receipts)
 
     @staticmethod
-    def _receipt(stored: Stored, here: int, reached: dict[str, tuple[int, dict[str, int]]]) -> Receipt:
+    def _receipt(stored: Stored, here: int, reached: Reached) -> Receipt:
         event, duplicate = stored
         if not reached:
             return Receipt(event, duplicate, here, _HERE if here else _ALONE)
@@ -216,57 +247,3 @@ class Intake:
         if here and instances is not _HERE:
             instances = {**instances, "ok": instances["ok"] + 1}
         return Receipt(event, duplicate, here + there, instances)
-
-    async def _send_elsewhere(
-        self, wanted: Deferred[dict[str, list[Instance]]], events: list[Event]
-    ) -> dict[str, tuple[int, dict[str, int]]]:
-        """Relay to whoever wants these events.  @return: per account, subscribers there and how many instances took it."""
-        instances = await wanted
-        parcels: dict[Instance, list[Event]] = {}
-        for event in events:
-            for instance in instances.get(event.account, ()):
-                if self._instance is None or instance.id != self._instance.id:
-                    parcels.setdefault(instance, []).append(event)
-        if not parcels or self._relay is None:
-            return {}
-        relay = self._relay
-        carried = await gatherResults(
-            [self._patiently(to.id, maybeDeferred(relay.carry, to, parcel)) for to, parcel in parcels.items()]
-        )
-        return self._tally(zip(parcels.values(), carried, strict=True))
-
-    @staticmethod
-    def _tally(outcomes: Iterable[tuple[list[Event], dict[str, int] | str]]) -> dict[str, tuple[int, dict[str, int]]]:
-        reached: dict[str, tuple[int, dict[str, int]]] = {}
-        for parcel, outcome in outcomes:
-            for account in {event.account for event in parcel}:
-                subscribers, instances = reached.setdefault(account, (0, {"ok": 0, "failed": 0}))
-                if isinstance(outcome, str):
-                    instances[outcome] = instances.get(outcome, 0) + 1
-                elif outcome.get(account):
-                    instances["ok"] += 1
-                    reached[account] = subscribers + outcome[account], instances
-        return reached
-
-    def _patiently(self, id: str, carried: Deferred[dict[str, int]]) -> Deferred[dict[str, int] | str]:
-        """
-        The outcome of relaying to one instance: what it answered, or "failed", or "pending" if that takes too long.
-
-        An instance that has kept one receipt waiting keeps no other one waiting until it answers.
-        """
-        outcome: Deferred[dict[str, int] | str] = Deferred()
-
-        def give_up() -> None:
-            self._hanging.add(id)
-            outcome.callback("pending")
-
-        late = self._clock.callLater(0 if id in self._hanging else RELAY_PATIENCE, give_up)
-
-        def settle(result: dict[str, int] | Failure) -> None:
-            self._hanging.discard(id)
-            if late.active():
-                late.cancel()
-                outcome.callback("failed" if isinstance(result, Failure) else result)
-
-        carried.addBoth(settle)
-        return outcome

@@ -24,7 +24,7 @@ from twisted.web.resource import IResource
 from asyncplumber.callbacks import Callback, CallbackSubscriber
 from asyncplumber.event import EARLIEST, Cursor, Draft, Instance, Receipt, checked_account, timestamp
 from asyncplumber.hub import LINGER, SUBSCRIBERS, Hub
-from asyncplumber.intake import Intake
+from asyncplumber.intake import TICK, Intake
 from asyncplumber.interfaces import IStore
 from asyncplumber.leases import Leases
 from asyncplumber.posted import drafts_of
@@ -103,6 +103,7 @@ class Plumber(Service):
         self._rounds = [Round(self.hub.check, check, reactor), Round(self._sweep, SWEEP, reactor)]
 
     def _open_doors(self, signer: PeerSigner, body_limit: int) -> None:
+        self._late = Round(self.intake.answer_late, TICK, self._reactor)
         self._census = Census.over_treq(self._reactor, signer)
         self.about = About(self.store, self.hub, self._figures, self._listeners)
         self.routes = Routes(self.webhook, self.about, body_limit, self.gate)
@@ -123,6 +124,7 @@ class Plumber(Service):
 
     def startService(self) -> None:
         super().startService()
+        self._late.start()
         self.store.start().addCallback(self._begin).addCallbacks(self.opened.callback, self.opened.errback)
 
     def _begin(self, _: None) -> None:
@@ -157,6 +159,7 @@ class Plumber(Service):
         for subscriber in list(self._registered.values()):
             subscriber.stop()
         await self.intake.stop()
+        self._late.stop()
         self.hub.stop()
         await self.relay.stop()
         await self.store.stop()

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "asyncplumber"
 FLOORS = (
     ("errors", "event", "rate_limited_log"),
     ("interfaces", "wire", "order", "given", "payload", "posted", "semaphore", "signing"),
-    ("channel", "replay", "hub", "intake", "leases", "callbacks", "rounds"),
+    ("channel", "replay", "hub", "forwarding", "intake", "leases", "callbacks", "rounds"),
     ("stores.", "relays."),
     ("web.",),
     ("plumber",),

@@ -10,7 +10,8 @@ from asyncplumber import channel as channel_module
 from asyncplumber import intake
 from asyncplumber.errors import BadRequest, PlumberError, RelayFailed, TooManyRequests, Unavailable
 from asyncplumber.event import Instance, Stored
-from asyncplumber.intake import RELAY_PATIENCE, Intake, Outcome
+from asyncplumber.forwarding import RELAY_PATIENCE
+from asyncplumber.intake import PATIENCE, TICK, Intake, Outcome
 from asyncplumber.stores.steps import InSteps
 from tests.house import CoreCase, Wire, draft
 
@@ -241,6 +242,79 @@ class FailureTests(IntakeCase):
         self.assertIsNone(self.successResultOf(self.intake.stop()))
 
 
+class LateTests(IntakeCase):
+    """However slow the store, and however many wait, a POST is answered in time."""
+
+    def wait(self, seconds: float) -> None:
+        for _ in range(int(seconds / TICK)):
+            self.clock.advance(TICK)
+            self.ran(self.intake.answer_late())
+
+    def test_a_post_behind_a_hanging_append_waits_no_longer_than_any_other(self) -> None:
+        """One that waits for its turn is dropped in time, and its bytes make room."""
+        self.intake = Intake(self.append, self.hub, self.clock, waiting=10)
+        self.history.kept = {"append"}
+        first = self.posted("1")
+        self.turn()
+        self.wait(PATIENCE - 3 * TICK)
+        self.assertNoResult(first)
+        second = self.posted("2")
+        self.wait(3 * TICK)
+        self.assertEqual(self.failureResultOf(first, Unavailable).value.status, 503)
+        self.assertNoResult(second)
+        self.wait(PATIENCE - 3 * TICK)
+        self.failureResultOf(second, Unavailable)
+        third = self.posted("3")
+        self.assertNoResult(third)
+        self.history.let_go()
+        self.turn()
+        self.history.let_go()
+        self.successResultOf(third)
+        self.assertEqual(self.appends(), [["1"], ["3"]])
+
+    def test_an_append_under_way_is_answered_in_time_and_may_be_kept_all_the_same(self) -> None:
+        """The answer is 503, then the store finishes: whoever repeats the POST is told the first one's place."""
+        self.history.kept = {"append"}
+        late = self.posted("1")
+        self.turn()
+        self.wait(PATIENCE)
+        self.failureResultOf(late, Unavailable)
+        self.history.let_go()
+        self.history.kept = set()
+        again = self.posted("1")
+        self.settle()
+        [receipt] = self.successResultOf(again)
+        self.assertEqual((receipt.event.seq, receipt.duplicate), (1, True))
+
+    def test_what_is_kept_is_no_503(self) -> None:
+        """If the look-up of the other instances hangs, the receipt comes in time, without them."""
+        asked: Deferred[Any] = Deferred()
+        self.registry.instances = lambda accounts: asked
+        append = InSteps(self.history, self.registry, shared=True).append
+        self.intake = Intake(append, self.hub, self.clock, relay=Wire())
+        post = self.posted("1")
+        self.turn()
+        self.assertNoResult(post)
+        self.wait(PATIENCE)
+        [receipt] = self.successResultOf(post)
+        self.assertEqual(receipt.event.seq, 1)
+        asked.callback({})
+        self.successResultOf(self.intake.stop())
+
+    def test_a_stop_does_not_wait_for_a_store_that_hangs(self) -> None:
+        """When all are answered nothing is under way."""
+        self.history.kept = {"append"}
+        posts = [self.posted("1")]
+        self.turn()
+        posts.append(self.posted("2"))
+        stopped = self.intake.stop()
+        self.wait(PATIENCE)
+        for post in posts:
+            self.failureResultOf(post, Unavailable)
+        self.assertIsNone(self.successResultOf(stopped))
+        self.history.let_go()
+
+
 class RelayTests(IntakeCase):
     """Two instances elsewhere, and a relay in the test's hand."""
 
@@ -317,7 +391,7 @@ class RelayTests(IntakeCase):
 
     def test_a_relay_that_raises_is_a_failed_one(self) -> None:
         """The others are told all the same."""
-        self.intake._relay = type("Relay", (), {"carry": lambda *_: 1 / 0})()
+        self.intake._forwarder._relay = type("Relay", (), {"carry": lambda *_: 1 / 0})()
         post = self.posted("1")
         self.turn()
         self.assertEqual(self.receipt(post), (0, {"ok": 0, "failed": 2}))
