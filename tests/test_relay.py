@@ -157,6 +157,40 @@ class ParcelTests(RelayCase):
         self.go()
         self.successResultOf(fits)
 
+    def test_what_waits_for_one_instance_is_bounded_in_bytes(self) -> None:
+        """Whatever the number of events; one call is taken whatever its size, and what was sent makes room."""
+        one = parcels.weight([event(1)])
+        self.patch(relays, "WAITING_BYTES", 2 * one)
+        for _ in range(2):
+            first = self.carried(1, 2, 3)
+            self.failureResultOf(self.carried(4), RelayFailed)
+            self.go()
+            self.successResultOf(first)
+            exactly = [self.carried(4), self.carried(5)]
+            self.failureResultOf(self.carried(6), RelayFailed)
+            self.go()
+            for each in exactly:
+                self.successResultOf(each)
+        self.assertEqual([seqs for _, seqs in self.street.posts], [[1, 2, 3], [4, 5]] * 2)
+
+    def test_what_is_dropped_makes_room(self) -> None:
+        """When a POST fails, what waited behind it is forgotten, and its bytes are."""
+        one = parcels.weight([event(1)])
+        self.patch(relays, "WAITING_BYTES", 2 * one)
+        self.patch(relays, "PARCEL", one)
+        taken = self.street.answer
+        self.answers(503)
+        lost = [self.carried(1), self.carried(2)]
+        self.go()
+        for each in lost:
+            self.failureResultOf(each, RelayFailed)
+        self.clock.advance(BACK_OFF[0])
+        self.street.answer = taken
+        fits = [self.carried(3), self.carried(4)]
+        self.go()
+        for each in fits:
+            self.successResultOf(each)
+
 
 class FailureTests(RelayCase):
     """Instances that do not answer."""

@@ -14,20 +14,17 @@ from typing import Any
 
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError, fail, gatherResults, succeed
-from twisted.internet.interfaces import IConsumer
-from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web._newclient import RequestNotSent, ResponseNeverReceived
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
-from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import IBodyProducer
+from twisted.web.client import Agent, HTTPConnectionPool
 from zope.interface import implementer
 
 from asyncplumber.errors import RelayFailed
 from asyncplumber.event import Event, Instance
 from asyncplumber.interfaces import IRegistry, IRelay
+from asyncplumber.relays.bodies import Answer, Body
 from asyncplumber.relays.parcels import CONTENT_TYPE, PARCEL, pack, pieces, weight
 from asyncplumber.signing import PeerSigner, parcels_target
 
@@ -37,51 +34,11 @@ GRACE = 8.0  # seconds that stopping waits for what is under way
 FORGET = 120.0  # seconds after which a failure is no more held against an instance that nobody asked for since
 FAILURES = 3  # in a row, and an instance is forgotten, unless it renewed its lease meanwhile
 WAITING = 10_000  # events that wait for one instance; beyond that it must find them in the history
+WAITING_BYTES = 16 * 1024 * 1024  # of those events; or a single call of `carry`
 
 
 class _Elsewhere(RelayFailed):
     """Somebody else answers at that address: it need not be tried again to know that the instance is gone."""
-
-
-@implementer(IBodyProducer)
-class _Body:
-    """A parcel, written in one go.  treq's own way with bytes takes a turn of the global reactor for each piece."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self.length = len(body)
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        consumer.write(self._body)
-        return succeed(None)
-
-    def pauseProducing(self) -> None:
-        """It is written already."""
-
-    resumeProducing = stopProducing = pauseProducing
-
-
-class _Answer(Protocol):
-    """The body of an answer; whoever stops waiting for `whole` hangs up, as there is no other use for the connection."""
-
-    def __init__(self) -> None:
-        self.whole: Deferred[bytes] = Deferred(self._hang_up)
-        self._parts: list[bytes] = []
-
-    def _hang_up(self, _: Deferred[bytes]) -> None:
-        if self.transport is not None:
-            self.transport.loseConnection()
-
-    def dataReceived(self, data: bytes) -> None:
-        self._parts.append(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.whole.called:
-            return
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.whole.callback(b"".join(self._parts))
-        else:
-            self.whole.errback(reason)
 
 
 def _merged(counts: list[dict[str, int]]) -> dict[str, int]:
@@ -99,6 +56,7 @@ class _Peer:
         self.instance = instance
         self.waiting: deque[tuple[Sequence[Event], Deferred[dict[str, int]]]] = deque()
         self.events = 0
+        self.size = 0  # bytes of them
         self.busy = False
         self.failures = 0
         self.not_before = 0.0
@@ -110,14 +68,23 @@ class _Peer:
         size = 0
         while self.waiting:
             more, answer = self.waiting[0]
-            size += weight(more)
-            if events and size > PARCEL:
+            heavier = size + weight(more)
+            if events and heavier > PARCEL:
                 break
+            size = heavier
             self.waiting.popleft()
             events.extend(more)
             answers.append(answer)
         self.events -= len(events)
+        self.size -= size
         return events, answers
+
+    def drop(self) -> list[Deferred[dict[str, int]]]:
+        """Forget what waits.  @return: who waits for its answers."""
+        answers = [answer for _, answer in self.waiting]
+        self.waiting.clear()
+        self.events = self.size = 0
+        return answers
 
 
 @implementer(IRelay)
@@ -169,7 +136,8 @@ class WebhookRelay:
             return fail(RelayFailed("this instance stops"))
         if self._clock.seconds() < peer.not_before:
             return fail(RelayFailed("the instance did not answer a moment ago"))
-        if peer.events + len(events) > WAITING:
+        size = weight(events)
+        if peer.events + len(events) > WAITING or (peer.size and peer.size + size > WAITING_BYTES):
             return fail(RelayFailed("too much waits for the instance"))
         answers = []
         for piece in pieces(events):
@@ -177,6 +145,7 @@ class WebhookRelay:
             peer.waiting.append((piece, answer))
             answers.append(answer)
         peer.events += len(events)
+        peer.size += size
         if not peer.busy:
             peer.busy = True
             # In the reactor's next turn: what is carried until then goes along.
@@ -201,9 +170,7 @@ class WebhookRelay:
         try:
             subscribers = await self._post(peer.instance, pack(events))
         except RelayFailed as error:
-            answers += [answer for _, answer in peer.waiting]
-            peer.waiting.clear()
-            peer.events = 0
+            answers += peer.drop()
             self.failed += 1
             for answer in answers:
                 answer.errback(error)
@@ -236,13 +203,13 @@ class WebhookRelay:
         headers: Any = {b"content-type": CONTENT_TYPE, **signature}
         url = f"{instance.url}/parcels"
         try:
-            response = await self._client.post(url, data=_Body(body), headers=headers, allow_redirects=False, unbuffered=True)
+            response = await self._client.post(url, data=Body(body), headers=headers, allow_redirects=False, unbuffered=True)
         except (ResponseNeverReceived, RequestNotSent) as error:
             # A pooled connection that the other side had closed, most likely.  A parcel that comes twice does no harm.
             if isinstance(error, ResponseNeverReceived) and any(reason.check(CancelledError) for reason in error.reasons):
                 raise  # no, time is up
-            response = await self._client.post(url, data=_Body(body), headers=headers, allow_redirects=False, unbuffered=True)
-        answer = _Answer()
+            response = await self._client.post(url, data=Body(body), headers=headers, allow_redirects=False, unbuffered=True)
+        answer = Answer()
         response.deliverBody(answer)
         return response.code, await answer.whole
 
