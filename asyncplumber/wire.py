@@ -49,6 +49,11 @@ def record(cursor: str, type: str, data: bytes) -> bytes:
     return b"%bevent: %b\ndata: %b\n\n" % (id, type.encode(), data)
 
 
+def chunk(data: bytes) -> bytes:
+    """One chunk of an HTTP/1.1 answer (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 def _cursor(event: Event) -> str:
     return f"{event.epoch}.{event.seq}" if event.epoch else ""
 
@@ -75,7 +80,7 @@ def first_page(events: Sequence[Event], size: int) -> Batch:
 class Batch:
     """Some events of one account, in order, with the bytes that carry them, each kind built when first asked for."""
 
-    __slots__ = ("_envelopes", "_frames", "_records", "events")
+    __slots__ = ("_chunk", "_envelopes", "_frames", "_records", "events")
 
     def __init__(self, events: Sequence[Event], envelopes: list[bytes] | None = None) -> None:
         """`envelopes` are those of the events, where they were built before."""
@@ -83,6 +88,7 @@ class Batch:
         self._envelopes = envelopes
         self._frames: bytes | None = None
         self._records: bytes | None = None
+        self._chunk: bytes | None = None
 
     @property
     def envelopes(self) -> list[bytes]:
@@ -106,6 +112,13 @@ class Batch:
                 record(_cursor(event), event.type, text) for event, text in zip(self.events, self.envelopes, strict=True)
             )
         return self._records
+
+    @property
+    def chunk(self) -> bytes:
+        """The same as one chunk."""
+        if self._chunk is None:
+            self._chunk = chunk(self.records)
+        return self._chunk
 
 
 def notice(type: str, account: str, cursor: Cursor | None, **data: Any) -> bytes:

@@ -462,13 +462,25 @@ class EventSource(_Streaming):
     def _head(self) -> list[str]:
         return ["Accept: text/event-stream", *([f"Last-Event-ID: {self.cursor}"] if self.cursor else [])]
 
+    def _answered(self, status: int) -> bool:
+        self._text = b""
+        return super()._answered(status)
+
     def _read(self, data: bytes) -> bytes:
-        *records, rest = data.split(b"\n\n")
+        """Take whole chunks, and what is whole in them."""
+        while b"\r\n" in data:
+            head, _, rest = data.partition(b"\r\n")
+            size = int(head, 16)
+            if len(rest) < size + 2:
+                break
+            self._text += rest[:size]
+            data = rest[size + 2 :]
+        *records, self._text = self._text.split(b"\n\n")
         for record in records:
             for line in record.split(b"\n"):
                 if line.startswith(b"data: "):
                     self.take(json.loads(line[6:]))
-        return rest
+        return data
 
 
 class LongPoll(Subscriber):

@@ -506,6 +506,33 @@ class PageTests(SynchronousTestCase):
             self.assertEqual(self.shown(page, 4), [1, 2, 3, 4])
             again.stop()
 
+    def test_the_browsers_own_event_source_comes_back_after_a_planned_stop(self) -> None:
+        """The stream ends without its last chunk; the browser reconnects with the last id, and nothing is missing."""
+        with tempfile.TemporaryDirectory() as folder:
+            store = ["--store", f"sqlite:{Path(folder) / 'history.db'}"]
+            first = self.serve(*store)
+            page = browser()
+            self.addCleanup(page.go, "about:blank")
+            page.go(f"{first.url}/healthz")
+            page.run(
+                "window.got = []; window.stream = new EventSource('/events/crew');"
+                "stream.addEventListener('result', (event) => got.push(JSON.parse(event.data).data));"
+                "stream.addEventListener('plumber.bye', () => { window.bye = true; });"
+                "await new Promise((resolve) => stream.addEventListener('plumber.open', resolve, { once: true }))"
+            )
+            self.post(first, 1)
+            page.until("return got.length === 1")
+            first.stop()
+            page.until("return window.bye && stream.readyState === EventSource.CONNECTING")
+            again = self.serve(*store, "--port", str(first.port))
+            self.post(again, 2)
+            page.until("return got.length === 2")
+            self.post(again, 3)
+            page.until("return got.length === 3")
+            self.assertEqual(page.run("stream.close(); return got"), [1, 2, 3])
+            page.complaints()  # that the connection was lost, and refused for a while
+            again.stop()
+
     def test_a_page_that_is_left_is_no_subscriber(self) -> None:
         """Browsers keep pages for the way back, and their connections too, unless the page lets go."""
         server = self.serve()

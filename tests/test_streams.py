@@ -37,6 +37,21 @@ def parsed(stream: bytes) -> list[dict[str, str]]:
     return events
 
 
+def dechunked(data: bytes) -> tuple[bytes, bytes]:
+    """What whole chunks carry (RFC 9112, 7.1), and the rest.  Raises ValueError at the last chunk, which never comes."""
+    found = b""
+    while b"\r\n" in data:
+        head, _, rest = data.partition(b"\r\n")
+        size = int(head, 16)
+        if len(rest) < size + 2:
+            break
+        if not size or rest[size : size + 2] != b"\r\n":
+            raise ValueError(f"the stream ends, or is no chunk: {data[:20]!r}")
+        found += rest[:size]
+        data = rest[size + 2 :]
+    return found, data
+
+
 class EventSource(StreamingClient):
     """A client of Server-Sent Events."""
 
@@ -45,6 +60,13 @@ class EventSource(StreamingClient):
         if after:
             head.append(f"Last-Event-ID: {after}")
         super().__init__(server, "\r\n".join([*head, "", ""]).encode(), after)
+        self._chunks = b""
+
+    def body(self) -> bytes:
+        if b"\r\nTransfer-Encoding: chunked" not in self.head:
+            return super().body()
+        data, self._chunks = dechunked(self._chunks + super().body())
+        return data
 
     def events(self) -> list[dict[str, str]]:
         """What has come, as a browser reads it."""
@@ -73,7 +95,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         source = EventSource(self.server)
         source.events()
         self.server.post("a", b"1", ("Event-Type", "progress"))
-        heard = source.client.heard()
+        heard = source.body()
         self.assertRegex(heard, rb"\Aid: [0-9a-z]+\.1\nevent: progress\ndata: \{.*\}\n\n\Z")
 
     def test_a_name_for_the_stream_comes_first(self) -> None:
@@ -88,15 +110,27 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         epoch = EventSource(self.server, after="earliest").events()[-1]["id"].partition(".")[0]
         source = EventSource(self.server, f"a?last_event_id={epoch}.0", f"{epoch}.1")
         self.assertEqual(self.data(source), [2])
-        for name in ("last_event_id", "lastEventID", "after"):
+        for name in ("lastEventId", "last_event_id", "lastEventID", "after"):
             self.assertEqual(self.data(EventSource(self.server, f"a?{name}={epoch}.1")), [2], name)
+
+    def test_a_polyfill_resumes_by_its_query_although_the_url_names_where_it_began(self) -> None:
+        """event-source-polyfill adds ``lastEventId`` to the URL of the page, whose ``after`` is of the first connection."""
+        self.post(1, 2, 3)
+        epoch = EventSource(self.server, after="earliest").events()[-1]["id"].partition(".")[0]
+        self.assertEqual(self.data(EventSource(self.server, f"a?after=earliest&lastEventId={epoch}.2")), [3])
+
+    def test_an_empty_id_is_none(self) -> None:
+        """In the header as in the query: then the next place counts that a client may name."""
+        self.post(1, 2)
+        self.assertEqual(self.data(EventSource(self.server, "a?after=earliest", "", "Last-Event-ID:")), [1, 2])
+        self.assertEqual(self.data(EventSource(self.server, "a?lastEventId=&after=earliest")), [1, 2])
 
     def test_a_heartbeat_is_a_comment(self) -> None:
         """It comes in time, and is no event."""
         source = EventSource(self.server)
         source.events()
         self.server.advance(HEARTBEAT + 1)
-        self.assertEqual(source.client.heard(), b":\n\n")
+        self.assertEqual(source.body(), b":\n\n")
 
     def test_older_clients_are_served_as_well(self) -> None:
         """HTTP/1.0 has no chunks, and needs none here."""
@@ -131,6 +165,25 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         wait = json.loads(bye["data"])["data"]["reconnect_after"]
         self.assertEqual((bye["event"], int(bye["retry"])), ("plumber.bye", int(1000 * wait)))
         self.assertIs(source.client.ended, ConnectionDone)
+
+    def test_an_end_of_the_stream_is_not_the_end_of_the_events(self) -> None:
+        """No last chunk is sent: clients that take a clean end for the end of everything (fetch-event-source) come back."""
+        drained, slow = EventSource(self.server), EventSource(self.server)
+        self.assertIn(b"Transfer-Encoding: chunked", drained.head.split(b"\r\n"))
+        self.assertNotIn(b"Connection: close", drained.head)  # after it Node takes any end for a clean one
+        slow.events()
+        slow.client.reading = False
+        self.post(*["x" * 100_000] * 12)
+        slow.client.read()
+        drained.events()
+        stopped = self.server.stop()
+        self.server.advance(CLOSING + 1)
+        self.successResultOf(stopped)
+        self.assertEqual(drained.events()[-1]["event"], "plumber.bye")
+        for source in (drained, slow):
+            source.events()
+            self.assertIsNotNone(source.client.ended)
+            self.assertNotIn(b"\r\n0\r\n\r\n", source.client.value())
 
     def test_a_slow_reader_is_dropped_and_others_do_not_notice(self) -> None:
         """Its last words are whole records; it comes back with its cursor and has missed nothing."""

@@ -31,6 +31,7 @@ class Call:
         "fed",
         "headed",
         "headers",
+        "is_current",
         "keep_alive",
         "length",
         "limit",
@@ -53,6 +54,7 @@ class Call:
         self.size = 0  # bytes of the head, as far as it is known
         self.fed = 0  # bytes read in pieces that had nothing else in them
         self.headed = False  # the head is complete
+        self.is_current = True  # it is HTTP/1.1
         self.keep_alive = True
         self.upgrade = False  # to a WebSocket, that is
         self.expects_continue = False
@@ -61,7 +63,7 @@ class Call:
         """The head is complete; `parser` is llhttp.  @return: what is wrong with it."""
         error = self._take_headers()
         headers, version = self.headers, parser.get_http_version()
-        is_current = version == "1.1"
+        is_current = self.is_current = version == "1.1"
         self.headed = True
         self.method = parser.get_method()
         is_named = b"host" in headers

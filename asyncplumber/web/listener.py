@@ -34,7 +34,7 @@ from asyncplumber.web.hosts import Hosts
 from asyncplumber.web.longway import LongWay
 from asyncplumber.web.origins import Origins
 from asyncplumber.web.outbox import UNSENT
-from asyncplumber.web.streams import RETRY, EventStream, LongPoll
+from asyncplumber.web.streams import EventStream, LongPoll
 from asyncplumber.web.webhook import Webhook, account_of
 from asyncplumber.web.websocket import WebSocketStream, handshake
 
@@ -208,13 +208,12 @@ class Listener(Factory):
 
     @staticmethod
     def _resume_point(call: Call, asked: dict[str, list[str]]) -> Cursor | str | None:
-        """Where the client stands: the header wins over the query, as the query is of its first connection."""
-        header = call.headers.get(b"last-event-id")
-        text = header.decode("latin-1") if header is not None else None
-        for name in ("last_event_id", "lastEventID", "after"):
-            if text is None and name in asked:
-                text = asked[name][-1]
-        if text is None or text == "":
+        """Where the client stands: the header wins over the query, as the query is of its first connection; empty is none."""
+        places = [call.headers.get(b"last-event-id", b"").decode("latin-1")]
+        # `after` is last: a client that resumes by another name has it in the URL from the beginning.
+        places += [asked[name][-1] for name in ("lastEventId", "last_event_id", "lastEventID", "after") if name in asked]
+        text = next(filter(None, places), None)
+        if text is None:
             return None
         return EARLIEST if text == EARLIEST else Cursor.parse(text)
 
@@ -233,9 +232,8 @@ class Listener(Factory):
         stream.begin(connection, head, self.unsent_limit, after)
 
     def _serve_events(self, connection: Connection, call: Call, channel: Channel, after: Cursor | str | None) -> None:
-        stream = EventStream(channel, self.attendance, self._clock)
-        head = EventStream.HEAD % (self._cors_lines(call), RETRY)
-        stream.begin(connection, head, self.unsent_limit, after)
+        stream = EventStream(channel, self.attendance, self._clock, chunked=call.is_current)
+        stream.begin(connection, stream.head(self._cors_lines(call)), self.unsent_limit, after)
 
     def _cors_lines(self, call: Call) -> bytes:
         return b"".join([b"%b: %b\r\n" % header for header in self._origins.cors(call.headers)])

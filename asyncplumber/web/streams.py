@@ -21,12 +21,16 @@ from asyncplumber.web.answers import Answer, error_answer
 from asyncplumber.web.attendance import Attendance
 from asyncplumber.web.connection import Connection
 from asyncplumber.web.outbox import Outbox
-from asyncplumber.wire import Batch, gap, notice, record
+from asyncplumber.wire import Batch, chunk, gap, notice, record
 
 RETRY = 3000  # milliseconds that a browser waits before it reconnects; the specification suggests "a few seconds"
 CLOSING = 5.0  # seconds that a client has to take the last bytes and go
 REPLAY_TIMEOUT = 5.0  # seconds that a long-poll waits for the store before it is answered 503
 ENVELOPES = 1024 * 1024  # bytes in one answer to a long-poll, at which it stops to take more
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\n"
+    b"X-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n%b%b\r\n%b"
+)
 
 
 class SlowReader(PlumberError):
@@ -147,36 +151,53 @@ class Stream(ABC):
 
 
 class EventStream(Stream):
-    """A Server-Sent Events client."""
+    """
+    A Server-Sent Events client.
 
-    __slots__ = ()
+    The answer has no end: whenever we close the connection there are more events to come.  So to
+    HTTP/1.1 clients it is sent in chunks, and the last chunk never comes: to some clients a clean end
+    means that all is done, and they do not connect again (fetch-event-source).  HTTP/1.0 has no other
+    end than that of the connection.
+    """
 
-    HEAD = (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\n"
-        b"X-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n%b\r\nretry: %d\n\n"
-    )
+    __slots__ = ("_chunked",)
+
+    def __init__(self, channel: Channel, attendance: Attendance, clock: Any, *, chunked: bool) -> None:
+        super().__init__(channel, attendance, clock)
+        self._chunked = chunked
+
+    def head(self, cors: bytes) -> bytes:
+        """The head of the answer, and the first lines of the stream; `cors` is further header lines."""
+        retry = b"retry: %d\n\n" % RETRY
+        if self._chunked:
+            # And no "Connection: close", after which Node takes whatever end for a clean one.
+            return _HEAD % (b"Transfer-Encoding: chunked\r\n", cors, chunk(retry))
+        return _HEAD % (b"Connection: close\r\n", cors, retry)
+
+    def _write(self, data: bytes) -> None:
+        self.outbox.write(chunk(data) if self._chunked else data)
 
     def dataReceived(self, data: bytes) -> None:
         """It has nothing to say."""
 
     def deliver(self, batch: Batch) -> None:
-        self.outbox.write(batch.records)
+        self.outbox.write(batch.chunk if self._chunked else batch.records)
 
     def opened(self, cursor: Cursor) -> None:
-        self.outbox.write(record(str(cursor), "plumber.open", notice("plumber.open", self.account, cursor)))
+        self._write(record(str(cursor), "plumber.open", notice("plumber.open", self.account, cursor)))
 
     def missed(self, cursor: Cursor, position: Position) -> None:
-        self.outbox.write(record(str(position.cursor), "plumber.gap", gap(self.account, cursor, position)))
+        self._write(record(str(position.cursor), "plumber.gap", gap(self.account, cursor, position)))
 
     def beat(self) -> None:
         if not self.is_leaving:
-            self.outbox.write(b":\n\n")
+            self._write(b":\n\n")
 
     def farewell(self, reconnect_after: float) -> None:
         if not self.is_leaving:
             # Without a cursor: one that is being replayed stands elsewhere than the live ones.
             bye = notice("plumber.bye", self.account, None, reconnect_after=reconnect_after)
-            self.outbox.write(b"retry: %d\n%b" % (1000 * reconnect_after, record("", "plumber.bye", bye)))
+            self._write(b"retry: %d\n%b" % (1000 * reconnect_after, record("", "plumber.bye", bye)))
         self._close()
 
     def end(self, error: PlumberError | None) -> None:
