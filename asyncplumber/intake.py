@@ -38,12 +38,12 @@ Outcome = list[Receipt] | PlumberError
 class _Post:
     """The drafts of one POST on their way, and who is told what became of them, once."""
 
-    __slots__ = ("drafts", "settle", "size", "tick")
+    __slots__ = ("drafts", "settle", "since", "size")
 
-    def __init__(self, drafts: Sequence[Draft], settle: Callable[[Outcome], None], tick: int) -> None:
-        """`tick` tells when it came, as `answer_late` counts."""
+    def __init__(self, drafts: Sequence[Draft], settle: Callable[[Outcome], None], since: float) -> None:
+        """`since` is when it came, in seconds of the intake's clock."""
         self.drafts = drafts
-        self.tick = tick
+        self.since = since
         self.size = len(drafts[0].payload) if len(drafts) == 1 else sum([len(draft.payload) for draft in drafts])
         self.settle: Callable[[Outcome], None] | None = settle
 
@@ -84,7 +84,6 @@ class Intake:
         self._size = 0
         self._busy = False
         self._groups: dict[_Group, None] = {}  # handed to the store, and not answered yet
-        self._tick = 0  # calls of `answer_late`
         self._closed: PlumberError | None = None
         self._under_way = 0  # POSTs that are not answered yet
         self._settled: list[Deferred[None]] = []  # wait until there are none
@@ -109,7 +108,7 @@ class Intake:
         if self._size > self._limit:
             settle(TooManyRequests("the store does not keep up with what is posted", retry_after=1))
             return
-        post = _Post(drafts, settle, self._tick)
+        post = _Post(drafts, settle, self._clock.seconds())
         self._posts.append(post)
         self._under_way += 1
         self._size += post.size
@@ -154,16 +153,15 @@ class Intake:
 
     async def answer_late(self) -> None:
         """Answer what would have waited too long at the next call.  To be called every `TICK` seconds."""
-        self._tick += 1
-        oldest = self._tick - int(PATIENCE / TICK) + 1
+        oldest = self._clock.seconds() - PATIENCE + TICK
         error = Unavailable("the store did not answer in time")
-        late = next((at for at, post in enumerate(self._posts) if post.tick > oldest), len(self._posts))
+        late = next((at for at, post in enumerate(self._posts) if post.since > oldest), len(self._posts))
         posts, self._posts = self._posts[:late], self._posts[late:]
         self._size -= sum([post.size for post in posts])
         for group in list(self._groups):
             if group.results is None:
-                posts += [post for post in group.posts if post.tick <= oldest]
-            elif group.posts[0].tick <= oldest:
+                posts += [post for post in group.posts if post.since <= oldest]
+            elif group.posts[0].since <= oldest:
                 # They are kept.  What is not known yet is only who else was told.
                 self._answer(group, {})
         for post in posts:

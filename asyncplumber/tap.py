@@ -20,6 +20,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from asyncplumber.stores.keeping import DAY, Keeping
+from asyncplumber.web.bodies import BODIES
 from asyncplumber.web.hosts import parse_hosts
 
 PREFIX = "ASYNCPLUMBER_"
@@ -72,6 +73,7 @@ _PARAMETERS: list[tuple[str, str | None, str, str, Callable[[str], Any] | None]]
     ("max-body", None, "1048576", "Bytes in the body of a POST.", _number(int, 1, _SIZE, " bytes")),
     ("max-headers", None, "16384", "Bytes in request line and headers.", _number(int, 256, _SIZE, " bytes")),
     ("max-unsent", None, "1048576", "Bytes that may wait for one slow subscriber.", _number(int, 1024, _SIZE, " bytes")),
+    ("max-waiting", None, f"{BODIES}", "Bytes of large bodies that wait at once.", _number(int, 65536, _SIZE, " bytes")),
     ("max-subscribers", None, "100000", "Subscribers of this instance.", _number(int, 1, 10**7, " subscribers")),
     ("request-timeout", None, "30", "Seconds in which a request must arrive.", _number(float, 0.1, 3600, " seconds")),
     ("idle-timeout", None, "75", "Seconds that a connection without a request stays open.", _number(float, 1, 3600, " seconds")),
@@ -196,6 +198,7 @@ def _limits(options: Options) -> dict[str, Any]:
         "body_limit": options["max-body"],
         "head_limit": options["max-headers"],
         "unsent_limit": options["max-unsent"],
+        "bodies_limit": options["max-waiting"],
         "request_timeout": options["request-timeout"],
         "idle_timeout": options["idle-timeout"],
         "origins": options["allow-origin"],

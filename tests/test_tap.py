@@ -58,6 +58,8 @@ class OptionsTests(TestCase):
         self.assertEqual(parsed("--port", "65535")["port"], 65535)
         self.assertEqual(parsed("--history-length", "1")["history-length"], 1)
         self.assertEqual(parsed("--max-unsent", "1024")["max-unsent"], 1024)
+        self.assertEqual(parsed("--max-waiting", "65536")["max-waiting"], 65536)
+        self.assertIn("--max-waiting", self.refused(MAX_WAITING="65535"))
 
     def test_not_a_number_is_refused(self) -> None:
         """float() would take nan and inf."""

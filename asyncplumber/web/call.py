@@ -27,6 +27,7 @@ class Call:
     __slots__ = (
         "_more",
         "body",
+        "counted",
         "expects_continue",
         "fed",
         "headed",
@@ -48,7 +49,8 @@ class Call:
         self.headers: dict[bytes, bytes] = {}
         self.raw_headers: list[tuple[bytes, bytes]] = []
         self.body = b""
-        self._more: bytearray | None = None
+        self._more: bytearray | None = None  # the body while it comes in pieces
+        self.counted = 0  # bytes of it that are counted as those of a large one
         self.limit = 0  # bytes that the body may have
         self.length = 0  # bytes of the body, as announced
         self.size = 0  # bytes of the head, as far as it is known
@@ -112,18 +114,20 @@ class Call:
 
     def take_body(self, body: bytes) -> int:
         """The next bytes of the body; nearly always they are all of it.  @return: how many there are now."""
-        if not self.body:
-            self.body = body
-            return len(body)
-        if self._more is None:
-            self._more = bytearray()
-        self._more += body
-        return len(self.body) + len(self._more)
+        if self._more is not None:
+            self._more += body
+            return len(self._more)
+        if self.body:
+            self._more = bytearray(self.body)
+            self._more += body
+            return len(self._more)
+        self.body = body
+        return len(body)
 
     def complete_body(self) -> None:
         """There are no more."""
         if self._more is not None:
-            self.body += self._more
+            self.body, self._more = bytes(self._more), None
 
     @property
     def has_body(self) -> bool:

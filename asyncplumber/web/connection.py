@@ -79,10 +79,17 @@ class Connection:
     def connectionLost(self, reason: Any) -> None:
         self._lost = True
         self._outbox.forget()
-        self.house.connections.discard(self)
+        self._let_go()
         gone, self.gone = self.gone, None
         if gone is not None:
             gone(reason)
+
+    def _let_go(self) -> None:
+        """Nothing more is read here."""
+        self.house.connections.discard(self)
+        self._reader.calls.clear()
+        self._reader.call = None
+        self._reader.recount()
 
     def dataReceived(self, data: bytes) -> None:
         if self._reader.deaf:
@@ -177,6 +184,7 @@ class Connection:
         """The answer is written."""
         self.gone = None
         self._busy = False
+        self._reader.recount()
         if close:
             self.hang_up()
         else:
@@ -233,7 +241,7 @@ class Connection:
 
         @return: the transport; its outbox, which may still have something of ours; what the client has said already.
         """
-        self.house.connections.discard(self)
+        self._let_go()
         self.gone = None
         rest = bytes(self._backlog)
         self._backlog.clear()

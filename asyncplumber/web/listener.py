@@ -26,6 +26,7 @@ from asyncplumber.hub import Hub
 from asyncplumber.relays.parcels import parcel_limit
 from asyncplumber.web.answers import Answer, error_answer
 from asyncplumber.web.attendance import Attendance
+from asyncplumber.web.bodies import BODIES, Bodies
 from asyncplumber.web.call import Call
 from asyncplumber.web.connection import Connection
 from asyncplumber.web.frame_parser import FrameParsers
@@ -64,6 +65,7 @@ class Listener(Factory):
         body_limit: int = BODY_LIMIT,
         head_limit: int = HEAD_LIMIT,
         unsent_limit: int = UNSENT,
+        bodies_limit: int = BODIES,
         request_timeout: float = REQUEST_TIMEOUT,
         idle_timeout: float = IDLE_TIMEOUT,
         origins: Collection[str] = (),
@@ -74,9 +76,8 @@ class Listener(Factory):
 
         `origins` are those, beside our own, whose pages may subscribe and post; ``*`` lets all.
         """
-        self.body_limit = body_limit
-        self.head_limit = head_limit
-        self.unsent_limit = unsent_limit
+        self.body_limit, self.head_limit, self.unsent_limit = body_limit, head_limit, unsent_limit
+        self.bodies = Bodies(bodies_limit)
         self.request_timeout, self.idle_timeout = request_timeout, idle_timeout
         self.connections: set[Connection] = set()
         self.ports: list[Any] = []  # on which we listen, as far as they can be told how much to accept
@@ -124,6 +125,7 @@ class Listener(Factory):
             connection.hang_up()
 
     def _tick(self) -> None:
+        self.bodies.tick()
         self.now = now = self._clock.seconds()
         for connection in [late for late in self.connections if late.deadline is not None and late.deadline < now]:
             connection.expired()
@@ -149,7 +151,8 @@ class Listener(Factory):
                 taken = self._webhook.take(segment, call.headers, call.body)
                 connection.reply_later(call, taken.addCallback(lambda answer: self._allowing(call, answer)))
             else:
-                self._webhook.take_in(segment, call.headers, call.body, partial(connection.reply, call))
+                body, call.body = call.body, b""  # the call stays until it is answered, which may take seconds
+                self._webhook.take_in(segment, call.headers, body, partial(connection.reply, call))
         elif target.startswith(b"/events/"):
             self._subscribe(connection, call)
         else:

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, HttpRequestParser
 
-from asyncplumber.errors import BadRequest, PlumberError, TooLarge
+from asyncplumber.errors import BadRequest, PlumberError, TooLarge, TooManyRequests
+from asyncplumber.web.bodies import LARGE, Bodies
 from asyncplumber.web.call import HEADERS, Call, HeadersTooLarge
 from asyncplumber.web.webhook import ODD_HEADER, ODD_PATH
 
@@ -22,6 +23,7 @@ class Limits(Protocol):
     """What the reader asks of the house."""
 
     head_limit: int
+    bodies: Bodies
 
     def limit_of(self, target: bytes) -> int:
         """Bytes of a body that may be sent to this path."""
@@ -36,7 +38,7 @@ def _explained(error: HttpParserError) -> BadRequest:
 class Reader:
     """The requests of one connection."""
 
-    __slots__ = ("_limits", "_parser", "began", "call", "calls", "continues", "deaf", "refusal")
+    __slots__ = ("_limits", "_parser", "began", "call", "calls", "continues", "deaf", "held", "refusal")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -44,6 +46,7 @@ class Reader:
         self.call: Call | None = None  # being read
         self.calls: deque[Call] = deque()  # read, and not answered yet
         self.refusal: PlumberError | None = None  # to be said after those answers
+        self.held = 0  # bytes of large bodies that are counted for this connection
         self.deaf = False  # nothing is read any more
         self.began = False  # a request has begun since this was last looked at
         self.continues = False  # the client waits for a word before it sends the body
@@ -79,6 +82,14 @@ class Reader:
         self.deaf = True
         self.call = None
         self.refusal = None
+        self.recount()
+
+    def recount(self) -> None:
+        """Some of what was counted is answered, or will not be: count what is still to come."""
+        if self.held:
+            held = sum([call.counted for call in self.calls]) + (self.call.counted if self.call is not None else 0)
+            self._limits.bodies.release(self.held - held)
+            self.held = held
 
     def _refuse_large(self, call: Call) -> None:
         self.refuse(TooLarge(f"a body has at most {call.limit} bytes"))
@@ -142,8 +153,14 @@ class Reader:
         call = self.call
         if call is not None:
             self.continues = False
-            if call.take_body(body) > call.limit:
+            size = call.take_body(body)
+            if size > call.limit:
                 self._refuse_large(call)
+            elif size > LARGE:
+                more, call.counted = size - call.counted, size
+                self.held += more
+                if not self._limits.bodies.has_room(more, self.held):
+                    self.refuse(TooManyRequests("too many large bodies wait here", retry_after=1))
 
     def on_message_complete(self) -> None:
         call = self.call
