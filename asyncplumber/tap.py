@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from asyncplumber.stores.keeping import DAY, Keeping
 from asyncplumber.web.bodies import BODIES
 from asyncplumber.web.hosts import parse_hosts
+from asyncplumber.web.origins import parse_origin
 
 PREFIX = "ASYNCPLUMBER_"
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -50,11 +51,7 @@ def _url(text: str) -> str:
 
 def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(text.replace(",", " ").split())
-    for origin in origins:
-        parts = urlsplit(origin)
-        if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
-            raise ValueError(f"{origin!r} is not an origin such as https://www.example.com, nor *")
-    return origins
+    return tuple(origin if origin == "*" else parse_origin(origin) for origin in origins)
 
 
 _SIZE = 2**40
@@ -77,7 +74,7 @@ _PARAMETERS: list[tuple[str, str | None, str, str, Callable[[str], Any] | None]]
     ("max-subscribers", None, "100000", "Subscribers of this instance.", _number(int, 1, 10**7, " subscribers")),
     ("request-timeout", None, "30", "Seconds in which a request must arrive.", _number(float, 0.1, 3600, " seconds")),
     ("idle-timeout", None, "75", "Seconds that a connection without a request stays open.", _number(float, 1, 3600, " seconds")),
-    ("allow-origin", None, "", "Origins, beside our own, whose pages may subscribe and post; * for all.", _origins),
+    ("allow-origin", None, "", "Origins whose pages may use it, such as https://*.example.com; * for all.", _origins),
     ("host", None, "", "Name by which clients may call us: push.example.com, *.example.com …; may be repeated.", parse_hosts),
     ("secret", None, "", "Secret of 16 bytes or more that instances sign with (default: one that the store keeps).", None),
 ]  # fmt: skip

@@ -533,6 +533,20 @@ class PageTests(SynchronousTestCase):
             page.complaints()  # that the connection was lost, and refused for a while
             again.stop()
 
+    def test_pages_of_named_origins_may_send_cookies(self) -> None:
+        """The browser lets them read the answer, and those whom only a star lets in it does not."""
+        elsewhere = self.serve()
+        origin = elsewhere.url.replace("127.0.0.1", "app.localhost")
+        page = browser()
+        self.addCleanup(page.go, "about:blank")
+        page.go(f"{origin}/healthz")
+        ask = "return await fetch(args[0], {credentials: args[1]}).then((answer) => answer.status, () => 'refused')"
+        for allowed, include in (("http://*.localhost:" + origin.rpartition(":")[2], 200), (origin, 200), ("*", "refused")):
+            url = f"{self.serve('--allow-origin', allowed).url}/events/crew?wait=0"
+            found = [page.run(ask, url, credentials) for credentials in ("include", "omit")]
+            self.assertEqual(found, [include, 200], allowed)
+        page.complaints()
+
     def test_a_page_that_is_left_is_no_subscriber(self) -> None:
         """Browsers keep pages for the way back, and their connections too, unless the page lets go."""
         server = self.serve()

@@ -10,9 +10,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from asyncplumber.errors import Unavailable
+from asyncplumber.rate_limited_log import INTERVAL
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.testing import MemoryClient, MemoryServer, Reply, replies
@@ -502,10 +504,60 @@ class OriginTests(SynchronousTestCase):
             self.assertEqual(reply.headers[b"access-control-allow-headers"], names.encode())
             self.assertIn(method.encode(), reply.headers[b"access-control-allow-methods"])
 
+    def credentials(self, origin: str) -> set[bytes | None]:
+        """What the answers say of credentials: to a POST, the polls and streams, a preflight, the long way, and errors."""
+        preflight = ("Access-Control-Request-Method", "POST")
+        stream = self.server.connect()
+        words = f"Host: localhost\r\nAccept: text/event-stream\r\nOrigin: {origin}"
+        stream.say(f"GET /events/a HTTP/1.1\r\n{words}\r\n\r\n".encode())
+        head = stream.heard().partition(b"\r\n\r\n")[0]
+        found = {
+            reply.headers.get(b"access-control-allow-credentials")
+            for reply in (
+                self.asked("POST", "/hooks/a", origin),
+                self.asked("POST", "/hooks/%00", origin),
+                self.asked("GET", "/events/a?wait=0", origin),
+                self.asked("OPTIONS", "/events/a", origin, preflight),
+                self.asked("GET", "/accounts/a", origin),
+            )
+        }
+        return found | {b"true" if b"\r\nAccess-Control-Allow-Credentials: true" in head else None}
+
     def test_a_star_lets_all(self) -> None:
-        """Each is named in its answer."""
+        """Each is named in its answer, and none may send cookies: that would let every page act as its reader."""
         self.server = MemoryServer(origins=["*"])
         self.assertEqual(self.asked("POST", "/hooks/a", "null").headers[b"access-control-allow-origin"], b"null")
+        for origin in ("https://app.example", "null"):
+            self.assertEqual(self.credentials(origin), {None})
+
+    def test_named_origins_may_send_cookies(self) -> None:
+        """Also beside a star, which alone lets nobody send them."""
+        self.assertEqual(self.credentials("https://app.example"), {b"true"})
+        self.server = MemoryServer(origins=["*", "https://app.example", "https://*.example.com"])
+        self.assertEqual(self.credentials("https://app.example"), {b"true"})
+        self.assertEqual(self.credentials("https://a.example.com"), {b"true"})
+        self.assertEqual(self.credentials("https://other.example"), {None})
+
+    def test_a_refused_origin_leaves_a_line_in_the_log(self) -> None:
+        """One in an interval, with the origin and how many there were."""
+        lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            text = formatEvent(event)
+            if "--allow-origin" in text:
+                lines.append(text)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        for number in range(50):
+            self.asked("POST", "/hooks/a", f"https://evil{number}.example")
+        self.assertEqual(len(lines), 1)
+        self.assertIn("'https://evil0.example'", lines[0])
+        self.server.advance(INTERVAL)
+        self.asked("GET", "/events/a", "https://" + "x" * 5000)
+        self.assertEqual(len(lines), 2)
+        self.assertIn("49 more", lines[1])
+        self.assertLess(len(lines[1]), 500)
 
 
 class StoppingTests(SynchronousTestCase):

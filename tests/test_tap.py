@@ -125,7 +125,9 @@ class OptionsTests(TestCase):
             parsed("--allow-origin", "https://a.example, http://b.example:81")["allow-origin"],
             ("https://a.example", "http://b.example:81"),
         )
-        self.assertIn("--allow-origin", self.refused("--allow-origin", "a.example"))
+        self.assertEqual(parsed("--allow-origin", "https://*.Example.com:443 *")["allow-origin"], ("https://*.example.com", "*"))
+        for wrong in ("a.example", "https://*.com", "https://a.example/", "https://a.*.example"):
+            self.assertIn("--allow-origin", self.refused("--allow-origin", wrong))
 
     def test_urls_are_checked(self) -> None:
         """The other instances must be able to use it."""

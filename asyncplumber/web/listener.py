@@ -88,7 +88,7 @@ class Listener(Factory):
         self.attendance = attendance
         self._site = site
         self._clock = clock
-        self._origins = Origins(origins)
+        self._origins = Origins(origins, clock.seconds)
         self._gate = gate or Gate(Hosts())
         self._polls: set[LongPoll] = set()
         self._parsers = FrameParsers(clock)
