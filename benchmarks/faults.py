@@ -35,6 +35,7 @@ from asyncplumber.stores.keeping import Keeping
 from benchmarks import machine
 from tests.farm import Crowd, Farm, Wire, until
 from tests.farm_clients import TRANSPORTS, Line, WebSocket, connect, sleep
+from tests.replica_set import ReplicaSet
 
 ACCOUNTS = ("a", "b", "c")
 Fault = Callable[["Trial", random.Random], Awaitable[None]]
@@ -43,8 +44,8 @@ Fault = Callable[["Trial", random.Random], Awaitable[None]]
 class Trial:
     """A farm whose instances reach each other by wires that can be cut, and a crowd."""
 
-    def __init__(self, length: int, skews: tuple[float, ...] = ()) -> None:
-        self.farm = Farm(4, "--history-length", str(length), skews=skews)
+    def __init__(self, length: int, skews: tuple[float, ...] = (), uri: str = "") -> None:
+        self.farm = Farm(4, "--history-length", str(length), skews=skews, uri=uri)
         self.crowd = Crowd()
         self.wires: list[Wire] = []
 
@@ -225,6 +226,11 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+def header() -> None:
+    """The columns of the table."""
+    print(f"{'fault':<42}{'times':>6}{'accepted':>11}{'owed':>11}{'delivered':>11}{'duplicates':>11}{'delay, s':>11}")
+
+
 def row(name: str, times: int, crowd: Crowd) -> None:
     """A line of the table."""
     ledger = crowd.ledger
@@ -235,7 +241,6 @@ def row(name: str, times: int, crowd: Crowd) -> None:
 
 async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -> None:
     """One line per fault, then all of them mixed, the clocks of two instances being five minutes off."""
-    print(f"{'fault':<42}{'times':>6}{'accepted':>11}{'owed':>11}{'delivered':>11}{'duplicates':>11}{'delay, s':>11}")
     trial = Trial(10**6, skews=(-300.0, 300.0))
     try:
         for number, (name, fault) in enumerate(FAULTS.items()):
@@ -260,6 +265,44 @@ async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -
         row("all of these in random order", mixed, trial.crowd)
     finally:
         await trial.down()
+
+
+async def replace_primary(set: ReplicaSet, trial: Trial, dice: random.Random) -> None:
+    """The primary hangs, another one is elected; the old one wakes up cut off, and one instance sees only it."""
+    old = await set.primary()
+    others = [member for member in set.members if member is not old]
+    pids = [member.pid for member in others]
+    victim = dice.choice(trial.farm.nodes)
+    set.links.known = [*set.pids, *[node.pid for node in trial.farm.nodes]]
+    old.pause()
+    try:
+        set.links.cut([victim.pid], pids)
+        set.links.cut([old.pid], [*pids, *[node.pid for node in trial.farm.nodes if node is not victim]])
+        await set.elect(*others)
+        await sleep(dice.uniform(1, 3))
+    finally:
+        old.resume()
+    await sleep(dice.uniform(4, 8))  # it compares its positions every three seconds
+    set.links.mend()
+    await set.settled()
+
+
+async def primary_table(dice: random.Random, rounds: int) -> None:
+    """The line of a fault that needs a replica set: nobody may be told of a gap."""
+    set = await ReplicaSet().start()
+    trial = Trial(10**6, uri=set.uri)
+    try:
+        await trial.begin("p")
+        for _ in range(rounds):
+            await sleep(dice.uniform(0.2, 1))
+            await replace_primary(set, trial, dice)
+        await trial.end()
+        row("an old primary, and who sees only it", rounds, trial.crowd)
+        doubts = sum(node.output.count("cannot catch up yet") for node in trial.farm.nodes)
+        print(f"  comparisons with the old primary that were not believed: {doubts} (a gap would have ended this)")
+    finally:
+        await trial.down()
+        await set.stop()
 
 
 async def relay(parcel: int = 500, parcels: int = 40) -> None:
@@ -362,7 +405,11 @@ async def run(reactor: Any, options: argparse.Namespace) -> None:
     print(machine.description())
     if not options.only or options.only == "faults":
         print(f"seed {options.seed}")
+        header()
         await fault_table(random.Random(options.seed), options.rounds, options.mixed, options.fault)
+    if not options.only or options.only == "primaries":
+        header()
+        await primary_table(random.Random(options.seed), options.rounds)
     if not options.only or options.only == "relay":
         await relay()
     if not options.only or options.only == "upkeep":
@@ -378,7 +425,7 @@ def main() -> None:
     parser.add_argument("--fault", default="", help="inject only the faults whose name has this in it")
     parser.add_argument("--hooks", type=int, default=100_000)
     parser.add_argument("--accounts", type=int, default=10_000)
-    parser.add_argument("--only", choices=["faults", "relay", "upkeep"])
+    parser.add_argument("--only", choices=["faults", "primaries", "relay", "upkeep"])
     options = parser.parse_args()
     react(lambda reactor: Deferred.fromCoroutine(run(reactor, options)))
 

@@ -152,9 +152,11 @@ class Node:
 class Farm:
     """A MongoDB, instances on it, and everybody who is connected."""
 
-    def __init__(self, size: int, *options: str, skews: Sequence[float] = ()) -> None:
+    def __init__(self, size: int, *options: str, skews: Sequence[float] = (), uri: str = "") -> None:
+        """`uri` is that of a server that is running already, without a database; else the farm starts one."""
         self.mongod = Mongod()
-        self.uri = with_database(self.mongod.uri, "farm")
+        self._starts = not uri
+        self.uri = with_database(uri or self.mongod.uri, "farm")
         common = ("--store", self.uri, "--lease", str(LEASE), "--linger", str(LINGER), *options)
         skews = [*skews, *[0.0] * (size - len(skews))]
         self.nodes = [Node(*common, skew=skew) for skew in skews]
@@ -165,7 +167,7 @@ class Farm:
 
     async def up(self) -> None:
         """Start what is not running, so that all are as they were."""
-        if not self.mongod.pid:
+        if self._starts and not self.mongod.pid:
             self.mongod.start()
         await gatherResults([Deferred.fromCoroutine(node.start()) for node in self.nodes if not node.alive])
 

@@ -213,6 +213,19 @@ class ReplicaSet:
             time.sleep(0.05)
         raise AssertionError(f"none can be elected: {errors[-2:]}")
 
+    async def primary(self) -> Mongod:
+        """The member that takes writes.  To be asked when there is one only."""
+
+        def look() -> Mongod:
+            for member in self.members:
+                with self.client(member) as client:
+                    if client.admin.command("hello")["isWritablePrimary"]:
+                        return member
+            raise AssertionError("there is no primary")
+
+        found: Mongod = await deferToThread(look)
+        return found
+
     async def elect(self, *members: Mongod) -> Mongod:
         """Have one of these elected, whichever is not behind; wait until it takes writes."""
         elected: Mongod = await deferToThread(self._step_up, *members)
