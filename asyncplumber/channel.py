@@ -230,8 +230,9 @@ class Channel:
                 self._serve_in_slices(batch, listeners, 0)
                 return
             self._serve(batch, listeners, self.delivered)
+            live = len(self.live)
             # Who left meanwhile was too slow to take it.
-            self._given.add(batch.events, min(len(listeners), len(self.live)))
+            self._given.add(batch.events, live if live < len(listeners) else len(listeners))
             spent += len(listeners)
             if spent > SLICE and self._order.is_due:
                 self._hub.clock.callLater(0, self._send_on)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from asyncplumber.event import Event
 
-REMEMBERED = 256  # batches of one account: a receipt is written soon after, and so is most retries'
+REMEMBERED = 128  # batches of one account, and up to twice as many: receipts and retries come soon
 
 
 class Given:
@@ -25,10 +25,11 @@ class Given:
 
     def add(self, events: Sequence[Event], count: int) -> None:
         """These events, which follow each other, were given to so many."""
+        batches = self._batches
         last = events[-1]
-        self._batches.append((last.epoch, events[0].seq, last.seq, count))
-        if len(self._batches) > REMEMBERED:
-            del self._batches[0]
+        batches.append((last.epoch, events[0].seq, last.seq, count))
+        if len(batches) > 2 * REMEMBERED:
+            del batches[:REMEMBERED]
 
     def count(self, event: Event) -> int | None:
         """Return how many were given this event; None if that is not known."""

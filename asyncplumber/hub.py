@@ -117,10 +117,10 @@ class Hub:
             if channel is not None:
                 channel.arrive(event)
                 touched[channel] = None
-        for channel in touched:
-            channel.drain()
         if not touched:
             return [0] * len(events)
+        for channel in touched:
+            channel.drain()
         return [channel.given(event) if (channel := channels.get(event.account)) is not None else 0 for event in events]
 
     def whisper(self, drafts: Iterable[Draft]) -> int:

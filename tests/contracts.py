@@ -227,12 +227,11 @@ class HistoryContract(StoreContract):
 
     async def test_a_page_may_be_asked_to_be_smaller(self) -> None:
         """Down to one event; never larger than a mebibyte."""
-        await self.history.append(drafts(40, payload=b'"data":"%b"' % (b"x" * 991)))
+        await self.history.append(drafts(9, payload=b'"data":"%b"' % (b"x" * 991)))
         epoch = (await self.history.position("a")).epoch
-        floor = (await self.history.position("a")).floor
-        for size, count in ((3000, 3), (2999, 2), (20_000, 20), (1, 1), (10**9, 40)):
-            page = await self.history.read("a", Cursor(epoch, floor), None, 100, size)
-            self.assertEqual(seqs(page), list(range(floor + 1, min(40, floor + count) + 1)), size)
+        for size, count in ((3000, 3), (2999, 2), (9000, 9), (1, 1), (10**9, 9)):
+            page = await self.history.read("a", Cursor(epoch, 0), None, 100, size)
+            self.assertEqual(seqs(page), list(range(1, count + 1)), size)
 
     async def test_a_cursor_that_cannot_be_continued_is_refused(self) -> None:
         """Another epoch, and a place that no event had yet: both come with how far the history reaches."""

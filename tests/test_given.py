@@ -22,6 +22,9 @@ class GivenTests(SynchronousTestCase):
     def test_only_the_latest_are_remembered(self) -> None:
         """At the edge."""
         given = Given()
-        for seq in range(REMEMBERED + 1):
+        for seq in range(2 * REMEMBERED):
             given.add([event(seq)], seq)
-        self.assertEqual((given.count(event(0)), given.count(event(1))), (None, 1))
+        self.assertEqual(given.count(event(0)), 0)
+        given.add([event(2 * REMEMBERED)], 7)
+        counts = [given.count(event(seq)) for seq in (REMEMBERED - 1, REMEMBERED, 2 * REMEMBERED)]
+        self.assertEqual(counts, [None, REMEMBERED, 7])
