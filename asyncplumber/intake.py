@@ -24,7 +24,9 @@ from asyncplumber.interfaces import Appended, IRelay
 
 GROUP = 1000  # drafts in one append: more gains nothing and makes the first of them wait
 WAITING = 64 * 1024 * 1024  # bytes of payloads that wait for the store; beyond that a POST is told to come back
-PATIENCE = 5.0  # seconds until a POST is answered, whatever the store does: 503, or its receipt if it is kept
+# Seconds until a POST is answered, whatever the store does: 503, or its receipt if it is kept.  5 are promised to clients, who
+# count from the first byte that they send.
+PATIENCE = 4.5
 TICK = 0.25  # seconds between looks for what waits too long: one timer for all costs less than one for each
 _ALONE: dict[str, int] = {"ok": 0, "failed": 0}
 _HERE: dict[str, int] = {"ok": 1, "failed": 0}

@@ -184,7 +184,8 @@ class Connection:
         """The answer is written."""
         self.gone = None
         self._busy = False
-        self._reader.recount()
+        if self._reader.held:
+            self._reader.recount()
         if close:
             self.hang_up()
         else:
