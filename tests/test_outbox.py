@@ -23,6 +23,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from asyncplumber.testing import MemoryServer
 from asyncplumber.web.outbox import Outbox
+from asyncplumber.web.progress import progress
 
 
 class MemoryTests(SynchronousTestCase):
@@ -323,6 +324,26 @@ class TlsTests(TestCase):
         numbers = [int(part.partition(b"x")[0]) for part in self.client.data.split(b'"data":"')[1:]]
         self.assertEqual(numbers, list(range(200)))
         self.assertTrue(ISSLTransport.providedBy(self.client.transport))
+
+    async def test_what_the_client_takes_is_seen_below_tls(self) -> None:
+        """The books of TCP are found: everything was taken, or so many bytes were."""
+        self.client.transport.write(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
+        await self.heard(b"plumber.open")
+        (subscriber,) = self.server.attendance
+        self.client.transport.pauseProducing()
+        for _ in range(200):
+            self.server.post("a", b'"%b"' % (b"x" * 900))
+        for _ in range(20):
+            self.server.post("a", b'"%b"' % (b"x" * 900))
+            await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
+        transport: Any = subscriber.transport  # type: ignore[attr-defined]
+        self.assertIsNotNone(transport.socket)
+        mark = progress(transport)
+        self.assertIsInstance(mark, bytes | None)
+        self.client.transport.resumeProducing()
+        while progress(transport) is not None:
+            self.server.settle()
+            await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
 
     async def test_a_refusal_is_read_although_the_body_is_not_taken(self) -> None:
         """And the connection is closed."""

@@ -19,6 +19,7 @@ from asyncplumber.errors import PlumberError, TooSlow, blame
 from asyncplumber.web.answers import Answer, error_answer
 from asyncplumber.web.call import Call
 from asyncplumber.web.outbox import Outbox
+from asyncplumber.web.progress import progress
 from asyncplumber.web.reading import Reader
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Connection:
         "_lost",
         "_outbox",
         "_paused",
+        "_progress",
         "_reader",
         "deadline",
         "gone",
@@ -62,6 +64,7 @@ class Connection:
         self._going = False  # `_go_on` is under way
         self._lost = False
         self._paused = False
+        self._progress: object | None = None  # when the deadline last passed
         self._outbox: Outbox = None  # type: ignore[assignment]  # there from `makeConnection` on
 
     # IProtocol
@@ -228,7 +231,11 @@ class Connection:
 
     def expired(self) -> None:
         """The deadline has passed."""
-        if self._reader.deaf:
+        before, self._progress = self._progress, progress(self.transport)
+        if self._progress is not None and self._progress != before:
+            # It is slow to take an answer, and a reset would destroy what is on its way.
+            self.deadline = self.house.now + self.house.request_timeout
+        elif self._reader.deaf:
             self.transport.abortConnection()
         elif self._reader.call is not None and not self._full:
             self.refuse(TooSlow())

@@ -21,10 +21,11 @@ from asyncplumber.web.answers import Answer, error_answer
 from asyncplumber.web.attendance import Attendance
 from asyncplumber.web.connection import Connection
 from asyncplumber.web.outbox import Outbox
+from asyncplumber.web.progress import progress
 from asyncplumber.wire import Batch, chunk, gap, notice, record
 
 RETRY = 3000  # milliseconds that a browser waits before it reconnects; the specification suggests "a few seconds"
-CLOSING = 5.0  # seconds that a client has to take the last bytes and go
+CLOSING = 5.0  # seconds in which a client must take some of the last bytes, or go
 REPLAY_TIMEOUT = 5.0  # seconds that a long-poll waits for the store before it is answered 503
 ENVELOPES = 1024 * 1024  # bytes in one answer to a long-poll, at which it stops to take more
 _HEAD = (
@@ -138,10 +139,24 @@ class Stream(ABC):
         return self._ending is not None
 
     def _leave(self) -> None:
-        """Serve it no more; the client has `CLOSING` seconds to take the last words and go."""
+        """
+        Serve it no more, and let it take the last words and go.
+
+        A client that has taken nothing for `CLOSING` seconds is hung up on.  One that is slow is not:
+        a reset would destroy what is on its way.
+        """
         self._channel.unsubscribe(self)
         if self._ending is None:
-            self._ending = self._clock.callLater(CLOSING, self.abort)
+            self._wait_for_end()
+
+    def _wait_for_end(self) -> None:
+        self._ending = self._clock.callLater(CLOSING, self._end_or_wait, progress(self.transport))
+
+    def _end_or_wait(self, before: object | None) -> None:
+        if progress(self.transport) == before:
+            self.abort()
+        else:
+            self._wait_for_end()
 
     def _close(self) -> None:
         """Close after what is in the transport has been sent, but do not wait for ever."""

@@ -20,10 +20,11 @@ from asyncplumber.event import Cursor, Position
 from asyncplumber.posted import Headers
 from asyncplumber.web.attendance import Attendance
 from asyncplumber.web.frame_parser import FRAME_BURST, FRAME_RATE, FrameParser, FrameParsers
+from asyncplumber.web.progress import progress
 from asyncplumber.web.streams import SlowReader, Stream
 from asyncplumber.wire import Batch, frame, gap, notice
 
-SILENT = 3  # heartbeats that a client may leave unanswered
+SILENT = 3  # heartbeats that a client may neither answer nor take anything that waits for it
 PING = b"\x89\x00"
 _CLOSE = b"\x88"
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -63,13 +64,14 @@ def handshake(headers: Headers) -> bytes:
 class WebSocketStream(Stream):
     """A WebSocket client.  It is also the transport of its parser."""
 
-    __slots__ = ("_allowed_from", "_factory", "_parser", "_silent")
+    __slots__ = ("_allowed_from", "_factory", "_parser", "_progress", "_silent")
 
     def __init__(self, channel: Channel, attendance: Attendance, clock: Any, factory: FrameParsers) -> None:
         super().__init__(channel, attendance, clock)
         self._factory = factory
         self._parser: FrameParser | None = None
-        self._silent = 0
+        self._silent = 0  # heartbeats since the last sign of life
+        self._progress: object | None = None  # at the last heartbeat
         # When the whole burst is allowed again: each frame moves it on (the algorithm GCRA, which
         # is a token bucket in one number).
         self._allowed_from = 0.0
@@ -149,10 +151,17 @@ class WebSocketStream(Stream):
         self.outbox.write(frame(gap(self.account, cursor, position)))
 
     def beat(self) -> None:
+        if self.is_leaving:
+            return
+        # A ping is behind what waits, and tells nothing about a slow reader: what it takes does.
+        before, self._progress = self._progress, progress(self.transport)
+        if before is not None and self._progress is not None and self._progress != before:
+            self._silent = 0
         if self._silent >= SILENT:
             self.abort()
-        elif not self.is_leaving:
-            self._silent += 1
+            return
+        self._silent += 1
+        if self._progress is None:
             self.outbox.write(PING)
 
     def farewell(self, reconnect_after: float) -> None:
