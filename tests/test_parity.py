@@ -125,6 +125,16 @@ class ParityTests(SynchronousTestCase):
         for method in (b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"):
             self.assertEqual(self.check(method, b"/hooks/a"), 405)
 
+    def test_a_path_that_begins_with_two_slashes_is_not_found(self) -> None:
+        """It is none of ours: a proxy's rule for ``/metrics`` may not be one for ``//metrics``."""
+        paths = [b"/", b"/metrics", b"/healthz", b"/hooks/a", b"/events/a?wait=0", b"/accounts/a", b"/page.js"]
+        paths += [b"/instances/x/parcels", b"/instances/x/hooks/a", b"/instances/x/accounts/a"]
+        for path in paths:
+            for slashes in (b"/", b"//"):
+                for method, body in ((b"GET", b""), (b"POST", b"1")):
+                    self.assertEqual(self.check(method, slashes + path, [], body), 404, path)
+        self.assertEqual(self.doors.short.ask(b"GET http://localhost//metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")[0].status, 404)
+
     def test_odd_accounts(self) -> None:
         """Also those that are none."""
         odd = [

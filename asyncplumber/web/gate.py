@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asyncplumber.errors import NotFound
 from asyncplumber.posted import Headers
 from asyncplumber.web.hosts import Hosts
 
@@ -20,4 +21,7 @@ class Gate:
 
         `target` begins with the path below our root, `connection` has ``getHost()``.
         """
+        if target.startswith(b"//"):
+            # Klein folds these slashes.  A proxy may not, and its rules are for the path without them.
+            raise NotFound
         self.hosts.check(target.partition(b"?")[0], headers, connection)
