@@ -101,6 +101,12 @@ class TooManyRequests(PlumberError):
     status, code, default = 429, "too-many", "too many at once; try again later"
 
 
+class NotImplementedHere(PlumberError):
+    """A method or a transfer coding that this server does not know (RFC 9110, 15.6.2)."""
+
+    status, code, default = 501, "not-implemented", "this server does not know that method"
+
+
 class Unavailable(PlumberError):
     """The store cannot be reached, or the instance is about to stop; nothing was accepted."""
 

@@ -150,6 +150,16 @@ def _media_type(header: bytes) -> tuple[str, str]:
     return content_type, kind_of(content_type)
 
 
+def _check_encoding(value: bytes) -> None:
+    """
+    Raise `UnsupportedMediaType` for a body that is compressed (RFC 9110, 15.5.16).
+
+    Kept as it stands, it would reach browsers without a word of its encoding.
+    """
+    if value.strip().lower() not in (b"", b"identity"):
+        raise UnsupportedMediaType("a body is sent without a Content-Encoding: compressed ones are not understood here")
+
+
 def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Draft]:
     """
     What this POST to `account` brings, nearly always one draft.  `now` is the RFC 3339 time of its arrival.
@@ -157,6 +167,8 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
     Raises `BadAccount`, `BadRequest`, `UnsupportedMediaType` or `TooLarge`; then nothing of it may be kept.
     """
     checked_account(account)
+    if b"content-encoding" in headers:
+        _check_encoding(headers[b"content-encoding"])
     content_type, kind = _media_type(headers.get(b"content-type", b""))
     if kind.startswith(_CLOUDEVENT):
         return _cloudevents(account, kind, body, now)

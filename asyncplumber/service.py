@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from asyncplumber.plumber import Plumber
@@ -28,7 +29,8 @@ def own_url(port: IListeningPort | None) -> str:
     host = getattr(address, "host", "127.0.0.1")
     if host in ("0.0.0.0", "::"):  # noqa: S104
         host = "127.0.0.1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{getattr(address, 'port', 80)}"
+    scheme = "https" if isinstance(getattr(port, "factory", None), TLSMemoryBIOFactory) else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{getattr(address, 'port', 80)}"
 
 
 def listen(endpoint: IStreamServerEndpoint, factory: Any, name: str) -> IListeningPort | None:

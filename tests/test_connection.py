@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -290,6 +290,91 @@ class BadRequestTests(SynchronousTestCase):
         for wait in ("-1", "121", "nan", "inf", "x", ""):
             self.assertEqual(code(self.server.request("GET", f"/events/a?wait={wait}")), (400, "bad-request"), wait)
         self.assertEqual(code(self.server.request("GET", "/events/a", [("Last-Event-ID", "é")])), (400, "bad-cursor"))
+
+
+class DetailTests(SynchronousTestCase):
+    """What RFC 9110 and RFC 9112 ask beside the usual."""
+
+    def setUp(self) -> None:
+        self.server = MemoryServer(body_limit=1000)
+
+    def test_an_account_with_a_malformed_escape_is_refused(self) -> None:
+        """``%zz`` is no character, and is not taken for itself (RFC 3986, 2.1)."""
+        for path in ("/hooks/a%zz", "/hooks/a%", "/hooks/%4", "/hooks/%%34"):
+            reply = self.server.request("POST", path, body=b"1")
+            self.assertEqual(code(reply), (400, "bad-account"), path)
+        self.assertEqual(code(self.server.request("GET", "/events/a%zz?wait=0")), (400, "bad-account"))
+        self.assertEqual(code(self.server.request("GET", "/accounts/a%zz")), (400, "bad-account"))
+
+    def test_only_chunked_is_a_known_transfer_coding(self) -> None:
+        """Any other one would be kept as if it were the result."""
+        for coding in (b"gzip, chunked", b"identity, chunked"):
+            request = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: %b\r\n\r\n1\r\n1\r\n0\r\n\r\n"
+            self.assertEqual(self.server.ask(request % coding)[0].status, 501, coding)
+        request = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n"
+        self.assertEqual(self.server.ask(request)[0].status, 202)
+
+    def test_a_compressed_body_is_refused(self) -> None:
+        """It would reach browsers without a word of its encoding; identity is no encoding."""
+        for encoding in ("gzip", "br", "identity, gzip"):
+            reply = self.server.post("a", b"1", ("Content-Encoding", encoding))
+            self.assertEqual(code(reply), (415, "unsupported-media-type"), encoding)
+        self.assertEqual(self.server.post("a", b"1", ("Content-Encoding", "Identity")).status, 202)
+
+    def test_an_unknown_method_is_not_implemented(self) -> None:
+        """A method that is known and not for this path is 405."""
+        for method in ("FOO", "PROPFIND", "M-SEARCH"):
+            self.assertEqual(code(self.server.request(method, "/hooks/a")), (501, "not-implemented"), method)
+        self.assertEqual(self.server.request("DELETE", "/hooks/a").status, 405)
+
+    def test_each_answer_has_a_date_and_names_no_software(self) -> None:
+        """By the fast path and by the full path; and no browser guesses what it is."""
+        for reply in (self.server.post("a", b"1"), self.server.request("GET", "/healthz"), self.server.request("GET", "/")):
+            self.assertRegex(reply.headers[b"date"], rb"^[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT$")
+            self.assertEqual(reply.headers[b"x-content-type-options"], b"nosniff")
+            self.assertNotIn(b"server", reply.headers)
+        client = self.server.connect()
+        client.say(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
+        self.assertIn(b"\r\nDate: ", client.heard())
+
+    def test_a_client_that_waits_behind_another_request_is_told_to_continue(self) -> None:
+        """When the request before it is answered (RFC 9110, 10.1.1)."""
+        for before in (post(b"1"), GET):
+            client = self.server.connect()
+            head, _, _ = post(b"22", b"/hooks/b", b"Expect: 100-continue").rpartition(b"22")
+            client.say(before + head)
+            heard = client.heard()
+            self.assertTrue(heard.endswith(b"HTTP/1.1 100 Continue\r\n\r\n"), heard)
+            client.say(b"22")
+            self.assertEqual(replies(client.heard())[0].status, 202)
+
+    def test_a_half_closed_request_is_answered(self) -> None:
+        """The client has said all it has to say, and waits for the answers."""
+        client = self.server.connect()
+        client.protocol.dataReceived(post(b"1") + post(b"2") + GET)
+        client.protocol.readConnectionLost()
+        self.server.settle()
+        self.assertEqual([reply.status for reply in replies(client.heard())], [202, 202, 200])
+        self.assertIs(client.ended, ConnectionDone)
+        self.assertEqual(self.server.listener.connections, set())
+
+    def test_half_of_a_half_closed_request_is_nothing(self) -> None:
+        """Its rest will not come: the connection is closed at once."""
+        for begun in (b"", post(b"1234")[:-2]):
+            client = self.server.connect()
+            client.say(begun)
+            client.protocol.readConnectionLost()
+            self.server.settle()
+            self.assertEqual((client.heard(), client.ended), (b"", ConnectionDone))
+
+    def test_a_half_closed_long_poll_has_gone(self) -> None:
+        """A client that went away looks the same, and must not be counted as a subscriber."""
+        client = self.server.connect()
+        client.say(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self.assertEqual(self.server.plumber.hub.count("a"), 1)
+        client.protocol.readConnectionLost()
+        self.server.settle()
+        self.assertEqual(self.server.plumber.hub.count("a"), 0)
 
 
 class PatienceTests(SynchronousTestCase):
@@ -581,6 +666,28 @@ class StoppingTests(SynchronousTestCase):
 
 class KernelTests(TestCase):
     """Where it is the kernel that decides."""
+
+    async def test_a_client_that_shuts_down_its_side_reads_its_receipt(self) -> None:
+        """As ``nc -N`` and some HTTP clients do."""
+        from twisted.internet import reactor
+
+        server = MemoryServer()
+        settling = LoopingCall(server.settle)  # the store answers some milliseconds later
+        settling.start(0.02, now=False)
+        self.addCleanup(settling.stop)
+        port: Any = reactor.listenTCP(0, server.listener, interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.addCleanup(port.stopListening)
+
+        def send() -> bytes:
+            with socket.create_connection(("127.0.0.1", port.getHost().port), 5) as client:
+                client.sendall(post(b"1"))
+                client.shutdown(socket.SHUT_WR)
+                heard = b""
+                while data := client.recv(65536):
+                    heard += data
+                return heard
+
+        self.assertEqual(replies(await deferToThread(send))[0].status, 202)
 
     async def test_a_client_reads_its_413_while_it_is_still_sending(self) -> None:
         """Had we closed with its bytes unread, the kernel would have destroyed the answer."""

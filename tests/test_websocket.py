@@ -202,6 +202,27 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertEqual(self.violation(said(b"x" * (MESSAGE + 1))), 1009)
         self.assertEqual(self.violation(said(b"x" * MESSAGE, final=False) + said(b"x", 0)), 1009)
 
+    def test_nothing_is_understood_after_a_violation(self) -> None:
+        """The client's answer may stand behind the payload of a frame that was refused at its head."""
+        self.assertEqual(self.violation(said(b"x" * (MESSAGE + 1))[:14]), 1009)
+        self.assertEqual(self.violation(said(b"x" * 200, 3)[:8]), 1002)
+        self.assertEqual(self.violation(b"\xc1" + said(b"x" * 200)[1:8]), 1002)
+
+    def test_a_client_may_close_with_any_registered_code(self) -> None:
+        """1014 is one of them (IANA: bad gateway); 1004 and 1015 are none."""
+        for code, answer in ((1012, 1000), (1013, 1000), (1014, 1000), (1004, 1002), (1015, 1002)):
+            socket = self.subscribe()
+            socket.client.say(said(code.to_bytes(2, "big"), CLOSE))
+            self.assertEqual(socket.closed()[0], answer)
+
+    def test_our_subprotocol_is_chosen_where_it_is_offered(self) -> None:
+        """A browser drops a connection whose answer has none of those that it offered."""
+        for offered, chosen in (("plumber.v1", True), ("a, plumber.v1,b", True), ("plumber.v10", False)):
+            client = self.server.connect()
+            client.say(handshake("/events/a", f"Sec-WebSocket-Protocol: {offered}"))
+            head = client.heard().partition(b"\r\n\r\n")[0]
+            self.assertEqual(b"Sec-WebSocket-Protocol: plumber.v1" in head.split(b"\r\n"), chosen)
+
     def test_what_a_client_says_is_taken_up_to_the_limit(self) -> None:
         """It means nothing to us, and does no harm."""
         socket = self.subscribe()
@@ -249,8 +270,9 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """Not even a heartbeat that is due."""
         socket = self.subscribe()
         self.server.advance(HEARTBEAT - 2)
-        socket.client.say(said(b"x", masked=False))
-        self.assertEqual((socket.closed()[0], socket.client.ended), (1002, None))
+        for client in self.server.attendance:
+            client.farewell(1.0)
+        self.assertEqual((socket.closed()[0], socket.client.ended), (1001, None))
         self.server.advance(4)
         self.assertEqual(socket.frames(), [])
 

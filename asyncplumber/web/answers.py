@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from json.encoder import encode_basestring_ascii as quoted
+from time import time
 from typing import NamedTuple
+
+from twisted.web.http import datetimeToString
 
 from asyncplumber.errors import MethodNotAllowed, PlumberError
 from asyncplumber.event import Receipt
@@ -18,7 +21,25 @@ _REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus
 
 @lru_cache(maxsize=64)
 def _beginning(status: int, content_type: bytes) -> bytes:
-    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\n" % (status, _REASONS[status], content_type)
+    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nX-Content-Type-Options: nosniff\r\n" % (
+        status,
+        _REASONS[status],
+        content_type,
+    )
+
+
+_date = (0, b"")  # the second since 1970, and its line
+
+
+def date_line() -> bytes:
+    """Return the Date header of this second, with its line break (RFC 9110, 6.6.1)."""
+    global _date
+    now = int(time())
+    second, line = _date
+    if second != now:
+        line = b"Date: %b\r\n" % datetimeToString(now)
+        _date = now, line
+    return line
 
 
 class Answer(NamedTuple):
@@ -32,8 +53,9 @@ class Answer(NamedTuple):
     def head(self, *, close: bool) -> bytes:
         """The answer's first lines as HTTP/1.1 wants them, up to the body."""
         extra = b"".join([b"%b: %b\r\n" % header for header in self.headers]) if self.headers else b""
-        return b"%bContent-Length: %d\r\n%b%b\r\n" % (
+        return b"%b%bContent-Length: %d\r\n%b%b\r\n" % (
             _beginning(self.status, self.content_type),
+            date_line(),
             len(self.body),
             extra,
             b"Connection: close\r\n" if close else b"",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from asyncplumber.errors import BadRequest, PlumberError
+from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError
 from asyncplumber.web.webhook import ODD_HEADER, ODD_PATH, SPLITTING
 
 HEADERS = 100  # lines
+METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT"})
 
 
 class HeadersTooLarge(PlumberError):
@@ -84,6 +85,11 @@ class Call:
             return BadRequest("this is not HTTP/1.1")
         if SPLITTING.search(self.target):
             return BadRequest(ODD_PATH)
+        if self.method not in METHODS:
+            return NotImplementedHere()
+        if b"transfer-encoding" in headers and headers[b"transfer-encoding"].lower() != b"chunked":
+            # Any other coding changes the body, and would be kept as if it were the result (RFC 9112, 6.1).
+            return NotImplementedHere("chunked is the only Transfer-Encoding that is understood here")
         if is_current and not is_named:
             return BadRequest("HTTP/1.1 requires a Host header")
         return None

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -29,7 +29,7 @@ BACKLOG = 64 * 1024  # bytes read ahead while an answer is awaited
 LINGER = 2.0  # seconds that a refused client may go on sending: closing with bytes unread would destroy the answer
 
 
-@implementer(IProtocol)
+@implementer(IProtocol, IHalfCloseableProtocol)
 class Connection:
     """An HTTP/1.1 server connection.  While a client does not take its answers, no more of its requests are read."""
 
@@ -37,6 +37,7 @@ class Connection:
         "_backlog",
         "_busy",
         "_closing",
+        "_ended",
         "_full",
         "_going",
         "_lost",
@@ -47,6 +48,7 @@ class Connection:
         "deadline",
         "gone",
         "house",
+        "is_waiting",
         "transport",
     )
     _log = Logger()
@@ -56,10 +58,12 @@ class Connection:
         self.transport: Any = None
         self.deadline: float | None = house.now + house.idle_timeout
         self.gone: Any = None  # called when the client goes away before it is answered
+        self.is_waiting = False  # the answer is awaited until there is an event
         self._reader = Reader(house)
         self._backlog = bytearray()  # not read yet: an answer is awaited
         self._busy = False  # an answer is awaited
         self._closing = False  # the last word is written
+        self._ended = False  # the client has sent all that it will send
         self._full = False  # the client does not take its answers
         self._going = False  # `_go_on` is under way
         self._lost = False
@@ -86,6 +90,24 @@ class Connection:
         gone, self.gone = self.gone, None
         if gone is not None:
             gone(reason)
+
+    def readConnectionLost(self) -> None:
+        """
+        The client has sent all that it will send (``shutdown``).  What it asked is still answered.
+
+        A client that went away looks the same.  So one that waits for events is taken for that: to
+        count it as a subscriber would be wrong more often.
+        """
+        self._ended = True
+        if self.is_waiting:
+            self.transport.abortConnection()
+        elif self._closing:
+            self.transport.loseConnection()  # both directions have ended now
+        elif not self._busy:
+            self._go_on()
+
+    def writeConnectionLost(self) -> None:
+        """We have ended our direction ourselves."""
 
     def _let_go(self) -> None:
         """Nothing more is read here."""
@@ -122,9 +144,6 @@ class Connection:
         if reader.began:
             reader.began = False
             self.deadline = self.house.now + self.house.request_timeout
-        if reader.continues and not reader.calls and not self._busy:
-            reader.continues = False
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if reader.deaf:
             self._backlog.clear()
             self._listen_or_not()
@@ -143,11 +162,17 @@ class Connection:
                 self.house.answer(self, self._reader.calls.popleft())
             elif self._reader.refusal is not None:
                 self._say_no(self._reader.refusal)
+            elif self._reader.continues:
+                self._reader.continues = False
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             elif self._backlog:
                 data = bytes(self._backlog)
                 self._backlog.clear()
                 self._listen_or_not()
                 self._feed(data)
+            elif self._ended:
+                self.hang_up()
+                break
             else:
                 break
         self._going = False
@@ -186,6 +211,7 @@ class Connection:
     def answered(self, close: bool) -> None:
         """The answer is written."""
         self.gone = None
+        self.is_waiting = False
         self._busy = False
         if self._reader.held:
             self._reader.recount()
@@ -194,7 +220,7 @@ class Connection:
         else:
             house, reader = self.house, self._reader
             self.deadline = house.now + (house.idle_timeout if reader.call is None else house.request_timeout)
-            if reader.calls or self._backlog or reader.refusal is not None:
+            if reader.calls or self._backlog or reader.refusal is not None or reader.continues or self._ended:
                 self._go_on()
 
     def refuse(self, error: PlumberError) -> None:

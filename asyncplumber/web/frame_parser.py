@@ -83,7 +83,8 @@ class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
         self.current_frame = None
 
     def _fail_connection(self, code: int = 1001, reason: str = "") -> None:
-        if self.state == self.STATE_OPEN:
+        was_open = self.state == self.STATE_OPEN
+        if was_open:
             self.factory.log.warn(
                 "a WebSocket client is closed with {code}: {reason}; it is {peer}",
                 code=code,
@@ -91,6 +92,14 @@ class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
                 peer=peer_name(self.transport.transport),
             )
         super()._fail_connection(code, reason)
+        if was_open:
+            # Nothing more is to be understood, not even the answer to the close frame (RFC 6455,
+            # 7.1.7): it may stand behind the rest of a frame, and would be taken for its payload.
+            self.transport.turn_away()
+
+    def onCloseFrame(self, code: Any, reasonRaw: Any) -> Any:
+        """The client closes.  Autobahn does not know 1014 (bad gateway), which IANA has registered."""
+        return super().onCloseFrame(1013 if code == 1014 else code, reasonRaw)
 
     # Limits.  Nobody listens to messages, so nothing of them is kept: Autobahn validates each piece
     # before it calls these methods.
@@ -101,7 +110,6 @@ class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
         if self.allowance < 0:
             self._fail_connection(_POLICY, "too many frames")
             self.data = b""
-            self.transport.turn_away()
         super().onFrameBegin()
 
     def _onMessageBegin(self, isBinary: bool) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Site
+from zope.interface import implementer
 
 from asyncplumber.channel import Channel
 from asyncplumber.errors import BadRequest, MethodNotAllowed, blame
@@ -48,6 +50,7 @@ ACCEPTS = 64  # connections taken in one turn of the reactor, or a few more: a s
 TICK = 1.0  # seconds between looks at the deadlines
 
 
+@implementer(IProtocolNegotiationFactory)
 class Listener(Factory):
     """Builds the protocol of each connection, and knows where to send what it reads."""
 
@@ -99,6 +102,14 @@ class Listener(Factory):
         """Bytes of a body that may be sent to this path.  A parcel has many events, and its JSON wraps theirs."""
         is_parcel = target.startswith(b"/instances/") and target.endswith(b"/parcels")
         return parcel_limit(self.body_limit) if is_parcel else self.body_limit
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """
+        What is spoken over TLS (ALPN, RFC 7301).
+
+        Without this answer today's pyOpenSSL ends the handshake of every client that offers some.
+        """
+        return [b"http/1.1"]
 
     def buildProtocol(self, addr: Any) -> Any:
         for port in self.ports:
@@ -199,6 +210,7 @@ class Listener(Factory):
             wait = self._wait(asked)
             serve = lambda channel: self._serve_poll(connection, call, channel, after, wait)  # noqa: E731
         waiting = [True]
+        connection.is_waiting = True
         connection.gone = lambda reason: waiting.clear()
         admitted: Deferred[Any] = self._hub.admit(account)
         admitted.addCallback(lambda channel: serve(channel) if waiting else None)

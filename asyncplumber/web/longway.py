@@ -68,6 +68,7 @@ class LongWay:
         return bool(ISSLTransport.providedBy(self.transport))
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        headers.removeHeader(b"server")  # Twisted's version is nobody's business
         lines = [b"%b: %b\r\n" % (name, value) for name, values in headers.getAllRawHeaders() for value in values]
         lines += [b"%b: %b\r\n" % header for header in self._extra]
         if self._close:

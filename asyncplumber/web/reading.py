@@ -6,14 +6,21 @@ What is read and complete is in `calls`, in its order; what ends the reading is 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import Protocol
 
-from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, HttpRequestParser
+from httptools import (
+    HttpParserError,
+    HttpParserInvalidMethodError,
+    HttpParserInvalidURLError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
 
-from asyncplumber.errors import BadRequest, PlumberError, TooLarge, TooManyRequests
+from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError, TooLarge, TooManyRequests
 from asyncplumber.web.bodies import LARGE, Bodies
-from asyncplumber.web.call import HEADERS, Call, HeadersTooLarge
+from asyncplumber.web.call import HEADERS, METHODS, Call, HeadersTooLarge
 from asyncplumber.web.webhook import ODD_HEADER, ODD_PATH
 
 CHUNKED = 8  # bytes on the wire for one of a chunked body, at most: six, if each is a chunk of its own
@@ -29,7 +36,15 @@ class Limits(Protocol):
         """Bytes of a body that may be sent to this path."""
 
 
-def _explained(error: HttpParserError) -> BadRequest:
+# A request line with a method of any name (RFC 9110, 5.6.2): llhttp stops inside the method.
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) \S+ HTTP/1\.[01]\r?\n")
+
+
+def _explained(error: HttpParserError, data: bytes) -> PlumberError:
+    if isinstance(error, HttpParserInvalidMethodError):
+        line = _REQUEST_LINE.match(data)
+        if line is not None and line[1] not in METHODS:
+            return NotImplementedHere()
     if isinstance(error, HttpParserInvalidURLError):
         return BadRequest(ODD_PATH)
     return BadRequest(ODD_HEADER if "header value char" in str(error) else "this is not HTTP/1.1")
@@ -61,7 +76,7 @@ class Reader:
         except HttpParserUpgrade as upgrade:
             rest = self._upgrade(data[upgrade.args[0] :])
         except HttpParserError as error:
-            self.refuse(_explained(error))
+            self.refuse(_explained(error, data))
         if call is not None and self.call is call:
             # All of `data` belongs to this one.  The parser collects names and values of any length before it shows them.
             call.fed += len(data)

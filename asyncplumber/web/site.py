@@ -21,11 +21,12 @@ from werkzeug.exceptions import NotFound as NoRoute
 from werkzeug.routing import BaseConverter
 from zope.interface import implementer
 
-from asyncplumber.errors import BadRequest, MethodNotAllowed, NotFound, PlumberError, TooLarge, blame
+from asyncplumber.errors import BadRequest, MethodNotAllowed, NotFound, NotImplementedHere, PlumberError, TooLarge, blame
 from asyncplumber.posted import Headers
 from asyncplumber.relays.parcels import parcel_limit
 from asyncplumber.web.about import About
 from asyncplumber.web.answers import Answer, error_answer, json_answer
+from asyncplumber.web.call import METHODS
 from asyncplumber.web.gate import Gate
 from asyncplumber.web.origins import Origins
 from asyncplumber.web.webhook import ODD_HEADER, ODD_PATH, SPLITTING, Webhook, account_of
@@ -34,7 +35,6 @@ _PRINTABLE = re.compile(rb"[\x21-\x7e]*")
 
 _POLICY = (
     (b"Content-Security-Policy", b"default-src 'self'; connect-src 'self' ws: wss:; style-src 'self'; frame-ancestors 'none'"),
-    (b"X-Content-Type-Options", b"nosniff"),
     (b"Cache-Control", b"no-cache"),
 )
 _STATIC = {
@@ -78,6 +78,8 @@ class Doorway:
     def render(self, request: Any) -> Any:
         try:
             headers = _headers(request)
+            if request.method not in METHODS:
+                raise NotImplementedHere
             if not _PRINTABLE.fullmatch(request.uri):
                 raise BadRequest(ODD_PATH)
             path = request.uri.partition(b"?")[0].split(b"/")[1 + len(request.prepath) :]
@@ -107,6 +109,7 @@ def _headers(request: IRequest) -> dict[bytes, bytes]:
 def _written(answer: Answer, request: IRequest) -> bytes:
     request.setResponseCode(answer.status)
     request.setHeader(b"Content-Type", answer.content_type)
+    request.setHeader(b"X-Content-Type-Options", b"nosniff")
     request.setHeader(b"Content-Length", b"%d" % len(answer.body))
     for name, value in answer.headers:
         request.setHeader(name, value)

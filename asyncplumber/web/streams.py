@@ -17,7 +17,7 @@ from asyncplumber.channel import Channel
 from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Position
 from asyncplumber.interfaces import ISubscriber
-from asyncplumber.web.answers import Answer, error_answer
+from asyncplumber.web.answers import Answer, date_line, error_answer
 from asyncplumber.web.attendance import Attendance
 from asyncplumber.web.connection import Connection
 from asyncplumber.web.outbox import Outbox
@@ -30,7 +30,7 @@ REPLAY_TIMEOUT = 5.0  # seconds that a long-poll waits for the store before it i
 ENVELOPES = 1024 * 1024  # bytes in one answer to a long-poll, at which it stops to take more
 _HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\n"
-    b"X-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n%b%b\r\n%b"
+    b"X-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n%b%b%b\r\n%b"
 )
 
 
@@ -186,8 +186,8 @@ class EventStream(Stream):
         retry = b"retry: %d\n\n" % RETRY
         if self._chunked:
             # And no "Connection: close", after which Node takes whatever end for a clean one.
-            return _HEAD % (b"Transfer-Encoding: chunked\r\n", cors, chunk(retry))
-        return _HEAD % (b"Connection: close\r\n", cors, retry)
+            return _HEAD % (date_line(), b"Transfer-Encoding: chunked\r\n", cors, chunk(retry))
+        return _HEAD % (date_line(), b"Connection: close\r\n", cors, retry)
 
     def _write(self, data: bytes) -> None:
         self.outbox.write(chunk(data) if self._chunked else data)

@@ -28,6 +28,7 @@ from asyncplumber.web.answers import Answer, error_answer, json_answer, receipt_
 # Bytes that Twisted and Autobahn would split a header at, each in its own way (CVE-2026-44546 in daphne); and the other
 # control characters, which no header may have.
 SPLITTING = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f\x85]")
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")  # RFC 3986, 2.1
 ODD_HEADER = "a header has a byte that not every server reads alike"
 ODD_PATH = "the path has a byte that not every server reads alike"
 _BATCHES = (b"application/x-ndjson", b"application/jsonl", b"application/cloudevents-batch+json")
@@ -42,7 +43,8 @@ def account_of(segment: bytes) -> str:
     """The account that a raw path segment names.  Raises `BadAccount`."""
     if segment.isalnum():
         return checked_account(segment.decode("ascii"))
-    if b"/" in segment:
+    # `unquote_to_bytes` leaves a malformed escape as it stands, so that `%zz` would be an account.
+    if b"/" in segment or _BAD_ESCAPE.search(segment):
         raise BadAccount
     try:
         return checked_account(unquote_to_bytes(segment).decode())

@@ -25,6 +25,7 @@ from asyncplumber.web.streams import SlowReader, Stream
 from asyncplumber.wire import Batch, frame, gap, notice
 
 SILENT = 3  # heartbeats that a client may neither answer nor take anything that waits for it
+SUBPROTOCOL = b"plumber.v1"
 PING = b"\x89\x00"
 _CLOSE = b"\x88"
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -54,10 +55,17 @@ def accept_key(headers: Headers) -> bytes:
 
 
 def handshake(headers: Headers) -> bytes:
-    """The answer that makes it a WebSocket.  Raises `BadRequest` or `UpgradeRequired`."""
+    """
+    The answer that makes it a WebSocket.  Raises `BadRequest` or `UpgradeRequired`.
+
+    A client that offers our subprotocol gets it: browsers drop a connection whose answer has none of
+    those that they offered.
+    """
+    offered = headers.get(b"sec-websocket-protocol", b"").split(b",")
+    chosen = b"Sec-WebSocket-Protocol: %b\r\n" % SUBPROTOCOL if SUBPROTOCOL in map(bytes.strip, offered) else b""
     return (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
-        % accept_key(headers)
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept_key(headers), chosen)
     )
 
 
