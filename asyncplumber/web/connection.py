@@ -186,6 +186,10 @@ class Connection:
             self._listen_or_not()
             outbox.drained().addCallback(self._emptied)
 
+    def drained(self) -> Deferred[None]:
+        """Return a Deferred that fires when the client has taken what was written, or is gone."""
+        return self._outbox.drained()
+
     def _emptied(self, _: None) -> None:
         self._full = False
         if not self._lost and self.transport is not None:

@@ -172,7 +172,13 @@ class Listener(Factory):
     def _take_the_long_way(self, connection: Connection, call: Call) -> None:
         close = self.stopping or not call.keep_alive
         way = LongWay(
-            connection.transport, connection.write, self._site, close, self._origins.cors(call.headers), connection.answered
+            connection.transport,
+            connection.write,
+            connection.drained,
+            self._site,
+            close,
+            self._origins.cors(call.headers),
+            connection.answered,
         )
         connection.gone = way.connection_lost
         way.handle(call.method, call.target, call.raw_headers, call.body)
