@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asyncplumber.clocks import steady
     from asyncplumber.errors import BadAccount, BadCursor, BadRequest, PlumberError, TooManyRequests, Unavailable
     from asyncplumber.event import Cursor, Event, Receipt
     from asyncplumber.plumber import Plumber
@@ -27,9 +28,17 @@ __all__ = [
     "Receipt",
     "TooManyRequests",
     "Unavailable",
+    "steady",
 ]
 
-_ROOMS = {"Plumber": "plumber", "Keeping": "stores.keeping", "Cursor": "event", "Event": "event", "Receipt": "event"}
+_ROOMS = {
+    "Plumber": "plumber",
+    "Keeping": "stores.keeping",
+    "Cursor": "event",
+    "Event": "event",
+    "Receipt": "event",
+    "steady": "clocks",
+}
 
 
 def __getattr__(name: str) -> Any:

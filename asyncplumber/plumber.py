@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource
 
 from asyncplumber.callbacks import Callback, CallbackSubscriber
+from asyncplumber.clocks import WallClock
 from asyncplumber.event import EARLIEST, Cursor, Draft, Instance, Receipt, checked_account, timestamp
 from asyncplumber.hub import LINGER, SUBSCRIBERS, Hub
 from asyncplumber.intake import TICK, Intake
@@ -74,28 +75,28 @@ class Plumber(Service):
         check: float = CHECK,
         hosts: Iterable[str] = (),
         reactor: Any = None,
+        wall: Any = WallClock,
     ) -> None:
         """
         `store` is a URI (see `open_store`) or a store; `public_url` is where the other instances reach `resource()`.
 
         `secret` signs what instances relay to each other; None takes the one that the store keeps for them.  `linger` and
         `check` in seconds, `body_limit` in bytes, `subscribers` at this instance.  `hosts` are names by which clients
-        may address `resource()`, beside ``localhost`` and that of `public_url` (see `Hosts`).  Raises ValueError for a
-        URI that names no store, a secret that is too short, or a host that is none.
+        may address `resource()`, beside ``localhost`` and that of `public_url` (see `Hosts`).  `wall.seconds()` is the
+        time of day, for stamps.  Raises ValueError for a URI that names no store, a short secret, or a host that is none.
         """
         self._reactor = reactor = reactor or _global_reactor()
+        self._wall = wall
         keeping = keeping or Keeping()
-        self.store: IStore = open_store(store, keeping, reactor) if isinstance(store, str) else store
+        self.store: IStore = open_store(store, keeping, reactor, wall) if isinstance(store, str) else store
         signer = PeerSigner(secret, self.store)
-        history, registry = self.store.history, self.store.registry
-        id = uuid4().hex[:16]
-        self.leases = Leases(registry, Instance(id, ""), reactor, keeping.lease, forgotten=self._look, prepare=signer.learn)
+        instance, registry = Instance(uuid4().hex[:16], ""), self.store.registry
+        self.leases = Leases(registry, instance, reactor, keeping.lease, forgotten=self._look, prepare=signer.learn)
         self.gate = Gate(Hosts(hosts))
         self.public_url = public_url
-        self.hub = Hub(history, reactor, hold=self._hold, release=self._release, linger=linger, subscribers=subscribers)
-        self.relay = WebhookRelay.over_treq(reactor, registry, reactor.seconds, signer)
+        self.hub = Hub(self.store.history, reactor, hold=self._hold, release=self._release, linger=linger, subscribers=subscribers)
+        self.relay = WebhookRelay.over_treq(reactor, registry, wall.seconds, signer)
         self.intake = Intake(self.store.append, self.hub, reactor, relay=self.relay, instance=self.leases.instance)
-        self.webhook = Webhook(self.intake, self.hub, reactor.seconds, id, disown=self.leases.disown, signer=signer)
         self._open_doors(signer, body_limit)
         #: Fires when the store is open; fails if it never will be.  A database server that is down is waited for.
         self.opened: Deferred[None] = Deferred()
@@ -104,7 +105,9 @@ class Plumber(Service):
 
     def _open_doors(self, signer: PeerSigner, body_limit: int) -> None:
         self._late = Round(self.intake.answer_late, TICK, self._reactor)
-        self._census = Census.over_treq(self._reactor, signer)
+        id, now = self.leases.instance.id, self._wall.seconds
+        self.webhook = Webhook(self.intake, self.hub, now, id, disown=self.leases.disown, signer=signer)
+        self._census = Census.over_treq(self._reactor, now, signer)
         self.about = About(self.store, self.hub, self._figures, self._listeners)
         self.routes = Routes(self.webhook, self.about, body_limit, self.gate)
 
@@ -197,7 +200,7 @@ class Plumber(Service):
         headers = {b"content-type": content_type.encode()}
         if id is not None:
             headers[b"webhook-id"] = id.encode()
-        drafts: list[Draft] = drafts_of(account, headers, body, timestamp(self._reactor.seconds()))
+        drafts: list[Draft] = drafts_of(account, headers, body, timestamp(self._wall.seconds()))
         return (await self.intake.accept(drafts))[0]
 
     # Rounds and figures

@@ -19,6 +19,7 @@ from twisted.internet.stdio import StandardIO
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from asyncplumber.clocks import steady
 from asyncplumber.stores.keeping import DAY, Keeping
 from asyncplumber.web.bodies import BODIES
 from asyncplumber.web.hosts import parse_hosts
@@ -244,6 +245,7 @@ def makeService(options: Options) -> IService:
     from asyncplumber.service import Server
     from asyncplumber.workers import Supervisor
 
+    steady(reactor)
     place = os.environ.get(PREFIX + "WORKER", "")
     if place:
         return _worker(options, place, reactor)

@@ -184,7 +184,8 @@ class MemoryServer:
         self.clock.rightNow = NOW
         if callable(store):
             store = store(self.clock)
-        self.plumber = Plumber(store, "http://127.0.0.1:8080", body_limit=body_limit, reactor=self.clock, **(plumber or {}))
+        more = {"reactor": self.clock, "wall": self.clock, **(plumber or {})}
+        self.plumber = Plumber(store, "http://127.0.0.1:8080", body_limit=body_limit, **more)
         endpoints = [(serverFromString(self.clock, "tcp:8080"), "a port in memory")]
         self.service = Server(self.plumber, endpoints, self.clock, body_limit=body_limit, **limits)
         self.service.privilegedStartService()

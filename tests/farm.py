@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -29,8 +31,13 @@ from tests.processes import Process
 
 LEASE, LINGER = 2.0, 0.5  # seconds
 LATEST = 20.0  # seconds after which something that was to happen will not
-# A clock that is wrong: everything that Python's time.time tells is off by so many seconds.
-_SKEW = "import time; right = time.time; time.time = lambda: right() + {skew}\n"
+# A clock that is wrong: what Python's time.time tells is off by the seconds that a file says.
+_SKEW = """
+import mmap, struct, time
+file = open({path!r}, "rb")
+ahead, right = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ), time.time
+time.time = lambda: right() + struct.unpack("d", ahead)[0]
+"""
 _TWISTD = "from twisted.scripts.twistd import run; run()"
 
 
@@ -66,12 +73,24 @@ class _Command(Process):
 class Node:
     """One instance, or one parent of workers, which comes back at the same port."""
 
-    def __init__(self, *options: str, skew: float = 0.0, port: int = 0) -> None:
-        """`skew` is how many seconds its clock is ahead."""
+    def __init__(self, *options: str, skew: float | None = None, port: int = 0) -> None:
+        """`skew` is how many seconds its clock is ahead; None: its clock is right, and stays so."""
         self.port = port or free_port()
-        self._program = (_SKEW.format(skew=skew) if skew else "") + _TWISTD
+        self._program = _TWISTD
+        if skew is not None:
+            self._ahead = tempfile.NamedTemporaryFile(prefix="asyncplumber-clock-")  # noqa: SIM115  # as long as we live
+            self._program = _SKEW.format(path=self._ahead.name) + _TWISTD
+            self.skew = 0.0
+            self.step(skew)
         self._options = options
         self.process: _Command | None = None
+
+    def step(self, seconds: float) -> None:
+        """Somebody sets its clock forward, or back; it must have been made with a `skew`."""
+        self.skew += seconds
+        self._ahead.seek(0)
+        self._ahead.write(struct.pack("d", self.skew))
+        self._ahead.flush()
 
     def add_options(self, *options: str) -> None:
         """For the next start."""
@@ -152,13 +171,13 @@ class Node:
 class Farm:
     """A MongoDB, instances on it, and everybody who is connected."""
 
-    def __init__(self, size: int, *options: str, skews: Sequence[float] = (), uri: str = "") -> None:
+    def __init__(self, size: int, *options: str, skews: Sequence[float | None] = (), uri: str = "") -> None:
         """`uri` is that of a server that is running already, without a database; else the farm starts one."""
         self.mongod = Mongod()
         self._starts = not uri
         self.uri = with_database(uri or self.mongod.uri, "farm")
         common = ("--store", self.uri, "--lease", str(LEASE), "--linger", str(LINGER), *options)
-        skews = [*skews, *[0.0] * (size - len(skews))]
+        skews = [*skews, *[None] * (size - len(skews))]
         self.nodes = [Node(*common, skew=skew) for skew in skews]
 
     @property

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "asyncplumber"
 
 # From the ground up.  A name that ends in a dot is a whole storey of rooms that may visit each other.
 FLOORS = (
-    ("errors", "event", "rate_limited_log"),
+    ("clocks", "errors", "event", "rate_limited_log"),
     ("interfaces", "wire", "order", "given", "payload", "posted", "semaphore", "signing"),
     ("channel", "replay", "hub", "forwarding", "intake", "leases", "callbacks", "rounds"),
     ("stores.", "relays."),

@@ -21,6 +21,7 @@ NAMES = [
     "Receipt",
     "TooManyRequests",
     "Unavailable",
+    "steady",
 ]
 
 

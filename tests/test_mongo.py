@@ -34,7 +34,7 @@ class MongoTests(HistoryContract, RegistryContract, SecretContract, TestCase):
         return fresh_uri()
 
     def make(self, keeping: Keeping) -> Any:
-        return open_store(self.uri, keeping, self.reactor)
+        return open_store(self.uri, keeping, self.reactor, self.reactor)
 
     async def lapse(self) -> None:
         """Leases run by the server's clock, so they are dated back."""

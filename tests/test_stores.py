@@ -63,7 +63,7 @@ class SqliteTests(HistoryContract, RegistryContract, SecretContract, UnusedNumbe
         await super().setUp()
 
     def make(self, keeping: Keeping) -> Any:
-        return open_store(f"sqlite:{self.path}", keeping, self.reactor)
+        return open_store(f"sqlite:{self.path}", keeping, self.reactor, self.reactor)
 
     def other(self) -> sqlite3.Connection:
         """The same file, by nobody's leave."""
@@ -135,6 +135,24 @@ class SqliteTests(HistoryContract, RegistryContract, SecretContract, UnusedNumbe
         self.assertEqual(len({event.epoch for event in shared}), 1)
         self.assertEqual({answer.event.seq for answer in answers if answer.event.account != "a"}, {1})
         self.assertEqual([event.id for event in await self.everything()], [event.id for event in shared][-10:])
+
+    async def test_a_lease_of_before_the_clock_was_set_back_is_shortened(self) -> None:
+        """To four leases; the lease of an instance with another, longer one stays as it is."""
+        long = await self.opened(Keeping(lease=4 * self.keeping.lease))
+        await long.registry.register(await long.registry.enlist(Instance("long", "http://127.0.0.1/1")), ["a"])
+        self.reactor.advance(-3600)
+        await self.registry.register(await self.registry.enlist(Instance("new", "http://127.0.0.1/2")), ["a"])
+        await self.registry.sweep()
+        self.reactor.advance(4 * self.keeping.lease - 1)
+        self.assertIn("long", [each.id for each in (await self.registry.instances(["a"]))["a"]])
+        self.reactor.advance(2)
+        await self.registry.sweep()
+        self.assertEqual(await self.registry.instances(["a"]), {})
+        await long.registry.enlist(Instance("long", "http://127.0.0.1/1"))
+        await self.registry.sweep()
+        self.reactor.advance(4 * self.keeping.lease - 1)
+        await self.registry.sweep()
+        self.assertIsNotNone(await long.registry.renew(Instance("long", "http://127.0.0.1/1")))
 
     async def test_a_numbering_that_was_forgotten_begins_anew(self) -> None:
         """Whoever swept: we, or another who shares the file."""

@@ -30,9 +30,9 @@ class Census:
         self._signer = signer
 
     @classmethod
-    def over_treq(cls, reactor: Any, signer: PeerSigner) -> Census:
+    def over_treq(cls, reactor: Any, now: Callable[[], float], signer: PeerSigner) -> Census:
         """A census with connections of its own, one for each question: it is asked rarely."""
-        return cls(HTTPClient(Agent(reactor, connectTimeout=PATIENCE)), reactor.seconds, signer)
+        return cls(HTTPClient(Agent(reactor, connectTimeout=PATIENCE)), now, signer)
 
     async def count(self, instances: Iterable[Instance], account: str) -> list[int | None]:
         """For each instance how many subscribers the account has there, None where it does not say."""

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from asyncplumber.clocks import WallClock
 from asyncplumber.interfaces import IStore
 from asyncplumber.stores.keeping import Keeping
 
 
-def open_store(uri: str, keeping: Keeping, reactor: Any) -> IStore:
+def open_store(uri: str, keeping: Keeping, reactor: Any, wall: Any = WallClock) -> IStore:
     """
     The store that `uri` names: ``memory:``, ``sqlite:PATH`` or any ``mongodb://`` URI.
 
-    Raises ValueError, with a sentence for the user, if it names none.  A driver is imported only if it is used.
+    `wall.seconds()` is the time of day.  Raises ValueError, with a sentence for the user, if it names none.  A driver is
+    imported only if it is used.
     """
     if uri == "memory:":
         from asyncplumber.stores.memory import MemoryStore
 
-        return MemoryStore(keeping, reactor)
+        return MemoryStore(keeping, wall)
     if uri.startswith("sqlite:"):
         from asyncplumber.stores.sqlite import SqliteStore
 
-        return SqliteStore(uri, keeping, reactor)
+        return SqliteStore(uri, keeping, reactor, wall)
     if uri.startswith(("mongodb:", "mongodb+srv:")):
         from asyncplumber.stores.mongo import MongoStore
 
-        return MongoStore(uri, keeping, reactor)
+        return MongoStore(uri, keeping, reactor, wall)
     raise ValueError("a store is memory:, sqlite:PATH or mongodb://…")

@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from asyncplumber.clocks import WallClock
 from asyncplumber.interfaces import IStore
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.mongo_history import MongoHistory, indexes
@@ -24,10 +25,14 @@ from asyncplumber.stores.steps import InSteps
 class MongoStore(InSteps):
     """History and registry in one MongoDB database."""
 
-    def __init__(self, uri: str, keeping: Keeping, reactor: Any) -> None:
-        """The database is the one that `uri` names, or ``asyncplumber``.  Raises ValueError if `uri` cannot be used."""
+    def __init__(self, uri: str, keeping: Keeping, reactor: Any, wall: Any = WallClock) -> None:
+        """
+        The database is the one that `uri` names, or ``asyncplumber``.  `wall.seconds()` is the time of day.
+
+        Raises ValueError if `uri` cannot be used.
+        """
         self._link = MongoLink(uri, reactor, [*indexes(keeping), *INDEXES])
-        super().__init__(MongoHistory(self._link, keeping, reactor), MongoRegistry(self._link, keeping), shared=True)
+        super().__init__(MongoHistory(self._link, keeping, wall), MongoRegistry(self._link, keeping), shared=True)
 
     def secret(self) -> Deferred[bytes]:
         return self._link.call(lambda deadline: kept_secret(self._link, deadline))

@@ -129,13 +129,13 @@ class Appender:
 
     async def _know(self, deadline: float, slots: Iterable[Slot]) -> None:
         """Look up the heads that are not known, or were not looked up for so long that the account may be forgotten."""
-        now = self._clock.seconds()
+        now = self._link.reactor.seconds()
         oldest = now - self._keeping.numbering / 8
         heads = self._heads
         wanted = {slot.draft.account for slot in slots}
         unknown = [account for account in wanted if account not in heads or heads[account][1] < oldest]
         if unknown:
-            for account, place in (await self._places.used(deadline, unknown, now, fresh=True)).items():
+            for account, place in (await self._places.used(deadline, unknown, self._clock.seconds(), fresh=True)).items():
                 heads[account] = place, now
         for account in wanted:
             heads.move_to_end(account)

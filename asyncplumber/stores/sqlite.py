@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from asyncplumber.clocks import WallClock
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Draft, Instance, Stored
 from asyncplumber.interfaces import Appended, IStore
@@ -42,13 +43,17 @@ class SqliteStore:
 
     shared = True
 
-    def __init__(self, uri: str, keeping: Keeping, reactor: Any) -> None:
-        """Raises ValueError if `uri` is not ``sqlite:PATH``, with or without ``?synchronous=full``."""
+    def __init__(self, uri: str, keeping: Keeping, reactor: Any, wall: Any = WallClock) -> None:
+        """
+        `wall.seconds()` is the time of day.
+
+        Raises ValueError if `uri` is not ``sqlite:PATH``, with or without ``?synchronous=full``.
+        """
         path, synchronous = _parsed(uri)
-        self._clock = reactor
+        self._clock = wall
         self._file = SqliteFile(path, synchronous, reactor)
-        self.history = SqliteHistory(self._file, keeping, reactor)
-        self.registry = SqliteRegistry(self._file, keeping, reactor)
+        self.history = SqliteHistory(self._file, keeping, wall)
+        self.registry = SqliteRegistry(self._file, keeping, wall)
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
         now = self._clock.seconds()

@@ -1,4 +1,9 @@
-"""The registry in a SQLite file.  Its clock is the machine's, which all who share the file share as well."""
+"""
+The registry in a SQLite file.  Its clock is the machine's, which all who share the file share as well.
+
+That clock may be set.  Forward, and a live instance counts as dead until it renews its lease; back, and
+a lease would end too late: the sweep shortens it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.sqlite_file import Connection, SqliteFile
 
 _PEERS = "peers"
+LONGEST = 4  # leases of ours: one that ends later is of an instance with another --lease, or of before a step
 _ORPHANS = "DELETE FROM hooks WHERE instance NOT IN (SELECT id FROM instances)"
 # CROSS JOIN fixes the order: start from the few accounts, never from all hooks.  One row for each instance, which are fewer.
 _WANTED = """SELECT instances.id, instances.url, instances.lease, json_group_array(hooks.account) FROM json_each(?) AS asked
@@ -119,10 +125,12 @@ class SqliteRegistry:
 
     def sweep(self) -> Deferred[int]:
         now = self._clock.seconds()
+        latest = now + LONGEST * self._keeping.lease
 
         def work(connection: Connection) -> int:
             connection.execute("BEGIN IMMEDIATE")
             dead = connection.execute("DELETE FROM instances WHERE expires <= ?", (now,)).rowcount
+            connection.execute("UPDATE instances SET expires = ?1 WHERE expires > ?1", (latest,))
             connection.execute(_ORPHANS)
             connection.execute("COMMIT")
             return dead

@@ -9,10 +9,11 @@ import json
 import os
 
 from twisted.application import service, strports
+from twisted.internet import reactor
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
-from asyncplumber import Event, Plumber
+from asyncplumber import Event, Plumber, steady
 
 
 class Latest(Resource):
@@ -32,6 +33,7 @@ class Latest(Resource):
         return json.dumps(self.results).encode()
 
 
+steady(reactor)  # so that no timer stops when somebody sets the clock back
 port = os.environ.get("PORT", "8000")
 plumber = Plumber(os.environ.get("STORE", "sqlite:own_application.sqlite"), f"http://127.0.0.1:{port}/plumber")
 latest = Latest()
