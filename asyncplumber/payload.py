@@ -13,7 +13,7 @@ from binascii import Error as BadBase64
 from codecs import lookup
 from functools import lru_cache
 
-from asyncplumber.errors import BadRequest
+from asyncplumber.errors import BadRequest, Unavailable
 
 _GUESSED = ("", "application/x-www-form-urlencoded")  # what curl -d and a bare string say: nothing about the body
 
@@ -74,6 +74,9 @@ def _text_member(body: bytes, content_type: str) -> bytes:
             return b'"data":' + json.dumps(body.decode(codec.name)).encode("ascii")
     except (UnicodeError, LookupError):
         pass
+    except OSError:
+        # Python imports a codec when it is first named: no file could be opened, which will pass.
+        raise Unavailable("that charset cannot be loaded right now; try again") from None
     return bytes_member(body)
 
 

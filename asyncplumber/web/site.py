@@ -4,9 +4,12 @@ The routes, as Klein has them: the long way in, and the whole way for an applica
 
 from __future__ import annotations
 
+# Werkzeug would import this codec at the first request, which fails where no file can be opened any more.
+import encodings.idna  # noqa: F401
 import re
 from collections.abc import Callable
 from importlib.resources import files
+from io import BytesIO
 from typing import Any
 
 from klein import Klein
@@ -44,6 +47,14 @@ _STATIC = {
     "page.css": ("page.css", b"text/css; charset=utf-8"),
     "favicon.svg": ("favicon.svg", b"image/svg+xml"),
 }
+
+
+def _static_answers() -> dict[str, Answer]:
+    folder = files("asyncplumber.web").joinpath("static")
+    return {
+        name: Answer(200, content_type, folder.joinpath(file).read_bytes(), _POLICY)
+        for name, (file, content_type) in _STATIC.items()
+    }
 
 
 class _Raw(BaseConverter):
@@ -122,6 +133,10 @@ class _Silent(Site):
     def log(self, request: Any) -> None:
         """Nothing."""
 
+    def getContentFile(self, length: int | None) -> BytesIO:
+        """Where a body goes. `Connection` has read it already, so a file on disk would spare nothing."""
+        return BytesIO()
+
 
 class Routes:
     """Klein's routes.  `resource` is what can be mounted in any site; `site` is the whole of our own."""
@@ -137,6 +152,7 @@ class Routes:
         self._webhook = webhook
         self._about = about
         self._limit = body_limit
+        self._static = _static_answers()
 
     def resource(self, origins: Origins | None = None) -> IResource:
         """The routes as a twisted.web resource.  Pages of other origins than its own and `origins` may not post to it."""
@@ -218,9 +234,7 @@ class Routes:
     @app.route("/<any('asyncplumber.js', 'page.js', 'page.css', 'favicon.svg'):name>", methods=["GET"])
     def page(self, request: Request, name: str = "") -> bytes:
         """The first page, and what belongs to it."""
-        file, content_type = _STATIC[name]
-        body = files("asyncplumber.web").joinpath("static", file).read_bytes()
-        return _written(Answer(200, content_type, body, _POLICY), request)
+        return _written(self._static[name], request)
 
     @app.handle_errors(PlumberError)  # type: ignore[arg-type]  # its type wants any IRequest, and Klein has none other
     def plumber_error(self, request: Request, failure: Failure) -> bytes:
