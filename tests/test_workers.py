@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -227,6 +228,41 @@ class UnixTests(TestCase):
         await node.stop()
         self.assertNotIn("Traceback", node.output)
         self.assertFalse(os.path.exists(path))
+
+
+class StartTests(TestCase):
+    """The first requests after the port has opened, before anybody says that the server is ready."""
+
+    timeout = 60
+
+    async def first_replies(self, *options: str) -> set[int]:
+        """The statuses of what is asked from the first connection on that is taken, until the server is ready."""
+        folder = tempfile.mkdtemp(prefix="asyncplumber-start-")
+        self.addCleanup(shutil.rmtree, folder)
+        node = Node("--store", f"sqlite:{folder}/plumber.sqlite", *options)
+        self.addCleanup(node.kill)
+        node.spawn()
+        statuses: list[int] = []
+        asked: list[Deferred[None]] = []
+
+        async def post() -> None:
+            with contextlib.suppress(Broken):  # not yet
+                statuses.append((await node.ask("POST", "/hooks/first", b"{}")).status)
+
+        while "is ready at http" not in node.output or not statuses:
+            asked.append(Deferred.fromCoroutine(post()))
+            await sleep(0.005)
+            self.assertTrue(node.alive, node.output)
+        await gatherResults(asked)
+        return set(statuses)
+
+    async def test_the_first_post_is_kept(self) -> None:
+        """It waits until the store is open."""
+        self.assertEqual(await self.first_replies(), {202})
+
+    async def test_the_first_post_to_workers_is_kept(self) -> None:
+        """Also when no worker serves yet."""
+        self.assertEqual(await self.first_replies("--workers", "2"), {202})
 
 
 class KillTests(EmbeddedTestCase):

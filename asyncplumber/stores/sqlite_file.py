@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic, sleep
@@ -65,7 +66,7 @@ class SqliteFile:
         self._synchronous = synchronous
         self._reactor = reactor
         self._jobs: SimpleQueue[tuple[Callable[[Any], Any], Deferred[Any], float] | None] = SimpleQueue()
-        self._open = False
+        self._takes_jobs = False  # from the beginning of the opening to the end
         self._outage = Outage(f"sqlite:{path}")
 
     def _connect(self) -> Connection:
@@ -128,27 +129,36 @@ class SqliteFile:
         connection.close()
 
     async def open(self) -> None:
-        """Raises ValueError, with a sentence for the user, if the file cannot be used."""
+        """
+        Open the file; what is asked meanwhile waits for it.
+
+        Raises ValueError, with a sentence for the user, if the file cannot be used.
+        """
+        self._takes_jobs = True
         opened: Deferred[None] = Deferred()
         Thread(target=self._work, args=(opened,), name=f"sqlite:{self._path}", daemon=True).start()
         try:
             await opened
         except (OSError, sqlite3.Error, ValueError) as error:
+            self._takes_jobs = False
+            while not self._jobs.empty():  # the thread has ended
+                if (job := self._jobs.get()) is not None:
+                    job[1].errback(Unavailable())
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ValueError(f"the store sqlite:{self._path} cannot be used: {reason}") from error
-        self._open = True
 
     async def close(self) -> None:
         """Wait for the work that was handed over, and close."""
-        if self._open:
+        if self._takes_jobs:
             last = self.run(lambda connection: connection.close())
-            self._open = False
+            self._takes_jobs = False
             self._jobs.put(None)
-            await last
+            with suppress(Unavailable):  # it waited for long, or the file could not be opened
+                await last
 
     def run(self, work: Callable[[Connection], T]) -> Deferred[T]:
         """Call `work` in the file's thread; it commits what it begins.  Fails with `Unavailable`, or with what `work` raises."""
-        if not self._open:
+        if not self._takes_jobs:
             return fail(Unavailable())
         done: Deferred[T] = Deferred()
         self._jobs.put((work, done, monotonic()))

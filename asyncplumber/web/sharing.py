@@ -72,7 +72,7 @@ class Seats:
         serving = [count for count in self._counts if count != _ABSENT]
         mine = self._counts[number - 1]
         if mine == _ABSENT:
-            return 0 if serving else waiting  # it can at least say that it cannot serve yet
+            return 0 if serving else waiting  # its answers come when its store is open
         return -(-(sum(serving) + waiting) // len(serving)) - mine
 
     def part(self, number: int, waiting: int) -> int:
