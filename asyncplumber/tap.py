@@ -26,6 +26,7 @@ from asyncplumber.web.hosts import parse_hosts
 from asyncplumber.web.origins import parse_origin
 
 PREFIX = "ASYNCPLUMBER_"
+CREDENTIAL = "asyncplumber.secret"  # in $CREDENTIALS_DIRECTORY
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -77,7 +78,8 @@ _PARAMETERS: list[tuple[str, str | None, str, str, Callable[[str], Any] | None]]
     ("idle-timeout", None, "75", "Seconds that a connection without a request stays open.", _number(float, 1, 3600, " seconds")),
     ("allow-origin", None, "", "Origins whose pages may use it, such as https://*.example.com; * for all.", _origins),
     ("host", None, "", "Name by which clients may call us: push.example.com, *.example.com …; may be repeated.", parse_hosts),
-    ("secret", None, "", "Secret of 16 bytes or more that instances sign with (default: one that the store keeps).", None),
+    ("secret", None, "", "Not here, where it shows in ps: ASYNCPLUMBER_SECRET, or see --secret-file.", None),
+    ("secret-file", None, "", "File with the secret that instances sign with, 16 bytes or more (default: in the store).", None),
 ]  # fmt: skip
 
 
@@ -99,6 +101,7 @@ class Options(usage.Options):
         self._hosts: list[str] = []  # given on the command line, where the option can be repeated
         for name, _, default, _, _ in _PARAMETERS:
             self[name] = environ.get(PREFIX + name.upper().replace("-", "_"), default)
+        self._environ = environ
         self["insecure"] = int(environ.get(PREFIX + "INSECURE", "") not in ("", "0", "no", "false"))
 
     def opt_host(self, names: str) -> None:
@@ -129,8 +132,28 @@ class Options(usage.Options):
             self["listen"] = f"tcp:{self['port']}:interface=127.0.0.1:backlog=4096"
         self._check_endpoint()
         self._check_store()
+        self._find_secret()
+
+    def _find_secret(self) -> None:
+        """From the environment, from the file, or from what systemd hands over (LoadCredential=)."""
+        if self["secret"] != self._environ.get(PREFIX + "SECRET", ""):
+            raise usage.UsageError(
+                "--secret: a secret on the command line shows in the list of processes; give --secret-file FILE, or "
+                f"{PREFIX}SECRET in the environment"
+            )
+        handed = os.path.join(self._environ.get("CREDENTIALS_DIRECTORY", ""), CREDENTIAL)
+        path = self["secret-file"] or (handed if os.path.isabs(handed) and os.path.exists(handed) else "")
+        if path and not self["secret"]:
+            try:
+                with open(path, encoding="utf-8") as file:
+                    self["secret"] = file.read().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+                raise usage.UsageError(f"--secret-file: {path} cannot be read: {reason}") from None
+            self["secret"] = self["secret"] or "-"  # an empty file is too short, and not the same as none
+        self._given["secret"] = self["secret"]  # a worker may have no right to read the file any more
         if self["secret"] and len(self["secret"].encode()) < 16:
-            raise usage.UsageError("--secret: a secret has at least 16 bytes")
+            raise usage.UsageError("--secret-file: a secret has at least 16 bytes")
 
     def _check_endpoint(self) -> None:
         from twisted.internet import reactor
@@ -149,7 +172,7 @@ class Options(usage.Options):
         if self["peer-host"] in ("0.0.0.0", "::"):  # noqa: S104
             raise usage.UsageError("--peer-host: name the one address at which other machines reach this one")
         if self["peer-host"] not in LOCAL and not (self["secret"] or self["insecure"]):
-            raise usage.UsageError("--peer-host: beyond this machine the instances need a --secret")
+            raise usage.UsageError("--peer-host: beyond this machine the instances need a --secret-file")
         if not local and not self["insecure"]:
             raise usage.UsageError(
                 "--listen: nobody is authenticated yet, so only the loopback interface (interface=127.0.0.1) and UNIX sockets "

@@ -52,7 +52,8 @@ class BrowserFailed(AssertionError):
 class Browser:
     """One window.  `cache`d by `browser()`, because a start costs more than most tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, *flags: str) -> None:
+        """`flags` are further ones of Chromium's command line."""
         self._folder = tempfile.TemporaryDirectory(prefix="asyncplumber-browser-", ignore_cleanup_errors=True)
         # The profile, and the sockets that Chromium leaves behind, go where they can be removed.
         self._driver = Process(["chromedriver", "--port=0"], {"TMPDIR": self._folder.name})
@@ -61,7 +62,7 @@ class Browser:
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE * 2)
         self._session = ""
         # chromedriver makes a fresh profile for each session, and removes it.
-        options = {"browserName": "chrome", "goog:chromeOptions": {"binary": _chromium(), "args": FLAGS}}
+        options = {"browserName": "chrome", "goog:chromeOptions": {"binary": _chromium(), "args": [*FLAGS, *flags]}}
         self._session = "/session/" + self._call("POST", "/session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
         self._call("POST", "/timeouts", {"script": int(DEADLINE * 1000)})
 

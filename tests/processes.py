@@ -145,7 +145,7 @@ def start_server(*options: str, env: Mapping[str, str] | None = None) -> Server:
     twistd = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "--nodaemon", "--pidfile="]
     server = Server([*twistd, "asyncplumber", "--port", "0", "--store", "memory:", *options], env)
     try:
-        ready = server.wait_for(r"asyncplumber is ready at (http://\S+?:(\d+))/?(\s|$)")
+        ready = server.wait_for(r"asyncplumber is ready at (https?://\S+?:(\d+))/?(\s|$)")
     except BaseException:
         server.kill()
         raise

@@ -9,7 +9,9 @@ from __future__ import annotations
 import atexit
 import http.client
 import json
+import os
 import signal
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -389,7 +391,9 @@ class SecretTests(TestCase):
         shared = shared_farm()
         await shared.up()
         self.uri = with_database(shared.mongod.uri, "secret")
-        options = ("--store", self.uri, "--lease", str(LEASE), "--linger", "0.5", "--secret", "sixteen bytes and more")
+        secret = os.path.abspath(self.mktemp())
+        Path(secret).write_text("sixteen bytes and more")
+        options = ("--store", self.uri, "--lease", str(LEASE), "--linger", "0.5", "--secret-file", secret)
         self.nodes = [Node(*options, skew=skew) for skew in (-300.0, 300.0)]
         self.crowd = Crowd()
         for node in self.nodes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import TestCase
 
-from asyncplumber.tap import Options
+from asyncplumber.tap import CREDENTIAL, Options
 
 ROOT = Path(__file__).resolve().parent.parent
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "asyncplumber"]
@@ -108,16 +108,43 @@ class OptionsTests(TestCase):
     def test_peers_beyond_the_machine_need_a_secret(self) -> None:
         """What instances tell each other is believed."""
         self.assertIn("--peer-host", self.refused("--peer-host", "10.0.0.1"))
-        self.assertEqual(parsed("--peer-host", "10.0.0.1", "--secret", "x" * 16)["peer-host"], "10.0.0.1")
+        self.assertEqual(parsed("--peer-host", "10.0.0.1", SECRET="x" * 16)["peer-host"], "10.0.0.1")
 
     def test_each_worker_has_an_address_of_its_own(self) -> None:
         """One public URL would lead to any of them, and a wildcard to none."""
         self.assertIn("--public-url", self.refused("--workers", "2", "--public-url", "http://10.0.0.1/"))
-        self.assertIn("--peer-host", self.refused("--peer-host", "0.0.0.0", "--secret", "x" * 16))
+        self.assertIn("--peer-host", self.refused("--peer-host", "0.0.0.0", SECRET="x" * 16))
 
     def test_a_short_secret_is_refused(self) -> None:
-        """Sixteen bytes at least."""
-        self.assertIn("--secret", self.refused("--secret", "x" * 15))
+        """Sixteen bytes at least, from wherever it comes."""
+        self.assertIn("--secret", self.refused(SECRET="x" * 15))
+        self.assertEqual(parsed(SECRET="x" * 16)["secret"], "x" * 16)
+        for content in ("x" * 15, "", "\n"):
+            path = self.mktemp()
+            Path(path).write_text(content)
+            self.assertIn("--secret-file", self.refused("--secret-file", path))
+
+    def test_a_secret_comes_from_a_file(self) -> None:
+        """One that is named, or that systemd hands over; the line break at its end is none of it."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        (folder / CREDENTIAL).write_text("a secret that was handed over\n")
+        (folder / "other").write_text("a secret in a file of its own\n")
+        handed = Options({"CREDENTIALS_DIRECTORY": str(folder)})
+        handed.parseOptions([])
+        self.assertEqual(handed["secret"], "a secret that was handed over")
+        named = parsed("--secret-file", str(folder / "other"))
+        self.assertEqual(named["secret"], "a secret in a file of its own")
+        found = Options({**named.environment(), "ASYNCPLUMBER_SECRET_FILE": ""})
+        found.parseOptions([])
+        self.assertEqual(found["secret"], named["secret"])
+        self.assertIn("--secret-file", self.refused("--secret-file", str(folder / "none")))
+
+    def test_a_secret_on_the_command_line_is_refused(self) -> None:
+        """It shows in the list of processes; and the message does not repeat it."""
+        message = self.refused("--secret", "sesame, sesame, sesame")
+        self.assertIn("--secret-file", message)
+        self.assertNotIn("sesame", message)
 
     def test_origins_are_checked(self) -> None:
         """Several, separated by blanks or commas."""
@@ -135,7 +162,7 @@ class OptionsTests(TestCase):
 
     def test_a_worker_finds_the_same_options(self) -> None:
         """They travel by the environment, where a secret does not show in the list of processes."""
-        given = parsed("--history-age", "60", "--secret", "x" * 16, "--workers", "3", "--insecure", "--listen", "tcp:0")
+        given = parsed("--history-age", "60", "--workers", "3", "--insecure", "--listen", "tcp:0", SECRET="x" * 16)
         found = Options(given.environment())
         found.parseOptions([])
         self.assertEqual((found["history-age"], found["secret"], found["insecure"]), (60.0, "x" * 16, 1))
