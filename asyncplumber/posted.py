@@ -150,14 +150,22 @@ def _media_type(header: bytes) -> tuple[str, str]:
     return content_type, kind_of(content_type)
 
 
-def _check_encoding(value: bytes) -> None:
+class EncodedBody(UnsupportedMediaType):
+    """A body that is compressed; the answer says what would do (RFC 9110, 15.5.16)."""
+
+    default = "a body is sent without a Content-Encoding: compressed ones are not understood here"
+    headers = ((b"Accept-Encoding", b"identity"),)
+
+
+def _check_encoding(headers: Headers) -> None:
     """
-    Raise `UnsupportedMediaType` for a body that is compressed (RFC 9110, 15.5.16).
+    Raise `EncodedBody` for a body that is compressed.
 
     Kept as it stands, it would reach browsers without a word of its encoding.
     """
+    value = headers.get(b"content-encoding", b"")
     if value.strip().lower() not in (b"", b"identity"):
-        raise UnsupportedMediaType("a body is sent without a Content-Encoding: compressed ones are not understood here")
+        raise EncodedBody
 
 
 def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Draft]:
@@ -168,7 +176,7 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
     """
     checked_account(account)
     if b"content-encoding" in headers:
-        _check_encoding(headers[b"content-encoding"])
+        _check_encoding(headers)
     content_type, kind = _media_type(headers.get(b"content-type", b""))
     if kind.startswith(_CLOUDEVENT):
         return _cloudevents(account, kind, body, now)
@@ -187,7 +195,8 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
 
 
 def skyhooks_draft(headers: Headers, body: bytes, now: str) -> Draft:
-    """skyhooks' own payload: a JSON object with ``keys.account_id`` and ``data``.  Raises `BadRequest`."""
+    """skyhooks' own payload: a JSON object with ``keys.account_id`` and ``data``.  Raises `BadRequest` or `EncodedBody`."""
+    _check_encoding(headers)
     text = _json_text(body)
     message = dict(parts_of(text)) if text.startswith("{") else {}
     keys = _value(message.get("keys", "null"))

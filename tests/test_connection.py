@@ -376,6 +376,42 @@ class DetailTests(SynchronousTestCase):
         self.server.settle()
         self.assertEqual(self.server.plumber.hub.count("a"), 0)
 
+    def test_a_half_closed_client_cannot_subscribe(self) -> None:
+        """Behind other requests: nothing would tell that it has gone. What it posted before is answered."""
+        for accept in (b"*/*", b"text/event-stream"):
+            client = self.server.connect()
+            subscribe = b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: %b\r\n\r\n" % accept
+            client.protocol.dataReceived(post(b"1") + subscribe)
+            client.protocol.readConnectionLost()
+            self.server.settle()
+            self.assertEqual([reply.status for reply in replies(client.heard())], [202])
+            self.assertEqual((self.server.plumber.hub.count("a"), client.ended), (0, ConnectionDone))
+
+    def test_a_receipt_is_not_reset_by_the_end_of_a_long_poll(self) -> None:
+        """The client goes while it polls, with the receipt of its POST still on the way."""
+        client = self.server.connect()
+        client.say(post(b"1") + b"GET /events/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.protocol.readConnectionLost()
+        self.server.settle()
+        self.assertEqual([reply.status for reply in replies(client.heard())], [202])
+        self.assertIs(client.ended, ConnectionDone)
+
+    def test_an_unknown_method_may_follow_another_request(self) -> None:
+        """In one packet: each is answered by what it is."""
+        found = self.server.ask(post(b"1") + b"BREW /pot HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self.assertEqual([reply.status for reply in found], [202, 501])
+
+    def test_compressed_bodies_are_refused_everywhere(self) -> None:
+        """skyhooks' clients as well, and the answer names what would do (RFC 9110, 15.5.16)."""
+        for path in ("/hooks/a", "/hooks"):
+            reply = self.server.request("POST", path, [("Content-Encoding", "gzip")], b"\x1f\x8b")
+            self.assertEqual((code(reply), reply.headers[b"accept-encoding"]), ((415, "unsupported-media-type"), b"identity"))
+
+    def test_malformed_escapes_in_a_query_are_refused(self) -> None:
+        """In the values that are read."""
+        for query in ("after=%zz", "after=e.%", "last_event_id=%a", "lastEventId=%%", "wait=%zz", "wait=1%"):
+            self.assertEqual(self.server.request("GET", f"/events/a?{query}").status, 400, query)
+
 
 class PatienceTests(SynchronousTestCase):
     """Who is slow is waited for, but not for ever."""

@@ -37,7 +37,6 @@ class Connection:
         "_backlog",
         "_busy",
         "_closing",
-        "_ended",
         "_full",
         "_going",
         "_lost",
@@ -47,6 +46,7 @@ class Connection:
         "_reader",
         "deadline",
         "gone",
+        "has_ended",
         "house",
         "is_waiting",
         "transport",
@@ -63,7 +63,7 @@ class Connection:
         self._backlog = bytearray()  # not read yet: an answer is awaited
         self._busy = False  # an answer is awaited
         self._closing = False  # the last word is written
-        self._ended = False  # the client has sent all that it will send
+        self.has_ended = False  # the client has sent all that it will send
         self._full = False  # the client does not take its answers
         self._going = False  # `_go_on` is under way
         self._lost = False
@@ -98,9 +98,9 @@ class Connection:
         A client that went away looks the same.  So one that waits for events is taken for that: to
         count it as a subscriber would be wrong more often.
         """
-        self._ended = True
+        self.has_ended = True
         if self.is_waiting:
-            self.transport.abortConnection()
+            self.hang_up()  # and no reset: the answer to an earlier request may be on its way
         elif self._closing:
             self.transport.loseConnection()  # both directions have ended now
         elif not self._busy:
@@ -170,7 +170,7 @@ class Connection:
                 self._backlog.clear()
                 self._listen_or_not()
                 self._feed(data)
-            elif self._ended:
+            elif self.has_ended:
                 self.hang_up()
                 break
             else:
@@ -224,7 +224,7 @@ class Connection:
         else:
             house, reader = self.house, self._reader
             self.deadline = house.now + (house.idle_timeout if reader.call is None else house.request_timeout)
-            if reader.calls or self._backlog or reader.refusal is not None or reader.continues or self._ended:
+            if reader.calls or self._backlog or reader.refusal is not None or reader.continues or self.has_ended:
                 self._go_on()
 
     def refuse(self, error: PlumberError) -> None:

@@ -215,6 +215,9 @@ class Listener(Factory):
         else:
             wait = self._wait(asked)
             serve = lambda channel: self._serve_poll(connection, call, channel, after, wait)  # noqa: E731
+        if connection.has_ended:
+            connection.hang_up()  # it is not read any more, so nothing would tell that the client has gone
+            return
         waiting = [True]
         connection.is_waiting = True
         connection.gone = lambda reason: waiting.clear()

@@ -37,14 +37,13 @@ class Limits(Protocol):
 
 
 # A request line with a method of any name (RFC 9110, 5.6.2): llhttp stops inside the method.
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) \S+ HTTP/1\.[01]\r?\n")
+_REQUEST_LINE = re.compile(rb"^([!#$%&'*+.^_`|~0-9A-Za-z-]+) \S+ HTTP/1\.[01]\r?\n", re.MULTILINE)
 
 
 def _explained(error: HttpParserError, data: bytes) -> PlumberError:
-    if isinstance(error, HttpParserInvalidMethodError):
-        line = _REQUEST_LINE.match(data)
-        if line is not None and line[1] not in METHODS:
-            return NotImplementedHere()
+    # The request is the last of those in `data`, and its place there is not known.
+    if isinstance(error, HttpParserInvalidMethodError) and any(line[1] not in METHODS for line in _REQUEST_LINE.finditer(data)):
+        return NotImplementedHere()
     if isinstance(error, HttpParserInvalidURLError):
         return BadRequest(ODD_PATH)
     return BadRequest(ODD_HEADER if "header value char" in str(error) else "this is not HTTP/1.1")
