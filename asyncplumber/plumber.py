@@ -234,8 +234,12 @@ class Plumber(Service):
 
     def _figures(self) -> Figures:
         return {
-            "subscribers": ("gauge", "Subscribers connected to this instance.", self.hub.subscribers),
-            "accounts": ("gauge", "Accounts with a channel at this instance.", len(self.hub.accounts)),
+            "subscribers": ("gauge", "Subscribers that are connected.", self.hub.subscribers),
+            "accounts": (
+                "gauge",
+                "Open channels, one for each account at each worker.",
+                len(self.hub.accounts),
+            ),
             "deliveries_total": ("counter", "Events handed to subscribers.", self.hub.delivered),
             "accepted_total": ("counter", "Events accepted and kept.", self.intake.accepted),
             "relayed_total": ("counter", "Events carried to other instances.", self.relay.carried),

@@ -16,6 +16,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.stdio import StandardIO
+from twisted.internet.task import LoopingCall
 from twisted.python import usage
 from twisted.python.failure import Failure
 
@@ -229,8 +230,9 @@ def _limits(options: Options) -> dict[str, Any]:
 def _worker(options: Options, place: str, reactor: Any) -> IService:
     """One of several workers: it accepts on its parent's socket, and has a port of its own for the other instances."""
     from asyncplumber.service import Server
+    from asyncplumber.web.shared_figures import NOTING, SharedFigures, WorkerFigures
     from asyncplumber.web.sharing import Seat, Seats, SharedEndpoint
-    from asyncplumber.workers import LISTENING, READY, SEATS
+    from asyncplumber.workers import FIGURES, LISTENING, READY, SEATS
 
     number, _, family = place.partition(":")
     # A terminal interrupts the whole group; it is the parent's word that counts.
@@ -242,11 +244,18 @@ def _worker(options: Options, place: str, reactor: Any) -> IService:
 
     def ready(url: str) -> None:
         seat.serve(lambda: server.connected)
+        noting = LoopingCall(about.combined)
+        noting.clock = reactor
+        noting.start(NOTING)
+        reactor.addSystemEventTrigger("after", "shutdown", about.combined)
         os.write(READY, b"!")
         StandardIO(_ParentWatch(reactor), reactor=reactor)
 
+    plumber = _plumber(options, reactor)
+    about = plumber.about
+    about.combine = WorkerFigures(SharedFigures(open(FIGURES, "r+b")), int(number)).combine  # noqa: SIM115
     endpoints = [(shared, "the socket of the parent"), (own, f"port {port} of {options['peer-host']}, for the other instances")]
-    server = Server(_plumber(options, reactor), endpoints, reactor, shares_port=True, ready=ready, **_limits(options))
+    server = Server(plumber, endpoints, reactor, shares_port=True, ready=ready, **_limits(options))
     return server
 
 

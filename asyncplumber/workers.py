@@ -22,11 +22,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from asyncplumber.service import listen, own_url
+from asyncplumber.web.shared_figures import SharedFigures
 from asyncplumber.web.sharing import Seats
 
 LISTENING = 3  # the file descriptor at which a worker finds the socket
 READY = 4  # the one at which it says that it serves
-SEATS = 5  # and the one of the table that says how many each worker has
+SEATS = 5  # the one of the table that says how many each worker has
+FIGURES = 6  # and the one of the table with the figures of each worker
 PATIENCE = 25.0  # seconds that a worker has to stop: a little more than it takes itself
 STABLE = 5.0  # seconds after which a worker that dies is restarted at once
 RESTART = (0.5, 30.0)  # seconds until a worker that keeps dying is restarted: at first, at most
@@ -61,6 +63,7 @@ class Worker(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         self._supervisor.seats.leave(self.number)
+        self._supervisor.figures.leave(self.number)
         if self.stopped is not None:
             self.stopped.callback(None)
             return
@@ -101,6 +104,7 @@ class Supervisor(Service):
         self._name = name
         self._environ = dict(environ)
         self.seats = Seats.for_workers(count)
+        self.figures = SharedFigures.for_workers(count)
         self._workers = [Worker(number, self) for number in range(1, count + 1)]
         self._waiting = set(self._workers)
         self._restarts: set[Any] = set()
@@ -126,7 +130,15 @@ class Supervisor(Service):
             sys.executable,
             [sys.executable, "-c", _TWISTD, "-n", "--pidfile=", "asyncplumber"],
             env=environ,
-            childFDs={0: "w", 1: "r", 2: "r", LISTENING: listening, READY: "r", SEATS: self.seats.fileno()},
+            childFDs={
+                0: "w",
+                1: "r",
+                2: "r",
+                LISTENING: listening,
+                READY: "r",
+                SEATS: self.seats.fileno(),
+                FIGURES: self.figures.fileno(),
+            },
         )
 
     def restart(self, worker: Worker, delay: float) -> None:

@@ -157,6 +157,32 @@ class WorkersTests(EmbeddedTestCase):
         await self.crowd.settled()
         self.assertTrue(any(each.connections > 1 for each in self.ledger.subscribers))
 
+    async def test_metrics_are_those_of_all(self) -> None:
+        """Whichever worker answers: sums, which never run backwards, also when workers die and have successors."""
+
+        async def told(name: str) -> int:
+            text = (await self.node.ask("GET", "/metrics")).body.decode()
+            return int(re.search(rf"^asyncplumber_{name} (\d+)$", text, re.M)[1])  # type: ignore[index]
+
+        publishers = [self.crowd.publisher(self.ports, "all") for _ in range(4)]
+        people = await self.scattered()
+        seen = 0
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            await gatherResults([publisher.run(25) for publisher in publishers])
+            for _ in range(10):
+                accepted = await told("accepted_total")
+                self.assertGreaterEqual(accepted, seen)
+                seen = accepted
+            self.assertEqual(await eventually(lambda: told("subscribers"), lambda count: count == people, "all"), people)
+            await eventually(lambda: told("accepted_total"), lambda count: count == self.ledger.events, "all are counted")
+            before = begun(self.node)
+            os.kill(children(self.node.pid)[0], number)
+            while begun(self.node) == before:
+                self.assertGreaterEqual(await told("accepted_total"), seen)
+            await eventually(lambda: told("subscribers"), lambda count: count == people, "all are back")
+        self.assertEqual(seen, self.ledger.events)
+        self.assertEqual([await told("accepted_total") for _ in range(20)], [seen] * 20)
+
     async def test_workers_do_not_outlive_their_parent(self) -> None:
         """When the parent is killed its workers stop, as after a SIGTERM."""
         (person,) = await self.crowd.gather(self.ports, "one", [WebSocket])

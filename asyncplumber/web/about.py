@@ -31,6 +31,8 @@ class About:
         self._figures = figures
         self._listeners = listeners
         self.stopping = False
+        #: Takes our figures, and returns those to tell: of all workers, where there are several.
+        self.combine: Callable[[Figures], Figures] = lambda figures: figures
 
     def ready(self) -> Deferred[Answer]:
         """Whether the store can be reached and the instance is not about to stop."""
@@ -52,9 +54,15 @@ class About:
         told = {"account": account, "cursor": str(head) if head is not None else None}
         return json_answer(200, {**told, **await self._listeners(account)})
 
+    def combined(self) -> Figures:
+        """The figures of this instance, or of all workers."""
+        return self.combine(self._figures())
+
     def metrics(self) -> Answer:
         """The figures in Prometheus' text format, version 0.0.4."""
         lines = []
-        for name, (kind, help, value) in self._figures().items():
-            lines.append(f"# HELP asyncplumber_{name} {help}\n# TYPE asyncplumber_{name} {kind}\nasyncplumber_{name} {value:g}\n")
+        for name, (kind, help, value) in self.combined().items():
+            # Never rounded: a rate of what was rounded is 0, and then too much.
+            text = str(int(value)) if value == int(value) else repr(value)
+            lines.append(f"# HELP asyncplumber_{name} {help}\n# TYPE asyncplumber_{name} {kind}\nasyncplumber_{name} {text}\n")
         return Answer(200, b"text/plain; version=0.0.4; charset=utf-8", "".join(lines).encode())

@@ -37,6 +37,14 @@ _WORD = 8  # bytes of a count
 _ACCEPT_QUEUE = 24  # where struct tcp_info of a listening socket has their number (tcpi_unacked)
 
 
+def shared_file(name: str, size: int) -> IO[bytes]:
+    """A file of zeros, of `size` bytes, to be inherited and mapped.  `name` is for debugging."""
+    # Not every system has files in memory, and where there are some no folder need be writable.
+    file = open(os.memfd_create(name), "r+b") if hasattr(os, "memfd_create") else TemporaryFile()  # noqa: SIM115
+    file.truncate(size)
+    return file
+
+
 class Seats:
     """The table: how many are connected to each worker.  A count is written in one piece, so that there is no lock."""
 
@@ -48,10 +56,7 @@ class Seats:
     @classmethod
     def for_workers(cls, count: int) -> Seats:
         """A new table, to be inherited.  Nobody serves yet."""
-        # Not every system has files in memory, and where there are some no folder need be writable.
-        file = open(os.memfd_create("seats"), "r+b") if hasattr(os, "memfd_create") else TemporaryFile()  # noqa: SIM115
-        file.truncate(count * _WORD)
-        seats = cls(file)
+        seats = cls(shared_file("seats", count * _WORD))
         for number in range(1, count + 1):
             seats.leave(number)
         return seats
