@@ -187,12 +187,18 @@ class Options(usage.Options):
             raise usage.UsageError(
                 f"--store: {uri.partition(':')[0]!r} is no store; there are sqlite:PATH, memory: and mongodb://…"
             )
+        from asyncplumber.stores import open_store
+
+        try:
+            open_store(uri, Keeping(), None)
+        except ValueError as error:
+            raise usage.UsageError(f"--store: {error}") from None
         if uri == "memory:" and self["workers"] > 1:
             raise usage.UsageError("--workers: workers do not share their memory; take --store sqlite:PATH or mongodb://…")
         if uri.startswith("sqlite:"):
             path = os.path.abspath(uri[7:].partition("?")[0])
             folder = os.path.dirname(path)
-            if not uri[7:] or os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
+            if os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
                 raise usage.UsageError(f"--store: {path} cannot be written")
 
 

@@ -100,6 +100,12 @@ class OptionsTests(TestCase):
         self.assertIn("--store", self.refused("--store", "sqlite:/no/such/folder/x.sqlite"))
         self.assertIn("--store", self.refused("--store", "sqlite:"))
 
+    def test_a_store_with_wrong_words_is_refused(self) -> None:
+        """By the options, with a sentence, and not by a traceback when everything else is begun, nor by each worker again."""
+        for uri in ("sqlite:x?foo=1", "sqlite:x?synchronous=off", "sqlite::memory:", "mongodb://", "mongodb://host:port/"):
+            self.assertIn("--store", self.refused("--store", uri))
+            self.assertIn("--store", self.refused("--store", uri, "--workers", "2"))
+
     def test_workers_need_something_to_share(self) -> None:
         """Memory is not shared, and TLS is a proxy's business then."""
         self.assertIn("--workers", self.refused("--workers", "2", "--store", "memory:"))
@@ -174,6 +180,13 @@ class ProcessTests(TestCase):
         ended = run("--history-length", "none")
         self.assertEqual(ended.returncode, 1)
         self.assertIn("--history-length", ended.stdout + ended.stderr)
+
+    def test_a_store_with_wrong_words_ends_without_a_traceback(self) -> None:
+        """The last line of what is said is the sentence."""
+        done = run("--store", "sqlite:x?foo=1", "--port", "0")
+        self.assertEqual(done.returncode, 1)
+        self.assertNotIn("Traceback", done.stdout + done.stderr)
+        self.assertIn("--store: after the path", done.stdout + done.stderr)
 
     def test_a_taken_port_ends_with_status_1(self) -> None:
         """A deaf server must not run on."""

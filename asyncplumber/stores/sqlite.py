@@ -8,6 +8,7 @@ Several processes may share the file, on a local disk.  What is accepted survive
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,9 +21,12 @@ from asyncplumber.errors import PlumberError
 from asyncplumber.event import Draft, Instance, Stored
 from asyncplumber.interfaces import Appended, IStore
 from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.sqlite_append import probe
 from asyncplumber.stores.sqlite_file import Connection, SqliteFile
 from asyncplumber.stores.sqlite_history import SqliteHistory
 from asyncplumber.stores.sqlite_registry import SqliteRegistry, kept_secret, wanted
+
+FRESH = 1.0  # seconds for which a ping need not write again: whoever asks all the time must not keep the disk busy
 
 
 def _parsed(uri: str) -> tuple[str, str]:
@@ -51,6 +55,7 @@ class SqliteStore:
         """
         path, synchronous = _parsed(uri)
         self._clock = wall
+        self._written = -FRESH  # when a probe last went well, in seconds of the monotonic clock
         self._file = SqliteFile(path, synchronous, reactor)
         self.history = SqliteHistory(self._file, keeping, wall)
         self.registry = SqliteRegistry(self._file, keeping, wall)
@@ -85,9 +90,11 @@ class SqliteStore:
         return Deferred.fromCoroutine(self._file.close())
 
     def ping(self) -> Deferred[None]:
-        def work(connection: Connection) -> None:
-            # A write lock is asked for, because a file that can only be read is of no use.
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
+        """A write, because on a full disk all else goes well.  One that went well counts for `FRESH` seconds."""
+        if monotonic() - self._written < FRESH:
+            return succeed(None)
+        now = self._clock.seconds()
+        return self._file.run(lambda connection: probe(connection, now)).addCallback(self._probed)
 
-        return self._file.run(work)
+    def _probed(self, _: None) -> None:
+        self._written = monotonic()

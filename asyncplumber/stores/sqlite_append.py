@@ -20,6 +20,8 @@ from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.sqlite_file import Connection
 
 ROWS = 64  # in one statement: more gains little, and each number of rows is a text of its own in the cache of statements
+PROBE_BYTES = 4096  # written to find out whether there is room for an event: a page of the file
+_NO_ACCOUNT = -1  # the numbers of accounts begin with 1, and no account has an empty name
 REMEMBERED = 10_000  # accounts, of some 400 bytes each: 4 MB; beyond that all are forgotten, which costs one look-up
 # No journal for undoing this statement alone, which would take more time than the rows: who gets here begins anew.
 _PUT = "INSERT OR ROLLBACK INTO events VALUES "
@@ -65,6 +67,17 @@ def forget_events(connection: Connection, number: int, floor: int) -> int:
     """Raise the floor of the account with this number, and delete what is below.  Answers the number of events deleted."""
     connection.execute("UPDATE accounts SET floor = max(floor, ?) WHERE number = ?", (floor, number))
     return connection.execute("DELETE FROM events WHERE account = ? AND seq <= ?", (number, floor)).rowcount
+
+
+def probe(connection: Connection, now: float) -> None:
+    """Write and commit what an append of one event writes, and leave nothing behind.  Raises sqlite3.Error."""
+    connection.execute("BEGIN IMMEDIATE")
+    values = (_NO_ACCOUNT, 1, "", "", "", "", "", bytes(PROBE_BYTES), now)
+    connection.execute(_PUT_ONE, values)
+    connection.execute("INSERT INTO accounts VALUES (?, '', '', 1, 0, ?)", (_NO_ACCOUNT, now))
+    for table, column in (("events", "account"), ("accounts", "number")):
+        connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (_NO_ACCOUNT,))  # noqa: S608
+    connection.execute("COMMIT")
 
 
 class Appender:

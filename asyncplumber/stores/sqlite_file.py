@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from twisted.python.failure import Failure
 
 from asyncplumber.errors import Unavailable
 from asyncplumber.stores.outage import Outage
+from asyncplumber.stores.sqlite_checkpoint import BACKSTOP, Checkpoints
+from asyncplumber.stores.sqlite_place import FilePlace
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -53,6 +57,11 @@ def _prepare(connection: Connection) -> None:
     connection.execute("COMMIT")
 
 
+def _abandon(connection: Connection) -> None:
+    """Leave it open until the process ends, whose end no longer closes it."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
 class SqliteFile:
     """
     Runs work on the file, one piece after the other, in a thread of its own.
@@ -67,14 +76,20 @@ class SqliteFile:
         self._reactor = reactor
         self._jobs: SimpleQueue[tuple[Callable[[Any], Any], Deferred[Any], float] | None] = SimpleQueue()
         self._takes_jobs = False  # from the beginning of the opening to the end
+        self._misplaced = False  # the last time that was looked
+        self._closed: Deferred[None] = Deferred()
         self._outage = Outage(f"sqlite:{path}")
 
     def _connect(self) -> Connection:
         if sqlite3.sqlite_version_info < OLDEST:
             wanted = ".".join(map(str, OLDEST))
             raise ValueError(f"this Python comes with SQLite {sqlite3.sqlite_version}, and {wanted} or later is needed")
-        # Results are nobody else's business; SQLite gives its other files the rights of this one.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Results are nobody else's business; SQLite gives its other files the rights of this one.  One that is there is not
+        # opened: to close it would take away the locks that other connections of this process hold on it.
+        with suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        if os.path.isdir(self._path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         connection = sqlite3.connect(self._path, isolation_level=None, cached_statements=512)
         try:
             # The time-out comes first: the change to WAL mode already needs a lock.
@@ -83,7 +98,7 @@ class SqliteFile:
                 "journal_mode = WAL",
                 f"synchronous = {self._synchronous}",
                 "cache_size = -16000",
-                "wal_autocheckpoint = 4000",
+                f"wal_autocheckpoint = {BACKSTOP}",
                 "journal_size_limit = 67108864",
             ):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -104,21 +119,30 @@ class SqliteFile:
                     raise
                 sleep(0.01)
 
-    def _work(self, opened: Deferred[None]) -> None:
+    def _connect_for_checkpoints(self) -> Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None)
+        connection.execute("PRAGMA busy_timeout = 100").fetchall()
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}").fetchall()
+        return connection
+
+    def _work(self, opened: Deferred[None], closed: Deferred[None]) -> None:
         """The thread."""
         answer = self._reactor.callFromThread
         try:
             connection = self._connect_among_others()
+            place = FilePlace(self._path)
         except Exception:
             answer(opened.errback, Failure())
+            answer(closed.callback, None)
             return
+        checkpoints = Checkpoints(self._path, self._connect_for_checkpoints)
         answer(opened.callback, None)
         while (job := self._jobs.get()) is not None:
             work, done, asked = job
             try:
                 if monotonic() - asked > PATIENCE:
                     raise Unavailable
-                result = work(connection)
+                result = self._done(connection, place, work)
             except BaseException:
                 failure = Failure()
                 if connection.in_transaction:
@@ -126,7 +150,22 @@ class SqliteFile:
                 answer(done.errback, failure)
             else:
                 answer(done.callback, result)
-        connection.close()
+                checkpoints.note(connection.total_changes, place.log_size)
+        leave = Connection.close if place.may_close else _abandon
+        checkpoints.stop(leave)
+        leave(connection)
+        answer(closed.callback, None)
+
+    def _done(self, connection: Connection, place: FilePlace, work: Callable[[Connection], T]) -> T:
+        """What `work` answers, if it was done in the file that others would find."""
+        if self._misplaced:
+            place.check()
+        result = work(connection)
+        # Afterwards, because it may be deleted at any moment before.  From then on nothing more is written into it.
+        self._misplaced = True
+        place.check()
+        self._misplaced = False
+        return result
 
     async def open(self) -> None:
         """
@@ -136,7 +175,8 @@ class SqliteFile:
         """
         self._takes_jobs = True
         opened: Deferred[None] = Deferred()
-        Thread(target=self._work, args=(opened,), name=f"sqlite:{self._path}", daemon=True).start()
+        self._closed = Deferred()
+        Thread(target=self._work, args=(opened, self._closed), name=f"sqlite:{self._path}", daemon=True).start()
         try:
             await opened
         except (OSError, sqlite3.Error, ValueError) as error:
@@ -150,11 +190,9 @@ class SqliteFile:
     async def close(self) -> None:
         """Wait for the work that was handed over, and close."""
         if self._takes_jobs:
-            last = self.run(lambda connection: connection.close())
             self._takes_jobs = False
             self._jobs.put(None)
-            with suppress(Unavailable):  # it waited for long, or the file could not be opened
-                await last
+            await self._closed
 
     def run(self, work: Callable[[Connection], T]) -> Deferred[T]:
         """Call `work` in the file's thread; it commits what it begins.  Fails with `Unavailable`, or with what `work` raises."""
