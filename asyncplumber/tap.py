@@ -111,6 +111,14 @@ class Options(usage.Options):
 
     opt_host.__doc__ = next(text for name, _, _, text, _ in _PARAMETERS if name == "host")
 
+    def opt_secret(self, _: str) -> None:
+        raise usage.UsageError(
+            "--secret: a secret on the command line shows in the list of processes; give --secret-file FILE, or "
+            f"{PREFIX}SECRET in the environment"
+        )
+
+    opt_secret.__doc__ = next(text for name, _, _, text, _ in _PARAMETERS if name == "secret")
+
     def opt_version(self) -> None:
         """Print the version and exit."""
         print(f"asyncplumber {version('asyncplumber')}")
@@ -131,17 +139,14 @@ class Options(usage.Options):
                     raise usage.UsageError(f"--{name}: {error}") from None
         if not self["listen"]:
             self["listen"] = f"tcp:{self['port']}:interface=127.0.0.1:backlog=4096"
+        self._find_secret()
         self._check_endpoint()
         self._check_store()
-        self._find_secret()
 
     def _find_secret(self) -> None:
         """From the environment, from the file, or from what systemd hands over (LoadCredential=)."""
-        if self["secret"] != self._environ.get(PREFIX + "SECRET", ""):
-            raise usage.UsageError(
-                "--secret: a secret on the command line shows in the list of processes; give --secret-file FILE, or "
-                f"{PREFIX}SECRET in the environment"
-            )
+        if self["secret"] and self["secret-file"]:
+            raise usage.UsageError(f"--secret-file: there is a secret in {PREFIX}SECRET as well; give one of them")
         handed = os.path.join(self._environ.get("CREDENTIALS_DIRECTORY", ""), CREDENTIAL)
         path = self["secret-file"] or (handed if os.path.isabs(handed) and os.path.exists(handed) else "")
         if path and not self["secret"]:
@@ -152,7 +157,8 @@ class Options(usage.Options):
                 reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 raise usage.UsageError(f"--secret-file: {path} cannot be read: {reason}") from None
             self["secret"] = self["secret"] or "-"  # an empty file is too short, and not the same as none
-        self._given["secret"] = self["secret"]  # a worker may have no right to read the file any more
+        # A worker may have no right to read the file any more.
+        self._given["secret"], self._given["secret-file"] = self["secret"], ""
         if self["secret"] and len(self["secret"].encode()) < 16:
             raise usage.UsageError("--secret-file: a secret has at least 16 bytes")
 

@@ -147,10 +147,25 @@ class OptionsTests(TestCase):
         self.assertIn("--secret-file", self.refused("--secret-file", str(folder / "none")))
 
     def test_a_secret_on_the_command_line_is_refused(self) -> None:
-        """It shows in the list of processes; and the message does not repeat it."""
-        message = self.refused("--secret", "sesame, sesame, sesame")
+        """It shows in the list of processes; and the message does not repeat it. Nor does it help to give it twice."""
+        for environ in ({}, {"SECRET": "sesame, sesame, sesame"}):
+            message = self.refused("--secret", "sesame, sesame, sesame", **environ)
+            self.assertIn("--secret-file", message)
+            self.assertNotIn("sesame", message)
+
+    def test_there_is_one_secret(self) -> None:
+        """A file and the environment may say different things; what systemd hands over gives way to either."""
+        path = self.mktemp()
+        Path(path).write_text("a secret in a file of its own\n")
+        message = self.refused("--secret-file", path, SECRET="sesame, sesame, sesame")
         self.assertIn("--secret-file", message)
         self.assertNotIn("sesame", message)
+
+    def test_a_secret_file_is_secret_enough_for_other_machines(self) -> None:
+        """It is read before that is asked."""
+        path = self.mktemp()
+        Path(path).write_text("x" * 16)
+        self.assertEqual(parsed("--peer-host", "10.0.0.1", "--secret-file", path)["secret"], "x" * 16)
 
     def test_origins_are_checked(self) -> None:
         """Several, separated by blanks or commas."""

@@ -35,7 +35,8 @@ class _Place(NamedTuple):
     """A Host without its port: the name in lower case, or the address."""
 
     name: str
-    address: IPv4Address | IPv6Address | None
+    is_address: bool = False
+    is_loopback: bool = False
 
 
 def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
@@ -59,10 +60,10 @@ def _place(header: bytes) -> _Place | None:
     literal, name = match.groups()
     if literal is not None:
         address = _address(literal.decode("ascii"))
-        return _Place(str(address), address) if isinstance(address, IPv6Address) else None
+        return _Place(str(address), True, _is_loopback(address)) if isinstance(address, IPv6Address) else None
     text = name.decode("ascii").lower().removesuffix(".")
     address = _address(text)
-    return _Place(str(address or text), address)
+    return _Place(text) if address is None else _Place(str(address), True, _is_loopback(address))
 
 
 def _normal(name: str) -> str:
@@ -127,9 +128,9 @@ class Hosts:
         No DNS name is an address, so nothing can be rebound to one: where we listen beyond the loopback interface, any
         is accepted, as a port may be forwarded to us. On the loopback interface only loopback addresses are.
         """
-        if place.address is None:
-            return place.name.endswith(self._suffixes)
-        if _is_loopback(place.address):
+        if place.is_loopback:
             return True
+        if not place.is_address:
+            return place.name.endswith(self._suffixes)
         local = _address(getattr(connection.getHost(), "host", ""))
         return local is not None and not _is_loopback(local)
