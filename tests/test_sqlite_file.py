@@ -8,8 +8,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
@@ -17,9 +20,10 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SkipTest, TestCase
 
 from asyncplumber.errors import Unavailable
-from asyncplumber.stores import open_store, sqlite, sqlite_checkpoint, sqlite_file
+from asyncplumber.stores import open_store, sqlite, sqlite_checkpoint, sqlite_file, sqlite_place
 from asyncplumber.stores.keeping import Keeping
 from tests.contracts import draft, drafts, seqs
+from tests.processes import start_server
 
 
 class OpeningTests(TestCase):
@@ -100,6 +104,7 @@ class MisfortuneTests(TestCase):
 
     async def setUp(self) -> None:
         self.patch(sqlite, "FRESH", 0.0)
+        self.patch(sqlite_place, "LOOK", 0.0)
         self.path = self.mktemp()
         self.said: list[str] = []
         globalLogPublisher.addObserver(self._note)
@@ -262,6 +267,36 @@ class MisfortuneTests(TestCase):
         self.patch(sqlite, "FRESH", 0.0)
         await self.store.ping()
         self.assertNotEqual((os.stat(log).st_mtime_ns, os.stat(log).st_size), before)
+
+
+class ServerTests(TestCase):
+    """A whole server, as its clients and its orchestrator see it."""
+
+    def status(self, path: str, body: bytes | None = None) -> int:
+        try:
+            with urlopen(f"{self.server.url}{path}", data=body, timeout=30) as answer:
+                return int(answer.status)
+        except HTTPError as error:
+            error.close()
+            return error.code
+
+    def test_what_happens_to_the_file_shows(self) -> None:
+        """While it is away POSTs and readiness are 503; the log says so once; when it is back both go on."""
+        path = os.path.abspath(self.mktemp())
+        self.server = start_server("--store", f"sqlite:{path}")
+        self.addCleanup(self.server.stop)
+        self.assertEqual((self.status("/hooks/a", b"1"), self.status("/readyz")), (202, 200))
+        os.rename(path, f"{path}.moved")
+        self.assertEqual({self.status("/hooks/a", b"2") for _ in range(3)}, {503})
+        # A probe that went well counts for a moment.
+        self.server.wait_for("deleted, moved or replaced")
+        deadline = time.monotonic() + 30
+        while self.status("/readyz") == 200 and time.monotonic() < deadline:
+            pass
+        self.assertEqual({self.status("/readyz") for _ in range(3)}, {503})
+        os.rename(f"{path}.moved", path)
+        self.assertEqual((self.status("/hooks/a", b"3"), self.status("/readyz")), (202, 200))
+        self.assertEqual(self.server.output.count("deleted, moved or replaced"), 1)
 
 
 class CheckpointTests(TestCase):

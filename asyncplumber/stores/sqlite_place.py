@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from time import monotonic
 
 # The file, its log and the index of that log.  SQLite removes the last two only with the last connection.
 ENDINGS = ("", "-wal", "-shm")
+LOOK = 0.1  # seconds between looks at the last two; to look at the first costs little enough to be done at each append
 _GONE = (
     "{name} was deleted, moved or replaced while it was in use; nothing is accepted until the same file is back, "
     "or until a restart, which begins with what is there then"
@@ -23,28 +25,34 @@ class FilePlace:
 
     def __init__(self, path: str) -> None:
         """`path` exists, and a connection has been made and has written.  Raises OSError if there is no such file."""
-        self._files = [(path + ending, self._identity(path + ending)) for ending in ENDINGS]
+        self._name = path
         self._log = path + ENDINGS[1]
-        self.log_size = 0  # in bytes, at the last check
+        self._identities = {path + ending: self._identity(os.stat(path + ending)) for ending in ENDINGS}
+        self._looked = 0.0
+        self.log_size = 0  # in bytes, when it was last looked at
 
     @staticmethod
-    def _identity(name: str) -> tuple[int, int]:
-        status = os.stat(name)
+    def _identity(status: os.stat_result) -> tuple[int, int]:
         return status.st_dev, status.st_ino
 
     def check(self) -> None:
         """Raises sqlite3.OperationalError, with a sentence for the operator, if a file is not the one that was opened."""
-        for name, identity in self._files:
-            try:
-                status = os.stat(name)
-            except OSError:
-                raise sqlite3.OperationalError(_GONE.format(name=name)) from None
-            if (status.st_dev, status.st_ino) != identity:
-                raise sqlite3.OperationalError(_GONE.format(name=name))
-            if name == self._log:
-                self.log_size = status.st_size
-            elif not status.st_size:
-                raise sqlite3.OperationalError(_EMPTIED.format(name=name))
+        if not self._look(self._name).st_size:
+            raise sqlite3.OperationalError(_EMPTIED.format(name=self._name))
+        now = monotonic()
+        if now - self._looked >= LOOK:
+            sizes = [self._look(self._name + ending).st_size for ending in ENDINGS[1:]]
+            self.log_size = sizes[0]
+            self._looked = now
+
+    def _look(self, name: str) -> os.stat_result:
+        try:
+            status = os.stat(name)
+        except OSError:
+            raise sqlite3.OperationalError(_GONE.format(name=name)) from None
+        if self._identity(status) != self._identities[name]:
+            raise sqlite3.OperationalError(_GONE.format(name=name))
+        return status
 
     @property
     def may_close(self) -> bool:
@@ -54,10 +62,7 @@ class FilePlace:
         The last one removes the log by its name.  If that name belongs to another file by now, it may be the log of a
         database that was put in our place, with what its processes have accepted.
         """
-        for name, identity in self._files:
-            if name == self._log:
-                try:
-                    return self._identity(name) == identity
-                except OSError:
-                    return True
-        return True
+        try:
+            return self._identity(os.stat(self._log)) == self._identities[self._log]
+        except OSError:
+            return True
