@@ -14,6 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
+from asyncplumber.web.dosed_reads import DosedReadsOf
+
 HEARTBEAT = 15.0  # seconds between heartbeats: proxies drop what is silent for 30 or 60
 SLICE = 200  # subscribers served before the reactor has a turn
 RECONNECT = 5.0  # seconds over which those who were sent away are to come back
@@ -44,6 +46,7 @@ class Attendance:
         self._random = random
         count = max(1, round(interval))
         self._groups: list[dict[Attending, None]] = [{} for _ in range(count)]
+        self.reads = DosedReadsOf()
         self._turn = 0
         self._empty: Deferred[None] | None = None
         self._beats = LoopingCall(self._beat)

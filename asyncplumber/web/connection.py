@@ -289,4 +289,5 @@ class Connection:
             transport.wrappedProtocol = protocol
         else:
             transport.protocol = protocol
+        self.house.attendance.reads.take(transport)
         return transport, self._outbox, rest
