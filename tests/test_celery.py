@@ -6,20 +6,20 @@ import json
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, ClassVar
 from urllib.parse import urlencode
+from uuid import UUID
 
 from celery import Celery
-from celery.exceptions import SoftTimeLimitExceeded
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.tasks import Patience, Receipt, Refused, Undelivered
-from asyncplumber.tasks.celery import OUTBOX_EVENTS, Outbox, announce, for_account
-from asyncplumber.tasks.sender import Post
+from asyncplumber.tasks import Patience
+from asyncplumber.tasks.celery import announce, for_account
 from tests.processes import Process, Server, celery_settings, start_server, start_worker
 from tests.test_sender import Receiver, Step, answer, receive
 
@@ -32,6 +32,13 @@ class Unspeakable:
 
     def __repr__(self) -> str:
         raise RuntimeError("no words")
+
+
+class Speaking:
+    """A result that says in kombu's way what it is in JSON."""
+
+    def __json__(self) -> list[int]:
+        return [1, 2]
 
 
 class EagerTests(SynchronousTestCase):
@@ -122,10 +129,21 @@ class EagerTests(SynchronousTestCase):
         self.run_task(lambda: datetime(2012, 9, 28, tzinfo=UTC))
         self.run_task(lambda: {"nan": float("nan")})
         self.run_task(lambda: Unspeakable())
+        self.run_task(lambda: {"key": UUID(int=7), "price": Decimal("1.50"), "own": Speaking()})
         said = [data for _, data in self.said()]
         self.assertEqual((said[0]["result"], "repr" in said[0]), ("2012-09-28T00:00:00+00:00", False))
         self.assertEqual((said[1]["result"], said[1]["repr"]), ("{'nan': nan}", True))
         self.assertIn("Unspeakable", said[2]["result"])
+        self.assertEqual(said[3]["result"], {"key": str(UUID(int=7)), "price": "1.50", "own": [1, 2]})
+
+    def test_account_is_a_number(self) -> None:
+        """A task may be started for the number or the UUID that a database has as key."""
+        self.begin()
+        for account in (7, UUID(int=7)):
+            self.run_task(lambda: 1, **for_account(account))
+        self.run_task(lambda: 1, headers={"account": 7})
+        paths = [request.path for request in self.receiver.received]
+        self.assertEqual(paths, ["/hooks/7", f"/hooks/{UUID(int=7)}", "/hooks/7"])
 
     def test_outcome_stays(self) -> None:
         """Neither a plumber that refuses nor an account that cannot be changes what becomes of the task."""
@@ -152,116 +170,6 @@ class EagerTests(SynchronousTestCase):
         times = {request.headers["ce-time"] for request in self.receiver.received}
         self.assertEqual(len(times), 1)
         self.assertTrue(before <= datetime.fromisoformat(times.pop()) <= datetime.now(UTC))
-
-
-class Script:
-    """A sender that does as it is told: what is in `outcomes` is raised, or waited for if it is an event."""
-
-    def __init__(self, *outcomes: Any) -> None:
-        self.outcomes = list(outcomes)
-        self.tried: list[str] = []
-
-    def deliver(self, post: Post) -> Receipt:
-        self.tried.append(post.id)
-        outcome = self.outcomes.pop(0) if self.outcomes else None
-        if isinstance(outcome, threading.Event):
-            outcome.wait(ANSWER)
-        elif outcome is not None:
-            raise outcome
-        return Receipt(post.id, "e.1", False, 0, {})
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def post(id: str, body: bytes = b"1") -> Post:
-    return Post(id, "/hooks/42", {}, body)
-
-
-def down() -> Undelivered:
-    return Undelivered("t", 1, "nobody there")
-
-
-class OutboxTests(SynchronousTestCase):
-    """What keeps a worker from waiting, and its events from being lost."""
-
-    def outbox(self, quick: Script, patient: Script, seconds: float = ANSWER) -> Outbox:
-        return Outbox(quick, lambda _: patient, seconds)
-
-    def test_in_line(self) -> None:
-        """Normally an event is sent before the call returns."""
-        quick, patient = Script(), Script()
-        self.outbox(quick, patient).put(post("a"), in_line=True)
-        self.assertEqual((quick.tried, patient.tried), (["a"], []))
-
-    def test_main_process(self) -> None:
-        """Who may not wait does not."""
-        quick, patient = Script(), Script()
-        outbox = self.outbox(quick, patient)
-        outbox.put(post("a"), in_line=False)
-        outbox.flush()
-        self.assertEqual((quick.tried, patient.tried), ([], ["a"]))
-
-    def test_held_up_once(self) -> None:
-        """As long as one event waits the others wait behind it, and no task waits again for an absent plumber."""
-        back = threading.Event()
-        quick, patient = Script(down()), Script(back)
-        outbox = self.outbox(quick, patient)
-        for id in "abc":
-            outbox.put(post(id), in_line=True)
-        self.assertEqual(quick.tried, ["a"])
-        back.set()
-        outbox.flush()
-        self.assertEqual(patient.tried, ["a", "b", "c"])
-
-    def test_in_line_again(self) -> None:
-        """When the outbox is empty events are sent in line again."""
-        quick, patient = Script(down()), Script()
-        outbox = self.outbox(quick, patient)
-        outbox.put(post("a"), in_line=True)
-        outbox.flush()
-        outbox.put(post("b"), in_line=True)
-        self.assertEqual((quick.tried, patient.tried), (["a", "b"], ["a"]))
-
-    def test_refused(self) -> None:
-        """What is refused does not come back, and does not hold up what is behind it."""
-        quick, patient = Script(Refused(413, "too-large", "")), Script(Refused(413, "too-large", ""))
-        outbox = self.outbox(quick, patient)
-        outbox.put(post("a"), in_line=True)
-        for id in "bc":
-            outbox.put(post(id), in_line=False)
-        outbox.flush()
-        self.assertEqual((quick.tried, patient.tried), (["a"], ["b", "c"]))
-
-    def test_time_limit(self) -> None:
-        """A soft time limit that strikes while an event is sent reaches the task, and the event is sent all the same."""
-        quick, patient = Script(SoftTimeLimitExceeded()), Script()
-        outbox = self.outbox(quick, patient)
-        self.assertRaises(SoftTimeLimitExceeded, outbox.put, post("a"), in_line=True)
-        outbox.flush()
-        self.assertEqual(patient.tried, ["a"])
-
-    def test_bounded(self) -> None:
-        """An absent plumber costs a bounded number of events and of bytes; what is over is logged as lost."""
-        back = threading.Event()
-        self.addCleanup(back.set)
-        outbox = self.outbox(Script(), Script(back), seconds=0.0)
-        with self.assertLogs("asyncplumber.tasks.celery", "ERROR") as logs:
-            outbox.put(post("large", bytes(17 * 1024 * 1024)), in_line=False)
-            for number in range(OUTBOX_EVENTS + 1):
-                outbox.put(post(str(number)), in_line=False)
-        lost = [line for line in logs.output if "the outbox is full" in line]
-        self.assertEqual([line.split()[-3] for line in lost], ["large", str(OUTBOX_EVENTS)])
-
-    def test_end_does_not_wait_for_ever(self) -> None:
-        """A process ends although the plumber is away, and names what is lost."""
-        back = threading.Event()
-        self.addCleanup(back.set)
-        outbox = self.outbox(Script(), Script(back), seconds=0.01)
-        outbox.put(post("a"), in_line=False)
-        with self.assertLogs("asyncplumber.tasks.celery", "ERROR") as logs:
-            outbox.flush()
-        self.assertIn("event a is lost", logs.output[0])
 
 
 class WorkerTestCase(SynchronousTestCase):

@@ -10,9 +10,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+from uuid import UUID
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -175,6 +177,38 @@ class SendingTests(SenderTestCase):
         self.assertEqual(encoded("é"), ("text/plain; charset=utf-8", "é".encode()))
         self.assertEqual(encoded(b"\x00"), ("application/octet-stream", b"\x00"))
         self.assertEqual(encoded([1, None]), ("application/json", b"[1,null]"))
+
+    def test_keys_of_a_database(self) -> None:
+        """An account or an id may be the number or the UUID that a database has as key."""
+        receiver = self.receiver()
+        key = UUID("12345678-1234-5678-1234-567812345678")
+        self.sender(receiver.url).send(42, 1, id=key)
+        self.sender(receiver.url).send(key, 1, id=7)
+        told = [(request.path, request.id) for request in receiver.received]
+        self.assertEqual(told, [("/hooks/42", str(key)), (f"/hooks/{key}", "7")])
+
+    def test_an_argument_of_another_type_is_named(self) -> None:
+        """What is no key, no text or no time is a TypeError that says which argument it is."""
+        sender = self.sender("http://127.0.0.1:1")
+        wrong = [("account", None), ("account", True), ("account", b"42"), ("id", 1.5), ("type", None), ("type", 1)]
+        wrong += [("content_type", 1), ("time", 0), ("time", date(2012, 9, 28))]
+        for name, value in wrong:
+            error = self.assertRaises(TypeError, sender.send, **{"account": "42", "data": 1, name: value})
+            self.assertTrue(str(error).startswith(f"{name} is "), error)
+
+    def test_dates_decimals_and_uuids(self) -> None:
+        """
+        What Python has and JSON has not goes out as text: ISO 8601, exact digits, a UUID as it is
+        written.
+        """
+        key = UUID("12345678-1234-5678-1234-567812345678")
+        noon = datetime(2012, 9, 28, 12, tzinfo=timezone(timedelta(hours=1)))
+        rich = {"day": date(2012, 9, 28), "at": noon, "price": Decimal("1.50"), "key": key, "open": noon.time()}
+        text = {"day": "2012-09-28", "at": "2012-09-28T12:00:00+01:00", "price": "1.50", "key": str(key)}
+        self.assertEqual(json.loads(encoded(rich)[1]), {**text, "open": "12:00:00"})
+        self.assertEqual(encoded([Decimal("1.50")]), ("application/json", b'["1.50"]'))
+        error = self.assertRaises(TypeError, encoded, {"odd": {1}})
+        self.assertEqual(str(error), "set cannot be expressed in JSON")
 
     def test_content_type(self) -> None:
         """A content type that is given replaces the one that was guessed."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from treq.client import HTTPClient
 from treq.testing import RequestTraversalAgent, StubTreq
@@ -101,6 +104,16 @@ class TreqSenderTests(SynchronousTestCase):
         names = ("webhook-id", "event-type", "content-type", "authorization")
         self.assertEqual([request.getHeader(name) for name in names], ["t-1", "progress", "application/json", "Bearer s3cret"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_keys_and_rich_data(self) -> None:
+        """
+        Keys of a database and Python's dates and numbers go out as with the synchronous sender.
+        """
+        data = {"day": date(2012, 9, 28), "price": Decimal("1.50"), "key": UUID(int=7)}
+        self.successResultOf(self.begin(account=42, id=UUID(int=7), data=data))
+        [(uri, request, body)] = self.receiver.requests
+        self.assertEqual((uri, request.getHeader("webhook-id")), (b"/hooks/42", str(UUID(int=7))))
+        self.assertEqual(json.loads(body), {"day": "2012-09-28", "price": "1.50", "key": str(UUID(int=7))})
 
     def test_unsendable(self) -> None:
         """What cannot be sent fails before anything is."""

@@ -11,15 +11,10 @@ emptied before a process ends.  None of this changes the outcome of a task.
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -30,24 +25,19 @@ from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 from kombu.utils.json import JSONEncoder
 
-from asyncplumber.tasks.delivery import Address, Patience, Post, Refused, Undelivered
-from asyncplumber.tasks.sender import Sender
+from asyncplumber.tasks.delivery import Account, Patience, plain
+from asyncplumber.tasks.outbox import EXIT, PATIENCE, Outbox
 
 ACCOUNT_HEADER = "account"
 TEXT_LENGTH = 1000  # characters of an error's message, or of the repr of what JSON cannot express
-OUTBOX_EVENTS = 1000
-OUTBOX_BYTES = 16 * 1024 * 1024  # of bodies: what an absent plumber may cost each worker process
 STALL = 1.0  # seconds without an answer after which a task is held up no longer
-PATIENCE = Patience(deadline=300.0)  # of the outbox, with each event: a restart takes seconds, a deployment minutes
-FLUSH = 10.0  # seconds that a process which ends waits for its outbox
-HURRY = 0.25  # seconds; the longest pause between two attempts while a process waits so
 
 _log = get_logger(__name__)
 
 
-def for_account(account: str) -> dict[str, Any]:
+def for_account(account: Account) -> dict[str, Any]:
     """The options that start a task for an account: ``task.apply_async(args, **for_account("42"))``, or ``.set(…)``."""
-    return {"headers": {ACCOUNT_HEADER: account}}
+    return {"headers": {ACCOUNT_HEADER: str(account)}}
 
 
 def announce(
@@ -59,7 +49,7 @@ def announce(
     tracebacks: bool = False,
     stall: float = STALL,
     patience: Patience = PATIENCE,
-    flush: float = FLUSH,
+    flush: float = EXIT,
 ) -> Announcer:
     """
     From now on, announce what becomes of the tasks of `app` that were started for an account.
@@ -70,12 +60,15 @@ def announce(
 
     Call it once, where the app is made.  Raises ValueError for a URL, token or header that cannot be used.
     """
-    url = url or os.environ.get("ASYNCPLUMBER_URL", "http://127.0.0.1:8080")
-    token = token or os.environ.get("ASYNCPLUMBER_TOKEN")
-    quick = Sender(url, token=token, headers=headers, patience=Patience(timeout=stall, attempts=1, deadline=stall))
-    patient = partial(Sender, url, token=token, headers=headers, patience=patience)
-    outbox = Outbox(quick, lambda pause: patient(sleep=pause), flush)
-    announcer = Announcer(app, Address(url, token, headers), outbox, tracebacks)
+    outbox = Outbox(
+        url,
+        token=token,
+        headers=headers,
+        patience=patience,
+        exit_timeout=flush,
+        stall=stall,
+    )
+    announcer = Announcer(app, outbox, tracebacks)
     announcer.listen()
     return announcer
 
@@ -83,9 +76,8 @@ def announce(
 class Announcer:
     """Turns Celery's signals into events.  `progress` is for the tasks themselves."""
 
-    def __init__(self, app: Celery, address: Address, outbox: Outbox, tracebacks: bool) -> None:
+    def __init__(self, app: Celery, outbox: Outbox, tracebacks: bool) -> None:
         self._app = app
-        self._address = address
         self._outbox = outbox
         self._tracebacks = tracebacks
         # Requests by task id, for as long as Celery holds them: some failures are told without one, after the task or, by
@@ -105,7 +97,6 @@ class Announcer:
             (signals.worker_shutdown, self._ending),
         ):
             signal.connect(receiver, weak=False)
-        atexit.register(self._ending)
 
     def progress(self, data: Any) -> None:
         """
@@ -147,7 +138,7 @@ class Announcer:
         self._event(sender, request, "failure", "REVOKED", "REVOKED", error=error)
 
     def _ending(self, **_: Any) -> None:
-        self._outbox.flush()
+        self._outbox.close()
 
     def _event(self, task: Any, request: Any, type: str, state: str, step: str | None, **said: Any) -> None:
         """Send one event; `step` makes its id the same when the task is run again, None makes it a new one."""
@@ -155,7 +146,7 @@ class Announcer:
             account = (request.headers or {}).get(ACCOUNT_HEADER)
             if account is None or task.app is not self._app:
                 return
-            post = self._address.post(
+            post = self._outbox.address.post(
                 str(account),
                 _as_json({"task": task.name, "task_id": request.id, "state": state}, said),
                 id=None if step is None else f"{request.id}:{step}",
@@ -172,89 +163,13 @@ class Announcer:
             _log.exception("cannot announce %s of task %s", state, getattr(request, "id", None))
 
 
-class Outbox:
-    """Events on their way out of this process.  After a fork the child has an empty one of its own."""
-
-    def __init__(self, quick: Sender, patient: Callable[[Callable[[float], None]], Sender], flush: float) -> None:
-        """`quick` makes the attempts in line; `patient` makes the sender of the thread, which pauses with what it is given."""
-        self._quick = quick
-        self._patient = patient(self._pause)
-        self._seconds = flush
-        self._begin()
-        os.register_at_fork(after_in_child=self._begin)
-
-    def _begin(self) -> None:
-        self._posts: deque[Post] = deque()
-        self._size = 0
-        self._changed = threading.Condition()
-        self._leaving = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def put(self, post: Post, *, in_line: bool) -> None:
-        """Send now if this is `in_line` and nothing waits before it, or else as soon as the plumber answers."""
-        try:
-            if in_line and not self._posts:
-                self._quick.deliver(post)
-                return
-        except Refused as error:
-            _log.error("event %s was %s", post.id, error)
-            return
-        except Undelivered as error:
-            _log.warning("%s; it goes to the outbox", error)
-        except BaseException:  # a time limit breaks in
-            self._keep(post)
-            raise
-        self._keep(post)
-
-    def _keep(self, post: Post) -> None:
-        with self._changed:
-            if len(self._posts) >= OUTBOX_EVENTS or self._size + len(post.body) > OUTBOX_BYTES:
-                _log.error("the outbox is full: event %s is lost", post.id)
-                return
-            self._posts.append(post)
-            self._size += len(post.body)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="asyncplumber-outbox", daemon=True)
-                self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._posts:
-                    self._thread = None
-                    self._changed.notify_all()
-                    return
-                post = self._posts[0]  # stays there while it is sent, so that nothing overtakes it in line
-            try:
-                self._patient.deliver(post)
-            except Exception as error:
-                _log.error("event %s is lost: %s", post.id, error)
-            with self._changed:
-                if self._posts and self._posts[0] is post:
-                    self._posts.popleft()
-                    self._size -= len(post.body)
-
-    def _pause(self, seconds: float) -> None:
-        if self._leaving.wait(seconds):
-            time.sleep(min(seconds, HURRY))
-
-    def flush(self) -> None:
-        """Wait until everything is sent, for so many seconds at most; what is left then is lost, and logged."""
-        self._leaving.set()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._posts, self._seconds)
-            for post in self._posts:
-                _log.error("the process ends: event %s is lost", post.id)
-            self._posts.clear()
-            self._size = 0
-        self._leaving.clear()
-        self._quick.close()
-
-
 class _Encoder(JSONEncoder):
     """Kombu's, without the marks that are for its own decoder: a browser has more use for the bare value."""
 
     def default(self, o: Any) -> Any:
+        if not hasattr(o, "__json__"):
+            with suppress(TypeError):
+                return plain(o)  # of a UUID kombu would make an object
         said = super().default(o)
         if isinstance(said, dict) and said.keys() == {"__type__", "__value__"}:
             return said["__value__"]

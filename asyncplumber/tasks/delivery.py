@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
+
+Account = str | int | UUID  # what a database has as a key is taken as its text
+Time = datetime | str
 
 DEFAULT_TYPE = "result"  # said here again: the rooms of the server need Twisted, and this one must not
 ANSWER_BYTES = 64 * 1024  # of an answer that are looked at: a receipt has about 150
@@ -122,20 +126,50 @@ class Address:
                 raise ValueError(f"the header {name!r} cannot be sent: visible ASCII only")
 
     def post(
-        self, account: str, data: Any, *, id: str | None, type: str, content_type: str | None, time: datetime | str | None
+        self,
+        account: Account,
+        data: Any,
+        *,
+        id: Account | None,
+        type: str,
+        content_type: str | None,
+        time: Time | None,
     ) -> Post:
-        """The request for this event.  Raises ValueError or TypeError for what cannot be sent; the rest the plumber judges."""
-        if not account:
+        """
+        The request for this event.
+
+        Raises ValueError or TypeError, which names the argument, for what cannot be sent; the rest
+        the plumber judges.
+        """
+        key = _key("account", account)
+        if not key:
             raise ValueError("an account has a name")
-        id = str(uuid4()) if id is None else id
+        name = str(uuid4()) if id is None else _key("id", id)
         kind, body = encoded(data)
-        named = {"Webhook-Id": id, "Event-Type": type, "Content-Type": content_type or kind}
+        kind = kind if content_type is None else _text("content_type", content_type) or kind
+        named = {"Webhook-Id": name, "Event-Type": _text("type", type), "Content-Type": kind}
         if time is not None:
-            named |= _as_cloud_event(id, type, time)
-        for name, value in named.items():
+            named |= _as_cloud_event(name, type, time)
+        for header, value in named.items():
             if not _HEADER.fullmatch(value):
-                raise ValueError(f"{name} is one or more characters of visible ASCII")
-        return Post(id, f"{self._prefix}/hooks/{quote(account, safe='')}", {**self._headers, **named}, body)
+                raise ValueError(f"{header} is one or more characters of visible ASCII")
+        path = f"{self._prefix}/hooks/{quote(key, safe='')}"
+        return Post(name, path, {**self._headers, **named}, body)
+
+
+def _key(argument: str, value: Any) -> str:
+    """An account or an id as text: numbers and UUIDs are what databases have as keys."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | UUID) and not isinstance(value, bool):
+        return str(value)
+    raise TypeError(f"{argument} is a str, an int or a UUID, and not {type(value).__name__}")
+
+
+def _text(argument: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{argument} is a str, and not {type(value).__name__}")
 
 
 def encoded(data: Any) -> tuple[str, bytes]:
@@ -144,15 +178,31 @@ def encoded(data: Any) -> tuple[str, bytes]:
         return "application/octet-stream", bytes(data)
     if isinstance(data, str):
         return "text/plain; charset=utf-8", data.encode()
-    return "application/json", json.dumps(data, allow_nan=False, separators=(",", ":")).encode()
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"), default=plain)
+    return "application/json", text.encode()
 
 
-def _as_cloud_event(id: str, type: str, time: datetime | str) -> dict[str, str]:
+def plain(value: Any) -> str:
+    """
+    The text for a value that JSON has no word for: ISO 8601 for dates and times, a string of digits
+    for a Decimal, so that it stays exact, and a UUID as it is written.  Raises TypeError for all
+    else.
+    """
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be expressed in JSON")
+
+
+def _as_cloud_event(id: str, type: str, time: Time) -> dict[str, str]:
     """The time of an event has no header of its own; CloudEvents have one, if the others are there (binary mode)."""
     if isinstance(time, datetime):
         if time.tzinfo is None:
             raise ValueError("a time needs a time zone")
         time = time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    elif not isinstance(time, str):
+        raise TypeError(f"time is a datetime or a str, and not {time.__class__.__name__}")
     named = {"ce-specversion": "1.0", "ce-source": "/asyncplumber/tasks", "ce-id": id, "ce-type": type, "ce-time": time}
     return {name: quote(value, safe="!#$&'()*+,-./:;<=>?@[\\]^_`{|}~") for name, value in named.items()}
 

@@ -13,12 +13,22 @@ import time as time_module
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
 from functools import lru_cache
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Self
 
-from asyncplumber.tasks.delivery import ANSWER_BYTES, DEFAULT_TYPE, Address, Answer, Patience, Post, Receipt, Tries
+from asyncplumber.tasks.delivery import (
+    ANSWER_BYTES,
+    DEFAULT_TYPE,
+    Account,
+    Address,
+    Answer,
+    Patience,
+    Post,
+    Receipt,
+    Time,
+    Tries,
+)
 
 IDLE_CONNECTIONS = 8  # kept per process; more threads than this may send, they dial anew
 
@@ -58,18 +68,19 @@ class Sender:
 
     def send(
         self,
-        account: str,
+        account: Account,
         data: Any,
         *,
-        id: str | None = None,
+        id: Account | None = None,
         type: str = DEFAULT_TYPE,
         content_type: str | None = None,
-        time: datetime | str | None = None,
+        time: Time | None = None,
     ) -> Receipt:
         """
         Send one event and wait until it is kept.
 
-        `data` goes out as JSON, or as text if it is a str, or as it is if it is bytes.  `id` makes two sends the same
+        `data` goes out as JSON, or as text if it is a str, or as it is if it is bytes.  Dates and
+        times in it become ISO 8601, Decimals and UUIDs strings.  `id` makes two sends the same
         event; None makes a new one.  `time` is when it happened; None is when it arrives.
 
         Raises `Refused`, `Undelivered`, or ValueError and TypeError for what cannot be sent at all.
@@ -154,16 +165,21 @@ def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
+def from_environment(url: str | None = None, token: str | None = None) -> tuple[str, str | None]:
+    """`url` and `token`, or where they are None ``ASYNCPLUMBER_URL`` and ``ASYNCPLUMBER_TOKEN``."""
+    url = url or os.environ.get("ASYNCPLUMBER_URL", "http://127.0.0.1:8080")
+    return url, token or os.environ.get("ASYNCPLUMBER_TOKEN")
+
+
 @lru_cache(maxsize=4)
 def _sender(url: str, token: str | None) -> Sender:
     return Sender(url, token=token)
 
 
-def send(account: str, data: Any, **options: Any) -> Receipt:
+def send(account: Account, data: Any, **options: Any) -> Receipt:
     """
     `Sender.send` to the plumber that the environment names.
 
     ``ASYNCPLUMBER_URL``, by default ``http://127.0.0.1:8080``, and ``ASYNCPLUMBER_TOKEN``, by default none.
     """
-    sender = _sender(os.environ.get("ASYNCPLUMBER_URL", "http://127.0.0.1:8080"), os.environ.get("ASYNCPLUMBER_TOKEN"))
-    return sender.send(account, data, **options)
+    return _sender(*from_environment()).send(account, data, **options)

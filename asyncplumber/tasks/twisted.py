@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any, cast
 
 from treq.client import HTTPClient
@@ -23,7 +22,18 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from asyncplumber.tasks.delivery import ANSWER_BYTES, DEFAULT_TYPE, Address, Answer, Patience, Post, Receipt, Tries
+from asyncplumber.tasks.delivery import (
+    ANSWER_BYTES,
+    DEFAULT_TYPE,
+    Account,
+    Address,
+    Answer,
+    Patience,
+    Post,
+    Receipt,
+    Time,
+    Tries,
+)
 
 _FAILURES = (OSError, ConnectError, ConnectionClosed, RequestTransmissionFailed, ResponseFailed)
 
@@ -60,13 +70,13 @@ class TreqSender:
 
     async def send(
         self,
-        account: str,
+        account: Account,
         data: Any,
         *,
-        id: str | None = None,
+        id: Account | None = None,
         type: str = DEFAULT_TYPE,
         content_type: str | None = None,
-        time: datetime | str | None = None,
+        time: Time | None = None,
     ) -> Receipt:
         """
         Send one event and wait until it is kept; for the arguments and the failures see `Sender.send`.
