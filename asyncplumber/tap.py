@@ -20,7 +20,9 @@ from twisted.internet.task import LoopingCall
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from asyncplumber import signals
 from asyncplumber.clocks import steady
+from asyncplumber.loopback import LOCAL, is_local
 from asyncplumber.stores.keeping import DAY, Keeping
 from asyncplumber.web.bodies import BODIES
 from asyncplumber.web.hosts import parse_hosts
@@ -28,7 +30,6 @@ from asyncplumber.web.origins import parse_origin
 
 PREFIX = "ASYNCPLUMBER_"
 CREDENTIAL = "asyncplumber.secret"  # in $CREDENTIALS_DIRECTORY
-LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def _number(kind: type[int] | type[float], least: float, most: float, unit: str) -> Callable[[str], Any]:
@@ -171,7 +172,6 @@ class Options(usage.Options):
         except Exception as error:
             raise usage.UsageError(f"--listen: {text!r} is not a Twisted endpoint: {error}") from None
         kind = text.partition(":")[0]
-        local = kind in ("unix", "systemd") or any(f":interface={host}:" in f"{text}:".replace("\\:", ":") for host in LOCAL)
         if self["workers"] > 1 and kind not in ("tcp", "tcp6", "unix"):
             raise usage.UsageError("--workers: several workers can share a tcp: or unix: endpoint; let a proxy do TLS")
         if self["workers"] > 1 and self["public-url"]:
@@ -180,7 +180,7 @@ class Options(usage.Options):
             raise usage.UsageError("--peer-host: name the one address at which other machines reach this one")
         if self["peer-host"] not in LOCAL and not (self["secret"] or self["insecure"]):
             raise usage.UsageError("--peer-host: beyond this machine the instances need a --secret-file")
-        if not local and not self["insecure"]:
+        if not is_local(text) and not self["insecure"]:
             raise usage.UsageError(
                 "--listen: nobody is authenticated yet, so only the loopback interface (interface=127.0.0.1) and UNIX sockets "
                 "are safe; --insecure listens on others all the same"
@@ -290,6 +290,7 @@ def makeService(options: Options) -> IService:
     from asyncplumber.workers import Supervisor
 
     steady(reactor)
+    signals.handle(reactor)
     place = os.environ.get(PREFIX + "WORKER", "")
     if place:
         return _worker(options, place, reactor)

@@ -21,7 +21,7 @@ FLOORS = (
     ("stores.", "relays."),
     ("web.",),
     ("plumber",),
-    ("service", "workers", "testing"),
+    ("loopback", "service", "signals", "workers", "testing"),
     ("tap",),
 )
 DOORS = {

@@ -75,6 +75,17 @@ class OptionsTests(TestCase):
                 self.fail(str(error))
         self.assertEqual(parsed("--listen", "tcp:8080", "--insecure")["listen"], "tcp:8080")
 
+    def test_the_last_of_several_interfaces_counts(self) -> None:
+        """Twisted takes it: a local one before it opens nothing to others, nor does a name that is spelled oddly."""
+        for endpoint in (
+            "tcp:0:interface=127.0.0.1:interface=0.0.0.0",
+            "tcp:0:interface=0.0.0.0:interface=127.0.0.1",
+            r"tcp:0:interface=127.0.0.1:\interface=0.0.0.0",
+            r"tcp:0:interface=127.0.0.1:i\nterface=0.0.0.0",
+            "tcp:0:backlog=5:interface=127.0.0.1:interface=",
+        ):
+            self.assertIn("--listen", self.refused("--listen", endpoint), endpoint)
+
     def test_loopback_and_unix_sockets_are_safe(self) -> None:
         """In all their spellings."""
         for endpoint in (

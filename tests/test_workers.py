@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
@@ -17,6 +18,8 @@ from twisted.trial.unittest import TestCase
 
 from tests.farm import LINGER, Crowd, Node, children, eventually, is_alive, kill_hard, until
 from tests.farm_clients import Broken, EventSource, Line, Reply, WebSocket, ask, connect, sleep
+from tests.processes import Process
+from tests.test_tap import TWISTD
 
 
 def begun(node: Node) -> int:
@@ -199,6 +202,37 @@ class WorkersTests(EmbeddedTestCase):
         self.assertTrue(all(each.byes == 1 for each in self.ledger.subscribers))
         await self.port_is_free()
 
+    async def test_sighup_and_the_like_disturb_nobody(self) -> None:
+        """A terminal that is closed, or a tool that wants logs reopened: parent and workers go on, and so do the streams."""
+        await self.scattered()
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            os.killpg(self.node.pid, number)
+            name = signal.Signals(number).name
+            await until(lambda name=name: self.node.output.count(f"{name} is ignored") == 3, f"{name} is ignored by all")
+        await self.crowd.publisher(self.ports, "all").run(5)
+        await self.crowd.settled()
+        self.assertEqual(children(self.node.pid), self.workers)
+        self.assertTrue(all(each.connections == 1 for each in self.ledger.subscribers))
+
+    async def test_sigquit_stops_all(self) -> None:
+        """As SIGTERM: to the parent, and as a terminal sends it, to the whole group."""
+        await self.scattered()
+        os.killpg(self.node.pid, signal.SIGQUIT)
+        self.assertEqual(await self.node.ended(), -signal.SIGTERM)
+        self.assertEqual([pid for pid in self.workers if is_alive(pid)], [])
+        self.assertTrue(all(each.byes == 1 for each in self.ledger.subscribers))
+        self.assertNotIn("Traceback", self.node.output)
+
+    async def test_sigquit_to_a_worker_is_its_planned_stop(self) -> None:
+        """Its subscribers are told goodbye, and it has a successor."""
+        await self.scattered()
+        before = begun(self.node)
+        os.kill(self.workers[0], signal.SIGQUIT)
+        await until(lambda: begun(self.node) > before, "a successor")
+        left = [each for each in self.ledger.subscribers if each.connections > 1]
+        self.assertTrue(all(each.byes == 1 for each in left))
+        self.assertTrue(left)
+
     async def test_everybody_may_be_told_at_once(self) -> None:
         """A service manager, or Ctrl-C, signals parent and workers alike; nobody is restarted, nothing is logged as an error."""
         await self.scattered()
@@ -289,6 +323,41 @@ class StartTests(TestCase):
     async def test_the_first_post_to_workers_is_kept(self) -> None:
         """Also when no worker serves yet."""
         self.assertEqual(await self.first_replies("--workers", "2"), {202})
+
+
+class SignalTests(EmbeddedTestCase):
+    """One process, and the signals that left alone would end it at once."""
+
+    async def test_sighup_and_the_like_disturb_nobody(self) -> None:
+        """The stream goes on, and the log says that the signal is ignored."""
+        (person,) = await self.crowd.gather(self.ports, "one", [WebSocket])
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            self.node.signal(number)
+            name = signal.Signals(number).name
+            await until(lambda name=name: f"{name} is ignored" in self.node.output, f"{name} is ignored")
+        await self.crowd.publisher(self.ports, "one").run(3)
+        await self.crowd.settled()
+        self.assertEqual(person.connections, 1)
+
+    async def test_sigquit_is_a_planned_stop(self) -> None:
+        """Subscribers are told goodbye, and the status is that of SIGTERM."""
+        (person,) = await self.crowd.gather(self.ports, "one", [WebSocket])
+        self.node.signal(signal.SIGQUIT)
+        self.assertEqual(await self.node.ended(), -signal.SIGTERM)
+        self.assertEqual((person.byes, person.closes), (1, [1001]))
+
+    async def test_twistd_rotates_its_log_file_on_sigusr1(self) -> None:
+        """Where it writes one, the signal stays with it."""
+        folder = tempfile.mkdtemp(prefix="asyncplumber-log-")
+        self.addCleanup(shutil.rmtree, folder)
+        log = Path(folder, "twistd.log")
+        words = [*TWISTD[:-1], f"--logfile={log}", "asyncplumber", "--port", "0", "--store", "memory:"]
+        process = Process(words)
+        self.addCleanup(process.kill)
+        await until(lambda: log.exists() and "is ready at" in log.read_text(), "ready")
+        os.kill(process.pid, signal.SIGUSR1)
+        await until(Path(folder, "twistd.log.1").exists, "the log is rotated")
+        self.assertIn("is ready at", Path(folder, "twistd.log.1").read_text())
 
 
 class KillTests(EmbeddedTestCase):
