@@ -16,14 +16,13 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, blame
+from asyncplumber.errors import PlumberError, Unavailable, blame
 from asyncplumber.event import Draft, Instance, Receipt, Stored
 from asyncplumber.forwarding import Forwarder, Reached
 from asyncplumber.hub import Hub
 from asyncplumber.interfaces import Appended, IRelay
+from asyncplumber.waiting_posts import WAITING, WAITING_EVENTS, Group, Outcome, Post, WaitingPosts
 
-GROUP = 1000  # drafts in one append: more gains nothing and makes the first of them wait
-WAITING = 64 * 1024 * 1024  # bytes of payloads that wait for the store; beyond that a POST is told to come back
 # Seconds until a POST is answered, whatever the store does: 503, or its receipt if it is kept.  5 are promised to clients, who
 # count from the first byte that they send.
 PATIENCE = 4.5
@@ -33,32 +32,6 @@ _HERE: dict[str, int] = {"ok": 1, "failed": 0}
 
 
 T = TypeVar("T")
-# What becomes of a POST: a receipt for each of its drafts, or why there is none.
-Outcome = list[Receipt] | PlumberError
-
-
-class _Post:
-    """The drafts of one POST on their way, and who is told what became of them, once."""
-
-    __slots__ = ("drafts", "settle", "since", "size")
-
-    def __init__(self, drafts: Sequence[Draft], settle: Callable[[Outcome], None], since: float) -> None:
-        """`since` is when it came, in seconds of the intake's clock."""
-        self.drafts = drafts
-        self.since = since
-        self.size = len(drafts[0].payload) if len(drafts) == 1 else sum([len(draft.payload) for draft in drafts])
-        self.settle: Callable[[Outcome], None] | None = settle
-
-
-class _Group:
-    """POSTs that were appended together.  Once they are kept: their results, and how many here got each."""
-
-    __slots__ = ("given", "posts", "results")
-
-    def __init__(self, posts: list[_Post]) -> None:
-        self.posts = posts
-        self.results: list[Stored | PlumberError] | None = None
-        self.given: list[int] = []  # for each result that is `Stored`
 
 
 class Intake:
@@ -75,17 +48,22 @@ class Intake:
         relay: IRelay | None = None,
         instance: Instance | None = None,
         waiting: int = WAITING,
+        waiting_events: int = WAITING_EVENTS,
     ) -> None:
-        """`append` is that of an `IStore`; without a relay this instance is alone.  `waiting` is in bytes, see `WAITING`."""
+        """
+        `append` is that of an `IStore`; without a relay this instance is alone.
+
+        `waiting` is in bytes, see `WAITING`, and `waiting_events` in drafts.
+        """
         self._append = append
         self._hub = hub
         self._clock = clock
         self._forwarder = Forwarder(relay, instance, clock)
-        self._limit = waiting
-        self._posts: list[_Post] = []
-        self._size = 0
+        self._waiting = WaitingPosts(waiting, waiting_events)
+        #: Takes a number of events and returns the error for a POST of so many that comes now, None if there is room.
+        self.is_full = self._waiting.is_full
         self._busy = False
-        self._groups: dict[_Group, None] = {}  # handed to the store, and not answered yet
+        self._groups: dict[Group, None] = {}  # handed to the store, and not answered yet
         self._closed: PlumberError | None = None
         self._under_way = 0  # POSTs that are not answered yet
         self._settled: list[Deferred[None]] = []  # wait until there are none
@@ -107,13 +85,15 @@ class Intake:
         if self._closed is not None:
             settle(self._closed)
             return
-        if self._size > self._limit:
-            settle(TooManyRequests("the store does not keep up with what is posted", retry_after=1))
+        if not drafts:
+            settle([])
             return
-        post = _Post(drafts, settle, self._clock.seconds())
-        self._posts.append(post)
+        busy = self.is_full(len(drafts))
+        if busy is not None:
+            settle(busy)
+            return
+        self._waiting.add(Post(drafts, settle, self._clock.seconds()))
         self._under_way += 1
-        self._size += post.size
         if not self._busy:
             self._busy = True
             self._clock.callLater(0, self._commit)
@@ -134,44 +114,35 @@ class Intake:
 
     def _commit(self) -> None:
         """Append what waits; one append is under way at a time, so that order holds and groups form."""
-        group: list[Draft] = []
-        taken = 0
-        for post in self._posts:
-            if group and len(group) + len(post.drafts) > GROUP:
-                break
-            group.extend(post.drafts)
-            taken += 1
-        posts, self._posts = self._posts[:taken], self._posts[taken:]
-        if not posts:
+        group, drafts = self._waiting.gather()
+        if not drafts:
             self._busy = False
             return
-        together = _Group(posts)
-        self._groups[together] = None
-        appended = maybeDeferred(self._append, group)
+        self._groups[group] = None
+        appended = maybeDeferred(self._append, drafts)
         # A store that takes its time works on what has come meanwhile, while we deliver.
-        appended.addBoth(self._next, posts, appended.called)
-        appended.addCallback(self._kept, together)
-        appended.addErrback(self._refused, together)
+        appended.addBoth(self._next, group, len(drafts), appended.called)
+        appended.addCallback(self._kept, group)
+        appended.addErrback(self._refused, group)
 
     async def answer_late(self) -> None:
         """Answer what would have waited too long at the next call.  To be called every `TICK` seconds."""
         oldest = self._clock.seconds() - PATIENCE + TICK
         error = Unavailable("the store did not answer in time")
-        late = next((at for at, post in enumerate(self._posts) if post.since > oldest), len(self._posts))
-        posts, self._posts = self._posts[:late], self._posts[late:]
-        self._size -= sum([post.size for post in posts])
         for group in list(self._groups):
+            late = [post for post, _, _ in group.pieces if post.since <= oldest]
             if group.results is None:
-                posts += [post for post in group.posts if post.since <= oldest]
-            elif group.posts[0].since <= oldest:
+                for post in late:
+                    self._end(post, error)
+            elif late:
                 # They are kept.  What is not known yet is only who else was told.
                 self._answer(group, {})
-        for post in posts:
+        for post in self._waiting.drop_until(oldest):
             self._end(post, error)
 
-    def _next(self, result: T, posts: list[_Post], at_once: bool) -> T:
-        self._size -= sum([post.size for post in posts])
-        if not self._posts:
+    def _next(self, result: T, group: Group, count: int, at_once: bool) -> T:
+        self._waiting.appended(group, count)
+        if not self._waiting:
             self._busy = False
         elif at_once:
             self._clock.callLater(0, self._commit)  # after the deliveries of this one
@@ -179,13 +150,13 @@ class Intake:
             self._commit()
         return result
 
-    def _refused(self, failure: Failure, group: _Group) -> None:
+    def _refused(self, failure: Failure, group: Group) -> None:
         error = blame(failure, self._log, "appending to the history failed")
         self._groups.pop(group, None)
-        for post in group.posts:
+        for post, _, _ in group.pieces:
             self._end(post, error)
 
-    def _end(self, post: _Post, outcome: Outcome) -> None:
+    def _end(self, post: Post, outcome: Outcome) -> None:
         """Answer one POST, once."""
         settle, post.settle = post.settle, None
         if settle is None:
@@ -200,7 +171,7 @@ class Intake:
             for settled in waiting:
                 settled.callback(None)
 
-    def _kept(self, appended: Appended, group: _Group) -> None:
+    def _kept(self, appended: Appended, group: Group) -> None:
         results, wanted = appended
         group.results = results
         # A duplicate goes out again as well: should its first POST have died between keeping and sending, this heals it.
@@ -222,21 +193,31 @@ class Intake:
         self._log.warn("the other instances were not told: {error}", error=error.message)
         return {}
 
-    def _answer(self, group: _Group, reached: Reached) -> None:
+    def _answer(self, group: Group, reached: Reached) -> None:
         if group not in self._groups:
             return  # they were answered, as too much time had passed
         del self._groups[group]
         here = iter(group.given)
         results = iter(group.results or ())
-        for post in group.posts:
+        for post, begin, drafts in group.pieces:
             receipts: list[Receipt] = []
-            broken: PlumberError | None = None
-            for result in islice(results, len(post.drafts)):
+            for result in islice(results, len(drafts)):
                 if isinstance(result, Stored):
                     receipts.append(self._receipt(result, next(here), reached))
                 else:
-                    broken = broken or result
-            self._end(post, broken or receipts)
+                    post.broken = post.broken or result
+            self._received(post, begin, len(drafts), receipts)
+
+    def _received(self, post: Post, begin: int, count: int, receipts: list[Receipt]) -> None:
+        """Those of some of its drafts are there.  Other instances may answer later pieces first."""
+        post.left -= count
+        if count == len(post.drafts) or post.broken is not None:
+            self._end(post, post.broken or receipts)
+            return
+        post.receipts = post.receipts or [None] * len(post.drafts)
+        post.receipts[begin : begin + count] = receipts
+        if not post.left:
+            self._end(post, [receipt for receipt in post.receipts if receipt is not None])
 
     @staticmethod
     def _receipt(stored: Stored, here: int, reached: Reached) -> Receipt:

@@ -13,6 +13,8 @@ from binascii import Error as BadBase64
 from codecs import lookup
 from functools import lru_cache
 
+import msgspec
+
 from asyncplumber.errors import BadRequest, Unavailable
 
 _GUESSED = ("", "application/x-www-form-urlencoded")  # what curl -d and a bare string say: nothing about the body
@@ -23,24 +25,28 @@ def _refuse_constant(name: str) -> None:
 
 
 # Numbers stay text: only their grammar is wanted, and int() of a million digits takes minutes.
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
-_scan = _DECODER.scan_once  # type: ignore[attr-defined]  # not in the stubs
+_SLOW = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
+# Reads without making objects, 20 to 30 times faster; but it takes no lone surrogates (RFC 8259, 8.2).
+_FAST = msgspec.json.Decoder(msgspec.Raw)
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 _SPACE = re.compile(r"[ \t\n\r]*")
+SLOW_BYTES = 64 * 1024  # that are read again by the slow decoder, for its verdict and its words: some 10 ms
 _CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s";,]+)', re.IGNORECASE)
 # Of Python's codecs only those that are found on the web: some of the others take minutes for a body within the limit.
 _CHARSETS = re.compile("(utf-?(8|16|32)|ascii|iso8859|cp(125|437|850|866|874|932|949|950)|koi8|big5|gb|euc_|shift_jis|iso2022)")
 _NEWLINES = bytes.maketrans(b"\r\n", b"  ")
 
 
-def _check(text: str) -> None:
-    """Raises ValueError unless `text` is one JSON value (RFC 8259).  Does what `JSONDecoder.decode` does, in less time."""
-    text = text.strip(" \t\n\r")
+def _check(body: bytes) -> None:
+    """Raises ValueError unless `body` is one JSON value (RFC 8259) in UTF-8."""
+    text = body.decode()
     try:
-        _, end = _scan(text, 0)
-    except StopIteration as stop:
-        raise json.JSONDecodeError("Expecting value", text, stop.value) from None
-    if end != len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
+        _FAST.decode(body)
+    except msgspec.DecodeError as error:
+        if len(body) > SLOW_BYTES:
+            raise ValueError(str(error)) from None
+        _SLOW.decode(text)
 
 
 def json_member(body: bytes) -> bytes:
@@ -50,7 +56,7 @@ def json_member(body: bytes) -> bytes:
     Line breaks become spaces: inside JSON's strings they cannot occur, so they are only layout.
     """
     try:
-        _check(body.decode())
+        _check(body)
     except UnicodeDecodeError:
         raise BadRequest("the body says that it is JSON, but it is not UTF-8") from None
     except RecursionError:
@@ -125,21 +131,32 @@ def parts_of(text: str) -> list[tuple[str, str]]:
     What is passed on thus stays as it came: Python would make infinity of 1e400, and round what has many digits.
     `text` is JSON, and begins and ends with its bracket.
     """
-    parts = []
-    at = _after_space(text, 1)
     try:
-        while text[at] not in "]}":
-            name = ""
-            if text[0] == "{":
-                name, at = _DECODER.raw_decode(text, at)
-                at = _after_space(text, _after_space(text, at) + 1)
-            _, end = _DECODER.raw_decode(text, at)
-            parts.append((name, text[at:end]))
-            at = _after_space(text, end)
-            if text[at] == ",":
-                at = _after_space(text, at + 1)
+        if text[0] == "{":
+            return [(name, bytes(value).decode()) for name, value in _OBJECT.decode(text).items()]
+        return [("", bytes(value).decode()) for value in _ARRAY.decode(text)]
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        if len(text) > SLOW_BYTES:
+            raise BadRequest(f"the body's JSON cannot be taken in: {error}") from None
+        return _slow_parts(text)
     except RecursionError:
         raise BadRequest("the body's JSON is nested too deep") from None
+
+
+def _slow_parts(text: str) -> list[tuple[str, str]]:
+    """The same for JSON with lone surrogates."""
+    parts = []
+    at = _after_space(text, 1)
+    while text[at] not in "]}":
+        name = ""
+        if text[0] == "{":
+            name, at = _SLOW.raw_decode(text, at)
+            at = _after_space(text, _after_space(text, at) + 1)
+        _, end = _SLOW.raw_decode(text, at)
+        parts.append((name, text[at:end]))
+        at = _after_space(text, end)
+        if text[at] == ",":
+            at = _after_space(text, at + 1)
     return parts
 
 

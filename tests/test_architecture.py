@@ -16,7 +16,7 @@ PACKAGE = ROOT / "asyncplumber"
 # From the ground up.  A name that ends in a dot is a whole storey of rooms that may visit each other.
 FLOORS = (
     ("clocks", "errors", "event", "rate_limited_log"),
-    ("interfaces", "wire", "order", "given", "payload", "posted", "semaphore", "signing"),
+    ("interfaces", "wire", "order", "given", "payload", "posted", "semaphore", "signing", "waiting_posts"),
     ("channel", "replay", "hub", "forwarding", "intake", "leases", "callbacks", "rounds"),
     ("stores.", "relays."),
     ("web.",),
@@ -29,6 +29,7 @@ DOORS = {
     "werkzeug": ("web/site.py",),
     "autobahn": ("web/frame_parser.py",),
     "httptools": ("web/reading.py",),
+    "msgspec": ("payload.py",),
     "txmongo": ("stores/mongo*.py",),
     "pymongo": ("stores/mongo*.py",),
     "bson": ("stores/mongo*.py",),

@@ -7,12 +7,13 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 
 from asyncplumber import channel as channel_module
-from asyncplumber import intake
+from asyncplumber import waiting_posts
 from asyncplumber.errors import BadRequest, PlumberError, RelayFailed, TooManyRequests, Unavailable
 from asyncplumber.event import Instance, Stored
 from asyncplumber.forwarding import RELAY_PATIENCE
-from asyncplumber.intake import PATIENCE, TICK, Intake, Outcome
+from asyncplumber.intake import PATIENCE, TICK, Intake
 from asyncplumber.stores.steps import InSteps
+from asyncplumber.waiting_posts import Outcome
 from tests.house import CoreCase, Wire, draft
 
 
@@ -62,13 +63,66 @@ class CommitTests(IntakeCase):
         for post in rest:
             self.successResultOf(post)
 
-    def test_a_group_is_bounded_but_a_post_is_never_torn(self) -> None:
-        """A larger one goes alone."""
-        self.patch(intake, "GROUP", 3)
-        for keys in ("12", "34", "5678", "9"):
-            self.posted(*keys)
+    def test_each_post_has_a_share_of_a_group_in_turn(self) -> None:
+        """Nobody waits for all of somebody else's; within a POST, and among lone events, the order holds."""
+        self.patch(waiting_posts, "GROUP", 4)
+        self.patch(waiting_posts, "SHARE", 2)
+        large = self.posted(*"abcdefg")
+        lone = [self.posted(key) for key in "12345"]
         self.settle()
-        self.assertEqual(self.appends(), [["1", "2"], ["3", "4"], ["5", "6", "7", "8"], ["9"]])
+        self.assertEqual(self.appends(), [[*"ab12"], [*"345c"], [*"defg"]])
+        self.assertEqual([receipt.event.id for receipt in self.successResultOf(large)], [*"abcdefg"])
+        self.assertEqual([self.successResultOf(post)[0].event.id for post in lone], [*"12345"])
+
+    def test_a_large_post_that_is_alone_fills_its_groups(self) -> None:
+        """A share is for when others wait."""
+        self.patch(waiting_posts, "GROUP", 4)
+        self.patch(waiting_posts, "SHARE", 1)
+        self.posted(*"abcdef")
+        self.settle()
+        self.assertEqual(self.appends(), [[*"abcd"], [*"ef"]])
+
+    def test_what_goes_wrong_in_the_midst_of_a_post_ends_it(self) -> None:
+        """It is answered once, its rest is not appended, and the others are."""
+        self.patch(waiting_posts, "GROUP", 2)
+        self.patch(waiting_posts, "SHARE", 1)
+        self.history.kept = {"append"}
+        large, lone = self.posted(*"abc"), self.posted("1")
+        self.turn()
+        later = self.posted("2")
+        self.history.let_go(Unavailable())
+        self.failureResultOf(large, Unavailable)
+        self.failureResultOf(lone, Unavailable)
+        self.history.kept = set()
+        self.settle()
+        self.history.let_go()
+        self.settle()
+        self.successResultOf(later)
+        self.assertNotIn("c", [id for ids in self.appends() for id in ids])
+        self.assertIsNone(self.intake.is_full(waiting_posts.WAITING_EVENTS))
+
+    def test_events_that_wait_are_bounded_in_number(self) -> None:
+        """Whatever their size: at the bound a POST is taken, beyond it is told to come back, and nothing of it is kept."""
+        self.intake = Intake(self.append, self.hub, self.clock, waiting_events=3)
+        self.history.kept = {"append"}
+        first = self.posted("1", "2")
+        error = self.failureResultOf(self.posted("3", "4"), TooManyRequests)
+        self.assertEqual(error.value.retry_after, 1)
+        last = self.posted("3")
+        self.failureResultOf(self.posted("4"), TooManyRequests)
+        self.settle()
+        self.history.let_go()
+        self.settle()
+        self.successResultOf(first)
+        self.successResultOf(last)
+        self.assertEqual(self.appends(), [["1", "2", "3"]])
+
+    def test_a_post_of_more_than_the_bound_is_taken_where_nothing_waits(self) -> None:
+        """Or it could never be."""
+        self.intake = Intake(self.append, self.hub, self.clock, waiting_events=3)
+        post = self.posted(*"abcdef")
+        self.settle()
+        self.assertEqual(len(self.successResultOf(post)), 6)
 
     def test_too_much_that_waits_is_refused_until_there_is_room(self) -> None:
         """By bytes, with a time to come back."""

@@ -156,6 +156,14 @@ class HeaderTests(PostedCase):
         draft = one(b"1", webhook_id="w", idempotency_key="i", event_type="progress")
         self.assertEqual((draft.id, draft.key, draft.type), ("w", "w", "progress"))
         self.assertEqual(one(b"1", idempotency_key="i").id, "i")
+
+    def test_an_idempotency_key_is_a_structured_string(self) -> None:
+        """RFC 8941: with its quotes, or without as many clients send it, it is one key."""
+        for text, id in (('"i"', "i"), ("i", "i"), ('"a\\"b\\\\c"', 'a"b\\c'), ('"', '"'), ('i"', 'i"')):
+            self.assertEqual(one(b"1", idempotency_key=text).id, id)
+        self.assertEqual(one(b"1", webhook_id='"w"').id, '"w"')
+        with self.assertRaises(BadRequest):
+            one(b"1", idempotency_key='""')
         first, second = one(b"1"), one(b"1")
         self.assertNotEqual(first.id, second.id)
         self.assertEqual((first.type, first.time), ("result", TIME))

@@ -19,10 +19,11 @@ from twisted.python.failure import Failure
 from asyncplumber.errors import BadAccount, Gone, NotAllowed, PlumberError, blame
 from asyncplumber.event import Event, Receipt, checked_account, timestamp
 from asyncplumber.hub import Hub
-from asyncplumber.intake import Intake, Outcome
+from asyncplumber.intake import Intake
 from asyncplumber.posted import Headers, drafts_of, skyhooks_draft
 from asyncplumber.relays.parcels import unpack
 from asyncplumber.signing import PeerSigner, count_target, parcels_target
+from asyncplumber.waiting_posts import Outcome
 from asyncplumber.web.answers import Answer, error_answer, json_answer, receipt_answer
 
 # Bytes that Twisted and Autobahn would split a header at, each in its own way (CVE-2026-44546 in daphne); and the other
@@ -31,6 +32,7 @@ SPLITTING = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f\x85]")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")  # RFC 3986, 2.1
 ODD_HEADER = "a header has a byte that not every server reads alike"
 ODD_PATH = "the path has a byte that not every server reads alike"
+CLOUDEVENT = 64  # bytes of the shortest one
 _BATCHES = (b"application/x-ndjson", b"application/jsonl", b"application/cloudevents-batch+json")
 
 
@@ -87,12 +89,16 @@ class Webhook:
 
     def take_in(self, segment: bytes, headers: Headers, body: bytes, reply: Callable[[Answer], None]) -> None:
         """The same for the hot path: `reply` is called with the answer, now or later."""
+        batch = _is_batch(headers.get(b"content-type", b""))
         try:
+            # A line, or a CloudEvent with its four attributes and the brackets, is at least so long.
+            if batch and (busy := self._intake.is_full(body.count(b"\n") or len(body) // CLOUDEVENT)) is not None:
+                raise busy
             drafts = drafts_of(account_of(segment), headers, body, timestamp(self._now()))
         except PlumberError as error:
             reply(error_answer(error))
             return
-        batch = len(drafts) > 1 or _is_batch(headers.get(b"content-type", b""))
+        batch = batch or len(drafts) > 1
 
         def settle(outcome: Outcome) -> None:
             reply(error_answer(outcome) if isinstance(outcome, PlumberError) else receipt_answer(outcome, batch=batch))
