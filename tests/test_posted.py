@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from asyncplumber import posted
 from asyncplumber.errors import BadAccount, BadRequest, PlumberError, TooLarge, UnsupportedMediaType
 from asyncplumber.event import Draft, placed
+from asyncplumber.payload import SLOW_BYTES
 from asyncplumber.posted import drafts_of, payload_of, skyhooks_draft, timestamp
 from asyncplumber.wire import envelope
 from tests.house import TIME
@@ -110,6 +111,15 @@ class JsonTests(PostedCase):
         """They are JSON's own business; what goes out is ASCII."""
         self.assertEqual(one(b'{"a":1,"a":2}').payload, b'"data":{"a":1,"a":2}')
         self.assertEqual(told(one(b'"\\ud800"'))["data"], "\ud800")
+
+    def test_half_characters_pass_in_a_body_of_any_size(self) -> None:
+        """What JSON is does not depend on how much of it there is; and what is none is none beside them."""
+        rest = b'"x",' * (SLOW_BYTES // 2)
+        for half in (b'"\\ud800"', b'"\\\\ud800"', b'"\\uDFFF\\uD800"'):
+            body = b"[" + rest + half + b"]"
+            self.assertEqual(one(body).payload, b'"data":' + body)
+        for wrong in (b'"\\ud800', b'"\\ud80"', b'"\\ud800",', b"\\ud800", b'"\\ud800\\x"'):
+            self.assertIn("not", self.refused(b"[" + rest + wrong + b"]"))
 
     def test_layout_goes_and_strings_stay(self) -> None:
         """Escaped line breaks are no line breaks."""
