@@ -118,6 +118,26 @@ class ClientTests(SynchronousTestCase):
         """)
         self.assertEqual(log, ["connecting", "open", ["waiting", 3500]])
 
+    def test_after_a_planned_close_waits_stay_short(self) -> None:
+        """Below 1 s eight times, as the server comes back soon; then they grow on, as after any other end."""
+        waits = self.js("""
+            const waits = [];
+            const subscription = world.subscribe({ transports: ["websocket", "sse"] });
+            subscription.on("state", ({ state, retryIn }) => state === "waiting" && waits.push(retryIn));
+            await world.settle();
+            world.socket.say(open("e.1"), { type: "plumber.bye", cursor: null, data: { reconnect_after: 3 } });
+            world.socket.drop(1001);
+            for (let i = 0; i < 9; i++) {
+              await world.advance(waits.at(-1));
+              world.socket.drop(1006);
+              await world.settle();
+              world.request.fail();
+              await world.settle();
+            }
+            return waits;
+        """)
+        self.assertEqual(waits, [3500, *[1000] * 7, 30000, 30000])
+
     def test_a_gap_is_told_and_moves_the_cursor(self) -> None:
         """After a gap the numbering of the notice counts, even if it is another epoch."""
         log, cursor = self.js("""

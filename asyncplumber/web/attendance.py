@@ -18,7 +18,7 @@ from asyncplumber.web.dosed_reads import DosedReadsOf
 
 HEARTBEAT = 15.0  # seconds between heartbeats: proxies drop what is silent for 30 or 60
 SLICE = 200  # subscribers served before the reactor has a turn
-RECONNECT = 5.0  # seconds over which those who were sent away are to come back
+RECONNECT = 3.0  # seconds over which those who were sent away are to come back
 FAREWELL = 5.0  # seconds that the connections have to end after the farewell
 
 

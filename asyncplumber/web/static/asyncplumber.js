@@ -12,6 +12,7 @@
 
   const POLL_WAIT = 25; // seconds a long-poll asks the server to hold the answer: below the 30 that many proxies allow
   const POLL_GRACE = 15000; // milliseconds beyond that before the answer counts as lost
+  const PLANNED_WAITS = 8; // after a `plumber.bye`: so many waits stay below twice the first ceiling, as the server comes back soon
   const POLL_PAUSE = 250; // milliseconds after an empty answer: a server that does not wait must not cause a hot loop
 
   const DEFAULTS = {
@@ -221,7 +222,7 @@
       this._timers = {};
       this._link = this._probe = null;
       this._start = 0; // the transport to begin with
-      this._failures = this._refusals = 0;
+      this._failures = this._refusals = this._planned = 0;
       // "offline" is not heard: a server on this machine, or in this house, may be there without the internet.
       this._listeners = {
         online: () => this._later("online", this.options.random() * this.options.backoff[0], () => this._recheck()),
@@ -301,7 +302,7 @@
       this._start = link.index;
       this._refusals = 0;
       this.cursor ??= cursor || null; // the first time; later on our own is as good, and "earliest" must stay until it is served
-      this._later("stable", this.options.stable, () => (this._failures = 0));
+      this._later("stable", this.options.stable, () => (this._failures = this._planned = 0));
       this._seekBetter();
       this._become("open");
       this._emit("open", { cursor: this.cursor, transport: this.transport });
@@ -314,6 +315,7 @@
         this._emit("gap", data);
       } else if (type === "plumber.bye") {
         link.isLeaving = true;
+        this._planned = PLANNED_WAITS;
         link.asked = Number(data?.reconnect_after) || 0;
       } else if (!type.startsWith("plumber.") && (!cursor || isAfter(cursor, this.cursor))) {
         this.cursor = cursor ?? this.cursor; // an event without a cursor is in no history: it comes now or never
@@ -349,8 +351,10 @@
     /** Wait as long as the server asked, and a random time on top, so that clients do not come back all at once. */
     _wait(asked, reason) {
       const [first, last] = this.options.backoff;
-      const retryIn = asked * 1000 + this.options.random() * Math.min(last, first * 2 ** this._failures);
+      const most = this._planned > 0 ? Math.min(2 * first, last) : last;
+      const retryIn = asked * 1000 + this.options.random() * Math.min(most, first * 2 ** this._failures);
       this._failures += 1;
+      this._planned -= 1;
       this._asked = asked;
       this._later("retry", retryIn, () => this._dial(this._start));
       this._become("waiting", { retryIn, reason });
