@@ -200,6 +200,13 @@ class Intake:
         here = iter(group.given)
         results = iter(group.results or ())
         for post, begin, drafts in group.pieces:
+            if len(post.drafts) == 1:
+                result = next(results)
+                if isinstance(result, Stored):
+                    self._end(post, [self._receipt(result, next(here), reached)])
+                else:
+                    self._end(post, result)
+                continue
             receipts: list[Receipt] = []
             for result in islice(results, len(drafts)):
                 if isinstance(result, Stored):

@@ -35,13 +35,6 @@ class Post:
         self.size = len(drafts[0].payload) if len(drafts) == 1 else sum([len(draft.payload) for draft in drafts])
         self.settle: Callable[[Outcome], None] | None = settle
 
-    def take(self, most: int) -> tuple[Post, int, Sequence[Draft]]:
-        """Hand over at most so many drafts: itself, where they begin, and the drafts."""
-        begin = self.handed
-        drafts = self.drafts if len(self.drafts) == 1 else self.drafts[begin : begin + most]
-        self.handed += len(drafts)
-        return self, begin, drafts
-
 
 class Group:
     """Drafts that were appended together.  Once they are kept: their results, and how many here got each."""
@@ -94,26 +87,33 @@ class WaitingPosts:
         of another connection.
         """
         group, drafts = Group(), list[Draft]()
-        while self._posts and len(drafts) < GROUP:
-            unfinished: list[Post] = []
-            for at, post in enumerate(self._posts):
-                if len(drafts) >= GROUP:
+        pieces, size, room = group.pieces, 0, GROUP
+        while self._posts and room:
+            posts, self._posts = self._posts, []
+            for at, post in enumerate(posts):
+                own = post.drafts
+                if not room:
                     # Those that had no turn are the first of the next group.
-                    self._posts = self._posts[at:] + unfinished
-                    return group, drafts
+                    self._posts = posts[at:] + self._posts
+                    break
                 if post.settle is None:  # it was answered with an error
                     self._drop(post)
-                    continue
-                piece = post.take(min(SHARE, GROUP - len(drafts)))
-                group.pieces.append(piece)
-                drafts += piece[2]
-                if len(post.drafts) == 1:
-                    group.size += post.size
+                elif len(own) == 1:
+                    pieces.append((post, 0, own))
+                    drafts.append(own[0])
+                    size += post.size
+                    room -= 1
                 else:
-                    group.size += sum([len(draft.payload) for draft in piece[2]])
-                    if post.handed < len(post.drafts):
-                        unfinished.append(post)
-            self._posts = unfinished
+                    begin = post.handed
+                    piece = own[begin : begin + min(SHARE, room)]
+                    post.handed += len(piece)
+                    pieces.append((post, begin, piece))
+                    drafts += piece
+                    size += sum([len(draft.payload) for draft in piece])
+                    room -= len(piece)
+                    if post.handed < len(own):
+                        self._posts.append(post)
+        group.size = size
         return group, drafts
 
     def _drop(self, post: Post) -> None:
