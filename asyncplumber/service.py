@@ -94,6 +94,8 @@ class Server(Service):
         self._listener.ports = [port for port in self._ports if hasattr(port, "numberAccepts")]
 
     def startService(self) -> None:
+        if not self._ports:
+            self.privilegedStartService()  # ``twist`` does not call it
         super().startService()
         if not self._plumber.public_url:
             self._plumber.public_url = own_url(self._ports[-1])

@@ -116,6 +116,8 @@ class Supervisor(Service):
         self._port.stopReading()
 
     def startService(self) -> None:
+        if self._port is None:
+            self.privilegedStartService()  # ``twist`` does not call it
         super().startService()
         for worker in self._workers:
             self._spawn(worker)

@@ -29,7 +29,9 @@ class ProcessFailed(AssertionError):
     """A process ended, or did not say or do in time what it should have; the message holds its output."""
 
 
-def _die_with_parent() -> None:
+def _begin() -> None:
+    """End with the parent, and heed SIGINT: a background job of a script ignores it, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         import ctypes
 
@@ -54,7 +56,7 @@ class Process:
             cwd=self._folder.name,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(env or {})},
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_begin,
             text=True,
             errors="replace",
         )

@@ -1,19 +1,25 @@
 """The command line: what it takes, and that it refuses the rest by name before anything starts."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.request import urlopen
 
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import TestCase
 
 from asyncplumber.tap import CREDENTIAL, Options
+from tests.processes import Process
 
 ROOT = Path(__file__).resolve().parent.parent
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "asyncplumber"]
+_TWIST = "from twisted.application.twist._twist import Twist; Twist.main()"
+TWIST = [sys.executable, "-c", _TWIST, "--log-format=text", "asyncplumber"]
+READY = r"asyncplumber is ready at http://127\.0\.0\.1:(\d+)/"
 
 
 def parsed(*words: str, **environ: str) -> Options:
@@ -230,3 +236,27 @@ class ProcessTests(TestCase):
             self.assertEqual(Path(file.name).read_bytes(), b"my diary, not yours" * 100)
         self.assertEqual(ended.returncode, 1)
         self.assertIn(os.path.basename(file.name), ended.stdout + ended.stderr)
+
+    def test_twist_runs_it(self) -> None:
+        """The newer of Twisted's two commands, alone and with workers; a taken port ends it, too."""
+        for options in ((), ("--workers", "2")):
+            server = Process([*TWIST, "--port", "0", "--store", "sqlite:a.sqlite", *options])
+            self.addCleanup(server.kill)
+            port = server.wait_for(READY)[1]
+            with urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+                self.assertEqual(answer.status, 200)
+            second = Process([*TWIST, "--port", port, "--store", "sqlite:b.sqlite", *options])
+            self.addCleanup(second.kill)
+            second.wait_for("cannot listen on")
+            server.stop()
+            self.assertNotIn("Traceback", server.output)
+
+    def test_a_second_server_in_the_same_folder(self) -> None:
+        """The command of the README, twice in one folder and with two ports."""
+        [words] = re.findall(r"bin/(twistd .*) --port 8080$", (ROOT / "README.rst").read_text(), re.M)
+        with tempfile.TemporaryDirectory() as folder:
+            code = f"import os; os.chdir({folder!r}); from twisted.scripts.twistd import run; run()"
+            for _ in range(2):
+                server = Process([sys.executable, "-c", code, *words.split()[1:], "--port", "0"])
+                self.addCleanup(server.kill)
+                server.wait_for(READY)

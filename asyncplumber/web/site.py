@@ -98,6 +98,8 @@ class Doorway:
                 self._gate.check(b"/" + b"/".join(path), headers, request)
             if self._origins is not None and request.method not in (b"GET", b"HEAD"):
                 self._origins.check(headers)
+            if not path and request.prepath and request.method in (b"GET", b"HEAD"):
+                return _written(_slash_added(request), request)  # the page's links are relative to its folder
         except PlumberError as error:
             return _written(error_answer(error), request)
         request.postpath = path
@@ -115,6 +117,13 @@ def _headers(request: IRequest) -> dict[bytes, bytes]:
             raise BadRequest(ODD_HEADER)
         headers[name.lower()] = value
     return headers
+
+
+def _slash_added(request: Any) -> Answer:
+    """Sends a client from the path that we are mounted at to the folder of that name, whatever a proxy puts before it."""
+    path, mark, query = request.uri.partition(b"?")
+    location = b"./" + path.rpartition(b"/")[2] + b"/" + mark + query
+    return Answer(308, b"text/plain", b"", ((b"Location", location),))
 
 
 def _written(answer: Answer, request: IRequest) -> bytes:

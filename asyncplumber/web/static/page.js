@@ -4,6 +4,7 @@
 
   const ROWS = 200; // results kept on the page: it may be left open for days
   const TRANSPORTS = { websocket: "WebSocket", sse: "SSE", longpoll: "long-poll" };
+  const BASE = new URL(".", location.href).href.slice(0, -1); // of the server: it may be under a prefix
   const byId = (id) => document.getElementById(id);
 
   let subscription = null;
@@ -82,13 +83,13 @@
     const choice = byId("transport").value;
     const options = { account, token: byId("token").value || null };
     if (choice) options.transports = [choice];
-    subscription = new Asyncplumber(location.origin, options);
+    subscription = new Asyncplumber(BASE, options);
     const mine = subscription;
     for (const [name, show] of [["state", showState], ["event", showEvent], ["gap", showGap]]) {
       mine.on(name, (value) => mine === subscription && show(value)); // an old one has nothing more to say here
     }
     history.replaceState(null, "", `#${encodeURIComponent(account)}`);
-    byId("about").href = `/accounts/${encodeURIComponent(account)}`;
+    byId("about").href = `accounts/${encodeURIComponent(account)}`;
     byId("curl").textContent = curl(account);
   }
 
@@ -98,7 +99,7 @@
   }
 
   function hookOf(account) {
-    return `${location.origin}/hooks/${encodeURIComponent(account)}`;
+    return `${BASE}/hooks/${encodeURIComponent(account)}`;
   }
 
   function curl(account) {
