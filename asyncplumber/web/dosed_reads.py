@@ -27,16 +27,16 @@ class DosedReads:
     """
     A reactor to the transports of streams, as far as reading goes, and a descriptor to the real one.
 
-    It is with the real reactor, and has an epoll, only while there is something to watch.
+    It is with the real reactor only while there is something to watch.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: Any) -> None:
-        """`reactor` is the real one."""
+        """`reactor` is the real one.  Raises OSError where no file descriptor is left for an epoll."""
         self._reactor = reactor
         self._readers: dict[int, Any] = {}
-        self._poll: Any = None
+        self._poll = select.epoll()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)  # whatever else a transport wants of its reactor
@@ -48,8 +48,7 @@ class DosedReads:
         descriptor = reader.fileno()
         if descriptor in self._readers:
             return
-        if self._poll is None:
-            self._poll = select.epoll()
+        if not self._readers:
             self._reactor.addReader(self)
         self._poll.register(descriptor, select.EPOLLIN)
         self._readers[descriptor] = reader
@@ -63,13 +62,11 @@ class DosedReads:
         self._poll.unregister(descriptor)
         if not self._readers:
             self._reactor.removeReader(self)
-            poll, self._poll = self._poll, None
-            poll.close()
 
     # What the reactor calls
 
     def fileno(self) -> int:
-        return int(self._poll.fileno()) if self._poll is not None else -1
+        return int(self._poll.fileno())
 
     def logPrefix(self) -> str:
         return type(self).__name__
@@ -119,7 +116,10 @@ class DosedReadsOf:
         if not isinstance(reactor, DosedReads):
             reads = self._of.get(reactor)
             if reads is None:
-                reads = self._of[reactor] = DosedReads(reactor)
+                try:
+                    reads = self._of[reactor] = DosedReads(reactor)
+                except OSError:  # no file descriptor is left: the next stream will try again
+                    return
             transport.stopReading()
             transport.reactor = reads  # type: ignore[assignment]
             transport.startReading()
