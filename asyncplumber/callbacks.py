@@ -78,9 +78,18 @@ class CallbackSubscriber:
         if not self._stopped and self._retry is None:
             self._retry = self._clock.callLater(AGAIN, self.start)
 
+    def resume(self) -> None:
+        """Begin, or go on after a `stop`: with the first event that it was not called with."""
+        self._stopped = False
+        self.start()
+
     def stop(self) -> None:
         """Call it no more."""
         self._stopped = True
+        self._behind = False
+        waiting = next((event for event in self._queue if event.epoch), None)
+        if waiting is not None:
+            self._after = Cursor(waiting.epoch, waiting.seq - 1)
         self._queue.clear()
         self._leave()
         if self._retry is not None and self._retry.active():

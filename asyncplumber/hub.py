@@ -183,6 +183,10 @@ class Hub:
         """Admit nobody any more; those who are here stay."""
         self._stopping = Unavailable("this instance is about to stop", retry_after=1)
 
+    def resume(self) -> None:
+        """Admit again, after a stop."""
+        self._stopping = None
+
     def stop(self) -> None:
         """Close all channels; their subscribers have been told before."""
         self.refuse()

@@ -102,6 +102,10 @@ class Intake:
         """Accept nothing more."""
         self._closed = Unavailable("this instance is about to stop")
 
+    def resume(self) -> None:
+        """Accept again, after a stop."""
+        self._closed = None
+
     def stop(self) -> Deferred[None]:
         """Accept nothing more.  @return: Deferred that fires when everything accepted has been answered."""
         self.refuse()

@@ -111,6 +111,12 @@ class Leases:
             self._known.add(account)
             self.release(account)
 
+    def resume(self) -> None:
+        """Hold again, after a stop: the registry knows nothing of us any more."""
+        self._stopped = self._enlisted = self._was_forgotten = False
+        self._known.clear()
+        self._removing.clear()
+
     def stop(self) -> Deferred[None]:
         """Take everything out.  @return: Deferred of None; an unreachable registry is no failure: the lease runs out."""
         self._stopped = True

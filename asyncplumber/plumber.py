@@ -61,6 +61,7 @@ class Plumber(Service):
 
     _log = Logger()
     name = "asyncplumber"
+    _stopping: Deferred[None] | None = None  # fires when the last stop is done; None: there was none
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class Plumber(Service):
         self.relay = WebhookRelay.over_treq(reactor, registry, wall.seconds, signer)
         self.intake = Intake(self.store.append, self.hub, reactor, relay=self.relay, instance=self.leases.instance)
         self._open_doors(signer, body_limit)
-        #: Fires when the store is open; fails if it never will be.  A database server that is down is waited for.
+        #: Fires when the store is open; fails if it never will be.  A server that is down is waited for.  Another one after a stop.
         self.opened: Deferred[None] = Deferred()
         self._registered: dict[tuple[str, Any], CallbackSubscriber] = {}
         self._rounds = [Round(self.hub.check, check, reactor), Round(self._sweep, SWEEP, reactor)]
@@ -126,25 +127,45 @@ class Plumber(Service):
     # The service
 
     def startService(self) -> None:
+        """Also after a stop.  One that is still under way is waited for."""
         super().startService()
-        self._late.start()
-        self.store.start().addCallback(self._begin).addCallbacks(self.opened.callback, self.opened.errback)
+        Deferred.fromCoroutine(self._start(self.opened))
 
-    def _begin(self, _: None) -> None:
+    async def _start(self, opened: Deferred[None]) -> None:
+        if self._stopping is not None:
+            await self._stopping
+        if self.opened is not opened:
+            return  # stopped meanwhile
+        self.about.stopping = False
+        for part in (self.intake, self.hub, self.leases, self.relay):
+            part.resume()
+        self._late.start()
+        self.store.start().addCallback(self._begin, opened).addCallbacks(opened.callback, opened.errback)
+
+    def _begin(self, _: None, opened: Deferred[None]) -> None:
         """The store is open."""
-        if not self.running:
-            return
+        if self.opened is not opened:
+            return  # stopped meanwhile
         if self.store.shared:
             self.leases.start()
         for round in self._rounds:
             round.start()
         for subscriber in self._registered.values():
-            subscriber.start()
+            subscriber.resume()
 
     def stopService(self) -> Deferred[None]:
         """@return: Deferred that fires when what was accepted has been sent on and the store is closed."""
         super().stopService()
-        return Deferred.fromCoroutine(self._stop())
+        self.opened = Deferred()
+        before = self._stopping
+        done: Deferred[None] = Deferred()
+        self._stopping = done
+
+        def finished(result: Any) -> Any:
+            done.callback(None)
+            return result
+
+        return Deferred.fromCoroutine(self._stop(before)).addBoth(finished)
 
     async def withdraw(self) -> None:
         """The first half of stopping: no new subscribers, no hooks any more.  Those who are connected stay."""
@@ -154,7 +175,9 @@ class Plumber(Service):
         if self.store.shared:
             await self.leases.stop()
 
-    async def _stop(self) -> None:
+    async def _stop(self, before: Deferred[None] | None) -> None:
+        if before is not None:
+            await before
         if not self.about.stopping:
             await self.withdraw()
         for round in self._rounds:

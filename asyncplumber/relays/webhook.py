@@ -251,6 +251,10 @@ class WebhookRelay:
         except RelayFailed:
             pass
 
+    def resume(self) -> None:
+        """Carry again, after a stop."""
+        self._stopped = False
+
     def stop(self) -> Deferred[None]:
         """Carry nothing more.  What is under way has `GRACE` seconds."""
         self._stopped = True

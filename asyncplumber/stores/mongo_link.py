@@ -57,6 +57,7 @@ class MongoLink:
         self._calls = 0
         self._idle: Deferred[None] | None = None
         self._open = False
+        self._generations = 0  # of the writer's connections before the last stop, which no later one may repeat
         self.reader: Any = None
         self.writer: Any = None
         self.replicated = False
@@ -83,6 +84,10 @@ class MongoLink:
         for pool in (self.reader, self.writer):
             if pool is not None:
                 await pool.disconnect()
+        if self.writer is not None:
+            self._generations = self.writer.generation
+        self.reader = self.writer = None
+        self._ready = False
 
     def pause(self, seconds: float) -> Deferred[None]:
         """@return: Deferred of None after that time."""
@@ -110,6 +115,7 @@ class MongoLink:
             self._address = await deferToThreadPool(self.reactor, self.reactor.getThreadPool(), parsed, self._uri)
         if self.reader is None:
             self.reader, self.writer = Pool(self._address, READERS), Pool(self._address, 1)
+            self.writer.generation = self._generations
         # Once through all connections, so that their generations have settled.
         for _ in range(READERS):
             hello = await self._command(deadline, {"hello": 1}, self.reader, "admin")
