@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.errors import CursorLost, PlumberError
+from asyncplumber.errors import CursorLost, CursorMoved, PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Position, placed
 from asyncplumber.given import Given
 from asyncplumber.interfaces import ISubscriber
@@ -201,6 +201,9 @@ class Channel:
             page: Sequence[Event] = ()
             try:
                 page = await self._hub.history.read(self.account, head, None, PAGE)
+            except CursorMoved as moved:
+                self._move(moved.cursor)
+                continue
             except CursorLost as lost:
                 self._lost = head, lost.position
             for event in page:
@@ -210,6 +213,11 @@ class Channel:
                 await deferLater(self._hub.clock, 0, lambda: None)
             if not page and not self._asked:
                 return
+
+    def _move(self, cursor: Cursor) -> None:
+        """Where we stand is called otherwise today.  Nothing was sent from there yet."""
+        self.delivered = cursor
+        self._order.begin(cursor)
 
     # Events leave
 

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 if TYPE_CHECKING:
-    from asyncplumber.event import Position
+    from asyncplumber.event import Cursor, Position
 
 
 class PlumberError(Exception):
@@ -126,6 +126,18 @@ class CursorLost(Exception):
     def __init__(self, position: Position) -> None:
         super().__init__(f"the history reaches from {position.floor} to {position.head} of epoch {position.epoch}")
         self.position = position
+
+
+class CursorMoved(Exception):
+    """
+    Nothing is lost, but the place before an account's first event has another name today: go on from `cursor`.
+
+    Accounts without events share an epoch, which is renewed from time to time.
+    """
+
+    def __init__(self, cursor: Cursor) -> None:
+        super().__init__(f"that place is called {cursor} today")
+        self.cursor = cursor
 
 
 class RelayFailed(Exception):

@@ -43,17 +43,19 @@ class IHistory(Interface):
 
     def position(account: str) -> Deferred[Position]:
         """
-        How far this account's history reaches.  Begins a numbering where there is none, so that the answer stays
-        meaningful.  What it counts is durable.
+        How far this account's history reaches.  What it counts is durable.
+
+        An account without events has no row in the store: it stands at number 0 of an epoch that it shares with all such
+        accounts.  Its first event has number 1, of that epoch or of a later one; see `read`.
 
         @return: Deferred of `Position`.  Fails with `Unavailable`.
         """
 
     def heads(accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
         """
-        The same for many accounts in one question, without beginning a numbering.
+        The same for many accounts in one question.
 
-        @return: Deferred of a dict from account to `Cursor` (epoch, head); accounts without a numbering are left out.
+        @return: Deferred of a dict from account to `Cursor` (epoch, head).
         """
 
     def read(account: str, cursor: Cursor, upto: int | None, limit: int, size: int = PAGE_BYTES) -> Deferred[list[Event]]:
@@ -63,7 +65,8 @@ class IHistory(Interface):
         @param limit: at most so many events; fewer where they are large.
         @param size: at most so many bytes of payloads, and never more than `PAGE_BYTES`; or one event.
         @return: Deferred of a list of `Event`; empty means that `cursor` is the end (or `upto`).  Fails with
-            `CursorLost` where the event after `cursor` is no longer there or never was (other epoch, beyond the head).
+            `CursorLost` where the event after `cursor` is no longer there or never was (other epoch, beyond the head), and
+            with `CursorMoved` where `cursor` is the place before the first event, by a name that it had before.
         """
 
     def sweep() -> Deferred[int]:

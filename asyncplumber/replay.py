@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.errors import CursorLost, blame
+from asyncplumber.errors import CursorLost, CursorMoved, blame
 from asyncplumber.event import EARLIEST, Cursor, Event, Position
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.wire import first_page
@@ -58,6 +58,9 @@ class Replay:
         while self._wanted and stand != self._channel.delivered:
             try:
                 page = await self._page(stand)
+            except CursorMoved as moved:
+                stand = moved.cursor
+                continue
             except CursorLost as lost:
                 if self._after == EARLIEST and not self._opened:
                     stand = await self._earliest()  # forgotten between the two questions

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from asyncplumber.errors import CursorLost
+from asyncplumber.errors import CursorLost, CursorMoved
 from asyncplumber.event import Cursor, Draft, Event, Instance, Stored
 from asyncplumber.interfaces import PAGE_BYTES, IHistory, IRegistry, IStore
 from asyncplumber.stores.keeping import Keeping
@@ -127,6 +127,13 @@ class HistoryContract(StoreContract):
         while floor + len(events) < head:
             events += await history.read(account, Cursor(epoch, floor + len(events)), head, 100)
         return events
+
+    async def following(self, account: str, cursor: Cursor) -> list[Event]:
+        """What comes after `cursor`, by whatever name it goes today."""
+        try:
+            return list(await self.history.read(account, cursor, None, 100))
+        except CursorMoved as moved:
+            return list(await self.history.read(account, moved.cursor, None, 100))
 
     async def lost(self, account: str, cursor: Cursor) -> Any:
         """The position that comes with the refusal to read after `cursor`."""
@@ -247,6 +254,34 @@ class HistoryContract(StoreContract):
         self.assertEqual((position.head, position.floor), (0, 0))
         self.assertEqual(await self.history.position("new"), position)
 
+    async def rows(self) -> int:
+        """How many accounts the store has a row for."""
+        raise NotImplementedError
+
+    async def test_readers_make_no_row(self) -> None:
+        """However many names are asked for, in whatever way: only events make the store grow."""
+        await self.history.append(drafts(1))
+        names = [f"stranger {number}" for number in range(50)]
+        for name in names:
+            position = await self.history.position(name)
+            self.assertEqual(await self.history.read(name, position.cursor, None, 10), [])
+            await self.lost(name, Cursor("e", 7))
+        await self.history.heads(names)
+        self.assertEqual(await self.rows(), 1)
+
+    async def test_a_first_event_races_with_readers(self) -> None:
+        """Two write the first event of an account while others ask where it stands: nobody misses one, nobody is told of a gap."""
+        doors = [(await self.opened()).history for _ in range(2)]
+        for turn in range(10):
+            name = f"account {turn}"
+            asked = [self.history.position(name), *[door.append([draft(name, f"{n}")]) for n, door in enumerate(doors)]]
+            asked += [door.position(name) for door in doors]
+            first, one, two, *others = await gatherResults(asked)
+            self.assertEqual(sorted(seqs([*one, *two])), [1, 2])
+            for position in (first, *others):
+                rest = await self.following(name, position.cursor)
+                self.assertEqual(seqs(rest), list(range(position.head + 1, 3)))
+
     async def test_a_position_begins_a_numbering(self) -> None:
         """Who asks where an unused account stands gets an answer that the first event continues."""
         position = await self.history.position("a")
@@ -256,14 +291,15 @@ class HistoryContract(StoreContract):
         self.assertEqual(stored.event.cursor, Cursor(position.epoch, 1))
         self.assertEqual(await self.history.position("a"), position._replace(head=1))
 
-    async def test_heads_tell_many_positions_and_begin_none(self) -> None:
-        """Accounts without a numbering are left out, and stay without."""
+    async def test_heads_tell_many_positions(self) -> None:
+        """Each as its position, with events or without."""
         await self.history.append([*drafts(3, "a"), *drafts(1, "b")])
         await self.history.position("c")
         heads = await self.history.heads(["a", "b", "c", "d"])
-        self.assertEqual({name: cursor.seq for name, cursor in heads.items()}, {"a": 3, "b": 1, "c": 0})
-        self.assertEqual(heads["a"], (await self.history.position("a")).cursor)
-        self.assertEqual(await self.history.heads(["d"]), {})
+        self.assertEqual({name: cursor.seq for name, cursor in heads.items()}, {"a": 3, "b": 1, "c": 0, "d": 0})
+        for name, cursor in heads.items():
+            self.assertEqual(cursor, (await self.history.position(name)).cursor)
+        self.assertEqual(await self.history.heads(["d"]), {"d": heads["c"]})
         self.assertEqual(await self.history.heads([]), {})
 
     async def test_heads_of_very_many_accounts(self) -> None:

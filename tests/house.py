@@ -188,6 +188,12 @@ class CoreCase(SynchronousTestCase):
         stored: list[Any] = self.successResultOf(self.store.history.append(drafts))
         return [one.event for one in stored if isinstance(one, Stored)]
 
+    def begin_anew(self) -> None:
+        """The history forgets all that it has, numberings too."""
+        self.store.history._logs.clear()
+        self.store.history._epochs.clear()
+        self.clock.advance(1)
+
     def publish(self, count: int = 1, account: str = "a", payload: bytes = b'"data":1') -> list[Event]:
         """Put events into the history, and have the hub deliver them."""
         events = self.keep(count, account, payload)

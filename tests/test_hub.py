@@ -12,6 +12,8 @@ from twisted.internet.defer import Deferred, succeed
 from asyncplumber import channel, hub
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable
 from asyncplumber.event import EARLIEST, Cursor
+from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.memory import _Log
 from asyncplumber.wire import Batch, envelope, record
 from tests.house import CoreCase, Recorder, draft
 
@@ -127,8 +129,7 @@ class SubscribeTests(CoreCase):
         """Although this instance had not noticed."""
         self.publish(3)
         live = self.subscribed()
-        self.store.history._logs.clear()
-        self.clock.advance(1)
+        self.begin_anew()
         self.keep(2)
         subscriber = self.subscribed(Cursor("e100", 2))
         self.settle()
@@ -136,6 +137,64 @@ class SubscribeTests(CoreCase):
         for each in (live, subscriber):
             self.assertEqual([word[0] for word in each.told], ["opened", "missed", "event"])
             self.assertEqual(each.stand, Cursor("e101", 3))
+
+
+class FirstEventTests(CoreCase):
+    """Accounts without events have no row in the store; who waits for the first one stands at a place shared by all."""
+
+    keeping = Keeping(length=1000, age=1000.0, epochs=lambda now: f"e{int(now):09}")  # they sort by time
+
+    def renew(self) -> None:
+        """That place gets another name."""
+        self.clock.advance(self.keeping.renewal + 1)
+
+    def test_readers_leave_nothing_in_the_history(self) -> None:
+        """Whatever they ask for: live events, all that is kept, or what follows a cursor."""
+        for number, after in enumerate((None, EARLIEST, Cursor("e000000100", 0), Cursor("e000000100", 7))):
+            self.subscribed(after, f"stranger {number}")
+            self.settle()
+        self.ran(self.hub.check())
+        self.assertEqual(self.store.history._logs, {})
+
+    def test_the_first_event_arrives_whatever_its_epoch(self) -> None:
+        """With or without a comparison of positions before it, and nobody is told of a gap."""
+        for account, checks in (("checked", True), ("unchecked", False)):
+            subscriber = self.subscribed(account=account)
+            self.renew()
+            if checks:
+                self.ran(self.hub.check())
+                self.settle()
+            self.publish(2, account)
+            self.settle()
+            self.publish(1, account)
+            self.assertEqual([word[0] for word in subscriber.told], ["opened", *["event"] * 3])
+            self.assertEqual(subscriber.seqs, [1, 2, 3])
+
+    def test_an_epoch_that_another_writer_still_had_is_no_gap(self) -> None:
+        """The first event may have an older epoch than the one we were told: the next comparison finds it."""
+        self.subscribed(account="other")
+        self.renew()
+        subscriber = self.subscribed()
+        self.store.history._logs["a"] = _Log("e000000100")
+        self.publish(2)
+        self.ran(self.hub.check())
+        self.settle()
+        self.publish()
+        self.assertEqual([str(word[1].cursor) for word in subscriber.told[1:]], [f"e000000100.{seq}" for seq in (1, 2, 3)])
+
+    def test_who_comes_back_to_an_account_without_events_goes_on(self) -> None:
+        """With the place's former name, before and after the first event; once it is live, events come as ever."""
+        stand = self.subscribed().stand
+        self.renew()
+        early = self.subscribed(stand)
+        self.settle()
+        self.publish(2)
+        late = self.subscribed(stand)
+        self.settle()
+        self.publish()
+        for each in (early, late):
+            self.assertEqual({word[0] for word in each.told}, {"opened", "event"})
+            self.assertEqual(each.seqs, [1, 2, 3])
 
 
 class SlowReplayTests(CoreCase):
@@ -480,8 +539,7 @@ class HealTests(CoreCase):
         """An event of the new one is enough to notice."""
         subscriber = self.subscribed()
         self.publish(3)
-        self.store.history._logs.clear()
-        self.clock.advance(1)
+        self.begin_anew()
         self.publish(2)
         self.publish()
         self.assertEqual([word[0] for word in subscriber.told], ["opened", "event", "event", "event", "missed", "event"])

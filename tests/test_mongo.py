@@ -10,6 +10,7 @@ from pymongo.errors import AutoReconnect
 from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
+from asyncplumber.errors import CursorMoved
 from asyncplumber.event import Cursor, Instance, Stored
 from asyncplumber.stores import open_store
 from asyncplumber.stores.keeping import Keeping
@@ -35,6 +36,50 @@ class MongoTests(HistoryContract, RegistryContract, SecretContract, TestCase):
 
     def make(self, keeping: Keeping) -> Any:
         return open_store(self.uri, keeping, self.reactor, self.reactor)
+
+    async def rows(self) -> int:
+        return int(self.db.accounts.count_documents({}))
+
+    def date_back(self, seconds: float) -> None:
+        """All epochs began so much earlier, by the server's clock."""
+        change = {"began": {"$subtract": ["$began", int(seconds * 1000)]}}
+        self.db.epochs.update_many({}, [{"$set": change}])
+
+    async def test_who_has_seen_nothing_loses_nothing(self) -> None:
+        """The place before the first event is known by its former names too, whatever it is called when that comes."""
+        stands = []
+        for _ in range(5):
+            stands.append((await self.history.position("a")).cursor)
+            self.date_back(self.keeping.renewal + 1)
+        self.assertEqual(len(set(stands)), 5)
+        for expected in ([], [1, 2]):
+            if expected:
+                await self.history.append(drafts(2))
+            for stand in stands:
+                with self.assertRaises(CursorMoved) as caught:
+                    await self.history.read("a", stand, None, 10)
+                self.assertEqual(seqs(await self.history.read("a", caught.exception.cursor, None, 10)), expected)
+        self.db.epochs.delete_one({"_id": stands[0].epoch})  # as the server does after nearly a month
+        self.assertEqual(await self.lost("a", stands[0]), await self.history.position("a"))
+
+    async def test_a_cursor_of_a_numbering_that_was_forgotten_is_refused(self) -> None:
+        """A name is not given out again after a row with it could have been forgotten."""
+        nothing = (await self.history.position("a")).cursor
+        [stored] = await self.history.append(drafts(1))
+        self.db.accounts.delete_many({})
+        self.db.events.delete_many({})
+        self.db.epochs.delete_many({})
+        other = (await self.opened()).history
+        [again] = await other.append([draft(key="again")])
+        self.assertNotEqual(again.event.epoch, stored.event.epoch)
+        for cursor in (nothing, stored.event.cursor):
+            self.assertEqual((await self.lost("a", cursor)).epoch, again.event.epoch)
+
+    async def test_epochs_end_by_themselves(self) -> None:
+        """Sooner than rows of accounts, which the server forgets as well."""
+        information = self.db.epochs.index_information()["began"]
+        self.assertLess(information["expireAfterSeconds"], self.keeping.numbering)
+        self.assertGreater(information["expireAfterSeconds"], self.keeping.renewal)
 
     async def lapse(self) -> None:
         """Leases run by the server's clock, so they are dated back."""
@@ -106,12 +151,12 @@ class MongoTests(HistoryContract, RegistryContract, SecretContract, TestCase):
     async def test_a_row_that_is_old_is_marked_as_used(self) -> None:
         """Whoever asks for heads, or appends, keeps the numbering from being forgotten by the server."""
         for use in (self.history.heads, self.history.position, None):
-            await self.history.position("a")
+            await self.history.append(drafts(1))
             self.db.accounts.update_one({"_id": "a"}, [{"$set": {"touched": {"$subtract": ["$touched", 20 * 86400 * 1000]}}}])
             before = self.db.accounts.find_one({"_id": "a"})["touched"]
             if use is None:
                 other = await self.opened()
-                await other.history.append(drafts(1))
+                await other.history.append(drafts(1, prefix="other"))
             else:
                 await use(["a"] if use == self.history.heads else "a")
             self.assertGreater(self.db.accounts.find_one({"_id": "a"})["touched"], before)

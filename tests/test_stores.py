@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
-from asyncplumber.errors import Unavailable
+from asyncplumber.errors import CursorMoved, Unavailable
 from asyncplumber.event import Cursor, Instance, Stored
 from asyncplumber.stores import open_store, sqlite_append, sqlite_file
 from asyncplumber.stores.keeping import Keeping
@@ -25,13 +25,60 @@ class UnusedNumberings:
 
     async def test_an_unused_numbering_is_forgotten_at_last(self) -> None:
         """A month after the last use, and not while somebody asks for heads."""
-        await self.history.position("used")
-        await self.history.append(drafts(1, "unused"))
+        await self.history.append([draft("used"), draft("unused")])
+        before = await self.history.heads(["used", "unused"])
         for _ in range(5):
             self.reactor.advance(self.keeping.numbering / 4)
             await self.history.heads(["used"])
             await self.history.sweep()
-        self.assertEqual(set(await self.history.heads(["used", "unused"])), {"used"})
+        after = await self.history.heads(["used", "unused"])
+        self.assertEqual(after["used"], before["used"])
+        self.assertEqual(after["unused"].seq, 0)
+        self.assertNotEqual(after["unused"].epoch, before["unused"].epoch)
+
+    async def test_a_cursor_of_a_numbering_that_was_forgotten_is_refused(self) -> None:
+        """Whether the account has events again or not, and whether the client had seen something or nothing."""
+        nothing = (await self.history.position("a")).cursor
+        [stored] = await self.history.append(drafts(1))
+        self.assertEqual(stored.event.epoch, nothing.epoch)
+        self.reactor.advance(self.keeping.numbering + 1)
+        await self.history.sweep()
+        await self.history.sweep()
+        for key in ("", "again"):
+            if key:
+                await self.history.append([draft(key=key)])
+            for cursor in (nothing, stored.event.cursor):
+                self.assertEqual(await self.lost("a", cursor), await self.history.position("a"))
+
+    async def test_who_has_seen_nothing_loses_nothing(self) -> None:
+        """For nearly a month the place before the first event is known, whatever it is called when that comes."""
+        stands = []
+        for _ in range(25):
+            stands.append((await self.history.position("a")).cursor)
+            self.reactor.advance(self.keeping.numbering / 29)
+            await self.history.append([draft("other", key=f"{len(stands)}")])
+            await self.history.sweep()
+        self.assertEqual(len(set(stands)), 25)
+        for expected in ([], [1, 2]):
+            if expected:
+                await self.history.append(drafts(2))
+            for stand in stands:
+                with self.assertRaises(CursorMoved) as caught:
+                    await self.history.read("a", stand, None, 10)
+                self.assertEqual(seqs(await self.history.read("a", caught.exception.cursor, None, 10)), expected)
+
+    async def test_who_has_seen_nothing_is_told_when_the_first_is_gone(self) -> None:
+        """A history that begins with a later event is a gap for who stands before the first."""
+        stand = (await self.history.position("a")).cursor
+        self.reactor.advance(self.keeping.renewal + 1)
+        await self.history.append(drafts(30))
+        await self.history.sweep()
+        self.assertEqual(await self.lost("a", stand), await self.history.position("a"))
+
+    async def test_an_epoch_that_was_never_given_out_is_refused(self) -> None:
+        """Number 0 of an invented one is no place before the first event."""
+        await self.history.append(drafts(1))
+        self.assertEqual((await self.lost("a", Cursor("invented", 0))).head, 1)
 
 
 class MemoryTests(HistoryContract, RegistryContract, SecretContract, UnusedNumberings, TestCase):
@@ -45,6 +92,9 @@ class MemoryTests(HistoryContract, RegistryContract, SecretContract, UnusedNumbe
             self._store = MemoryStore(keeping, self.reactor, shared=True)
             self.keeping = keeping
         return self._store
+
+    async def rows(self) -> int:
+        return len(self.history._logs)
 
     async def test_who_shares_with_nobody_asks_nobody(self) -> None:
         """A store of one process has no other instances to look for."""
@@ -70,6 +120,9 @@ class SqliteTests(HistoryContract, RegistryContract, SecretContract, UnusedNumbe
         connection = sqlite3.connect(self.path, isolation_level=None)
         self.addCleanup(connection.close)
         return connection
+
+    async def rows(self) -> int:
+        return int(self.other().execute("SELECT count(*) FROM accounts").fetchone()[0])
 
     async def test_a_draft_that_cannot_be_stored_fails_alone(self) -> None:
         """A lone surrogate is no text; those beside it are stored, and numbered without a gap."""

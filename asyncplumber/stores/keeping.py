@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from asyncplumber.event import Instance
+from asyncplumber.errors import CursorLost, CursorMoved
+from asyncplumber.event import Cursor, Instance, Position
 
 DAY = 86400.0
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -50,6 +51,35 @@ class Keeping:
         Far longer than its events: a client that comes back to an account where nothing happened must not be told of a gap.
         """
         return max(30 * DAY, 10 * self.age)
+
+    @property
+    def renewal(self) -> float:
+        """Seconds for which accounts without events share one epoch."""
+        return self.numbering / 30
+
+    @property
+    def recent(self) -> float:
+        """
+        Seconds from its beginning for which such an epoch, or a former one, is known as a place before the first event.
+
+        Less than `numbering`: a numbering that began meanwhile, and was missed, has not been forgotten yet.
+        """
+        return self.numbering * 0.9
+
+
+def check_reach(position: Position, cursor: Cursor, recent: bool) -> None:
+    """
+    Raises `CursorLost`, or `CursorMoved`, if an account that stands at `position` has not what comes after `cursor`.
+
+    `recent` says whether the cursor's epoch is, or was lately, that of accounts without events.  Who was told its number 0
+    has seen nothing, and whatever the account has by now came afterwards.
+    """
+    if cursor.epoch == position.epoch:
+        if position.floor <= cursor.seq <= position.head:
+            return
+    elif recent and cursor.seq == position.floor == 0:
+        raise CursorMoved(Cursor(position.epoch, 0))
+    raise CursorLost(position)
 
 
 def hook_url(instance: Instance, account: str) -> str:

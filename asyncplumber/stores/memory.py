@@ -10,10 +10,10 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from asyncplumber.errors import CursorLost, PlumberError
+from asyncplumber.errors import CursorLost, CursorMoved, PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored, placed
 from asyncplumber.interfaces import PAGE_BYTES, IHistory, IRegistry, IStore
-from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.keeping import Keeping, check_reach
 from asyncplumber.stores.steps import InSteps
 
 
@@ -55,11 +55,25 @@ class MemoryHistory:
         self._keeping = keeping
         self._clock = clock
         self._logs: dict[str, _Log] = {}
+        self._epochs: list[tuple[str, float]] = []  # of accounts without events, and when each began
+
+    def _epoch(self, now: float) -> str:
+        """The epoch of accounts without events."""
+        if not self._epochs or self._epochs[-1][1] < now - self._keeping.renewal:
+            self._epochs.append((self._keeping.epochs(now), now))
+        return self._epochs[-1][0]
+
+    def _used(self, account: str, now: float) -> Position:
+        log = self._logs.get(account)
+        if log is None:
+            return Position(self._epoch(now), 0, 0)
+        log.touched = now
+        return log.position
 
     def _log(self, account: str, now: float) -> _Log:
         log = self._logs.get(account)
         if log is None:
-            log = self._logs[account] = _Log(self._keeping.epochs(now))
+            log = self._logs[account] = _Log(self._epoch(now))
         log.touched = now
         return log
 
@@ -85,21 +99,25 @@ class MemoryHistory:
 
     def position(self, account: str) -> Deferred[Position]:
         now = self._clock.seconds()
-        log = self._log(account, now)
-        log.forget(self._keeping.length, now - self._keeping.age)
-        return succeed(log.position)
+        if (log := self._logs.get(account)) is not None:
+            log.forget(self._keeping.length, now - self._keeping.age)
+        return succeed(self._used(account, now))
 
     def heads(self, accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
-        logs = {name: log for name in accounts if (log := self._logs.get(name)) is not None}
-        for log in logs.values():
-            log.touched = self._clock.seconds()
-        return succeed({name: log.position.cursor for name, log in logs.items()})
+        now = self._clock.seconds()
+        return succeed({name: self._used(name, now).cursor for name in accounts})
 
     def read(self, account: str, cursor: Cursor, upto: int | None, limit: int, size: int = PAGE_BYTES) -> Deferred[list[Event]]:
-        log = self._log(account, self._clock.seconds())
-        position = log.position
-        if cursor.epoch != position.epoch or not position.floor <= cursor.seq <= position.head:
-            return fail(CursorLost(position))
+        now = self._clock.seconds()
+        position = self._used(account, now)
+        horizon = now - self._keeping.recent
+        try:
+            check_reach(position, cursor, any(epoch == cursor.epoch and began >= horizon for epoch, began in self._epochs))
+        except (CursorLost, CursorMoved) as error:
+            return fail(error)
+        if not position.head:
+            return succeed([])
+        log = self._logs[account]
         last = position.head if upto is None else min(upto, position.head)
         page: list[Event] = []
         room = min(size, PAGE_BYTES)
@@ -114,6 +132,7 @@ class MemoryHistory:
     def sweep(self) -> Deferred[int]:
         now = self._clock.seconds()
         forgotten = 0
+        self._epochs = [(epoch, began) for epoch, began in self._epochs if began >= now - self._keeping.recent]
         for name, log in list(self._logs.items()):
             forgotten += log.forget(self._keeping.length, now - self._keeping.age)
             if not log.events and log.touched < now - self._keeping.numbering:

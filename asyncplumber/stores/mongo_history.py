@@ -7,17 +7,17 @@ unique index lets it be inserted once: so there are no holes, and nobody is over
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from asyncplumber.errors import CursorLost, PlumberError
+from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Position, Stored
 from asyncplumber.interfaces import PAGE_BYTES, IHistory
-from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.keeping import Keeping, check_reach
 from asyncplumber.stores.mongo_append import Appender, as_event
 from asyncplumber.stores.mongo_barrier import Barrier
 from asyncplumber.stores.mongo_link import MongoLink
@@ -34,6 +34,7 @@ def indexes(keeping: Keeping) -> list[tuple[str, dict[str, Any]]]:
         ("events", {"name": "place", "key": {"account": 1, "epoch": 1, "seq": 1}, "unique": True}),
         ("events", {"name": "key", "key": {"account": 1, "key": 1}, "unique": True}),
         ("events", {"name": "stored_at", "key": {"stored_at": 1}}),
+        ("epochs", {"name": "began", "key": {"began": 1}, "expireAfterSeconds": int(keeping.recent)}),
         ("accounts", {"name": "touched", "key": {"touched": 1}, "expireAfterSeconds": int(keeping.numbering)}),
     ]
 
@@ -41,6 +42,11 @@ def indexes(keeping: Keeping) -> list[tuple[str, dict[str, Any]]]:
 def _reaches(place: Place, cursor: Cursor) -> bool:
     """Whether what comes after `cursor` can be read, or has yet to come."""
     return cursor.epoch == place.epoch and place.floor <= cursor.seq <= place.head
+
+
+def _cursors(places: Mapping[str, Place]) -> dict[str, Cursor]:
+    """What has to be durable.  The place of accounts without events is one for all, by a name that no account has."""
+    return {account if place.has_row else "": place.cursor for account, place in places.items()}
 
 
 @implementer(IHistory)
@@ -66,22 +72,20 @@ class MongoHistory:
         return self._link.call(work)
 
     async def _used(self, deadline: float, account: str) -> Place:
-        now = self._clock.seconds()
-        places = await self._barrier.behind(
-            deadline,
-            lambda: self._places.used(deadline, [account], now),
-            lambda found: {account: found[account].cursor},
-        )
+        places = await self._barrier.behind(deadline, lambda: self._all(deadline, [account]), _cursors)
         return places[account]
+
+    async def _all(self, deadline: float, accounts: Collection[str]) -> dict[str, Place]:
+        """The places of all these accounts: those without events share one."""
+        found = await self._places.marked(deadline, accounts)
+        if len(found) < len(accounts):
+            none = Place(await self._places.epochs.current(deadline, self._clock.seconds()), 0, 0, has_row=False)
+            found.update((account, none) for account in accounts if account not in found)
+        return found
 
     def heads(self, accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
         async def work(deadline: float) -> dict[str, Cursor]:
-            places = await self._barrier.behind(
-                deadline,
-                lambda: self._places.find(deadline, accounts),
-                lambda found: {account: place.cursor for account, place in found.items()},
-            )
-            await self._places.touch(deadline, [account for account, place in places.items() if place.stale])
+            places = await self._barrier.behind(deadline, lambda: self._all(deadline, accounts), _cursors)
             return {account: place.cursor for account, place in places.items()}
 
         return self._link.call(work)
@@ -143,7 +147,8 @@ class MongoHistory:
             place = await self._proof.place(deadline, account) or place
             if _reaches(place, cursor):
                 return page
-        raise CursorLost(place.position)
+        check_reach(place.position, cursor, await self._places.epochs.is_recent(deadline, cursor.epoch))
+        return page
 
     def sweep(self) -> Deferred[int]:
         return Deferred.fromCoroutine(self._sweep())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from asyncplumber.event import Cursor, Position
 from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.mongo_epochs import Epochs
 from asyncplumber.stores.mongo_link import MongoLink
 
 CHUNK = 2500  # accounts in one question: with names of any length the answer stays below 16 MiB
@@ -20,12 +21,17 @@ _NEWEST = {"account": -1, "epoch": -1, "seq": -1}
 
 
 class Place(NamedTuple):
-    """Where an account's numbering stands; `stale`: it should be marked as used, or it is forgotten some day."""
+    """
+    Where an account's numbering stands.
+
+    `stale`: it should be marked as used, or it is forgotten some day.  Without a row, it has had no event.
+    """
 
     epoch: str
     head: int
     floor: int
     stale: bool = False
+    has_row: bool = True
 
     @property
     def cursor(self) -> Cursor:
@@ -44,6 +50,7 @@ class Places:
     def __init__(self, link: MongoLink, keeping: Keeping) -> None:
         self._link = link
         self._keeping = keeping
+        self.epochs = Epochs(link, keeping)
 
     def rows(self, accounts: Collection[str]) -> dict[str, Any]:
         """The stage that appends the rows of these accounts to what a pipeline on ``events`` has found before."""
@@ -83,6 +90,16 @@ class Places:
                 found[account] = Place(row["epoch"], max(head, row["floor"]), row["floor"], row["stale"])
         return found
 
+    async def marked(self, deadline: float, accounts: Collection[str]) -> dict[str, Place]:
+        """The places of those accounts that have one, marked as used."""
+        found = await self.find(deadline, accounts)
+        while stale := [account for account, place in found.items() if place.stale]:
+            await self.touch(deadline, stale)
+            # Only what is found after the mark was made is certain not to be forgotten in this moment.
+            found = {account: place for account, place in found.items() if not place.stale}
+            found.update(await self.find(deadline, stale))
+        return found
+
     async def used(self, deadline: float, accounts: Collection[str], now: float, fresh: bool = False) -> dict[str, Place]:
         """The places of all these accounts, begun where there is none, and marked as used."""
         found = await self.find(deadline, accounts, fresh=fresh)
@@ -97,11 +114,12 @@ class Places:
             found.update(await self.find(deadline, [*missing, *stale], fresh=fresh))
 
     async def _begin(self, deadline: float, accounts: list[str], now: float) -> None:
+        epoch = await self.epochs.current(deadline, now) if accounts else ""
         for start in range(0, len(accounts), 1000):
             updates = [
                 {
                     "q": {"_id": account},
-                    "u": {"$setOnInsert": {"epoch": self._keeping.epochs(now), "floor": 0}, "$currentDate": {"touched": True}},
+                    "u": {"$setOnInsert": {"epoch": epoch, "floor": 0}, "$currentDate": {"touched": True}},
                     "upsert": True,
                 }
                 for account in accounts[start : start + 1000]

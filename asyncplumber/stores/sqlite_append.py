@@ -17,6 +17,7 @@ from typing import Any
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Draft, Event, Position, Stored, placed
 from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.sqlite_epochs import Epochs
 from asyncplumber.stores.sqlite_file import Connection
 
 ROWS = 64  # in one statement: more gains little, and each number of rows is a text of its own in the cache of statements
@@ -86,6 +87,7 @@ class Appender:
     def __init__(self, keeping: Keeping) -> None:
         self._keeping = keeping
         self._slack = keeping.length + keeping.length // 10
+        self.epochs = Epochs(keeping)
         self._places: dict[str, Place] = {}
         self._seen: tuple[Connection, int] | None = None  # of which state of the file the places are true
 
@@ -107,7 +109,7 @@ class Appender:
         """The account's place as it is in the file, begun if it is missing, which needs a transaction."""
         row = connection.execute(_FIND, (account,)).fetchone()
         if row is None:
-            epoch = self._keeping.epochs(now)
+            epoch = self.epochs.current(connection, now)
             number = connection.execute(_BEGIN, (account, epoch, now)).lastrowid
             row = number, epoch, 0, 0
         return Place(*row)
@@ -168,10 +170,11 @@ class Appender:
             last, found = connection.execute(_FIND_ALL, (json.dumps(unknown),)).fetchone()
             for account, *row in json.loads(found):
                 places[account] = Place(*row)
-            for account in unknown:
-                if account not in places:
-                    last = (last or 0) + 1
-                    places[account] = Place(last, self._keeping.epochs(now), 0, 0)
+            new = [account for account in unknown if account not in places]
+            if new:
+                epoch = self.epochs.current(connection, now)
+                for number, account in enumerate(new, (last or 0) + 1):
+                    places[account] = Place(number, epoch, 0, 0)
         return {account: places[account] for account in accounts}
 
     def _append_each(self, connection: Connection, drafts: Sequence[Draft], now: float) -> list[Stored | PlumberError]:

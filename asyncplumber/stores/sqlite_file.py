@@ -40,7 +40,10 @@ CREATE TABLE hooks (account TEXT NOT NULL, instance TEXT NOT NULL, PRIMARY KEY (
 CREATE INDEX hooks_instance ON hooks (instance);
 """
 # Later than the rest, and of no concern to those who do not know it: the version stays what it is.
-_SECRETS = "CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, secret TEXT NOT NULL) WITHOUT ROWID"
+_LATER = (
+    "CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, secret TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS epochs (epoch TEXT PRIMARY KEY, began REAL NOT NULL) WITHOUT ROWID",
+)
 
 
 def _prepare(connection: Connection) -> None:
@@ -53,7 +56,8 @@ def _prepare(connection: Connection) -> None:
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute(_SECRETS)
+    for statement in _LATER:
+        connection.execute(statement)
     connection.execute("COMMIT")
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from asyncplumber.errors import CursorLost, PlumberError
+from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Position, Stored
 from asyncplumber.interfaces import PAGE_BYTES, IHistory
-from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.keeping import Keeping, check_reach
 from asyncplumber.stores.sqlite_append import Appender, Place, forget_events
 from asyncplumber.stores.sqlite_file import Connection, SqliteFile
 
@@ -25,7 +25,8 @@ _HEADS = """SELECT accounts.account, accounts.epoch, accounts.head, accounts.tou
 # Clocks of several writers differ a little, so age goes by the youngest that is too old, and takes what is before it.
 _AGED = """SELECT account, max(seq) FROM (SELECT account, seq, stored FROM events ORDER BY rowid LIMIT ?)
     WHERE stored < ? GROUP BY account"""
-_UNUSED = "DELETE FROM accounts WHERE touched < ? AND head = floor"
+# Never two numberings of one account by one name.
+_UNUSED = "DELETE FROM accounts WHERE touched < ? AND head = floor AND epoch <> ?"
 
 
 @implementer(IHistory)
@@ -37,6 +38,7 @@ class SqliteHistory:
         self._keeping = keeping
         self._clock = clock
         self.appender = Appender(keeping)
+        self._epochs = self.appender.epochs
         self._stale = keeping.numbering / 8  # an account is marked as used so rarely, because each mark is a write
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
@@ -48,15 +50,18 @@ class SqliteHistory:
         return self._run(lambda connection: self._used(connection, account, now).position)
 
     def _used(self, connection: Connection, account: str, now: float) -> Place:
-        """The account's place, begun if it is missing and marked as used if it was not for long."""
+        """The account's place, which is marked as used if it was not for long; an account without a row has number 0."""
         row = connection.execute(_USED, (account,)).fetchone()
-        if row is not None and now - row[-1] < self._stale:
-            return Place(*row[:-1])
-        connection.execute("BEGIN IMMEDIATE")
-        place = self.appender.place(connection, account, now)
-        connection.execute("UPDATE accounts SET touched = ? WHERE number = ?", (now, place.number))
-        connection.execute("COMMIT")
-        return place
+        if row is None:
+            return Place(0, self._epochs.current(connection, now), 0, 0)
+        if now - row[-1] >= self._stale and not connection.in_transaction:
+            # The second look is by one who keeps others from writing: it may have been forgotten in this moment.
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("UPDATE accounts SET touched = ? WHERE account = ?", (now, account))
+            place = self._used(connection, account, now)
+            connection.execute("COMMIT")
+            return place
+        return Place(*row[:-1])
 
     def heads(self, accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
         now = self._clock.seconds()
@@ -69,7 +74,11 @@ class SqliteHistory:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.executemany("UPDATE accounts SET touched = ? WHERE account = ?", stale)
                 connection.execute("COMMIT")
-            return {account: Cursor(epoch, head) for account, epoch, head, _ in rows}
+            heads = {account: Cursor(epoch, head) for account, epoch, head, _ in rows}
+            if len(heads) < len(accounts):
+                none = Cursor(self._epochs.current(connection, now), 0)
+                heads.update((account, none) for account in accounts if account not in heads)
+            return heads
 
         return self._run(work)
 
@@ -80,9 +89,8 @@ class SqliteHistory:
             self._used(connection, account, now)
             # From here on one snapshot: what another process trims meanwhile stays readable.
             connection.execute("BEGIN")
-            place = self.appender.place(connection, account, now)
-            if cursor.epoch != place.epoch or not place.floor <= cursor.seq <= place.head:
-                raise CursorLost(place.position)
+            place = self._used(connection, account, now)
+            check_reach(place.position, cursor, self._epochs.is_recent(connection, cursor.epoch, now))
             last = place.head if upto is None else min(upto, place.head)
             rows = connection.execute(_PAGE, (place.number, cursor.seq, last, limit))
             page: list[Event] = []
@@ -125,6 +133,7 @@ class SqliteHistory:
         connection.execute("BEGIN IMMEDIATE")
         rows = connection.execute(_AGED, (SWEEP_EVENTS, now - self._keeping.age)).fetchall()
         forgotten = sum(forget_events(connection, number, seq) for number, seq in rows)
-        connection.execute(_UNUSED, (now - self._keeping.numbering,))
+        connection.execute(_UNUSED, (now - self._keeping.numbering, self._epochs.current(connection, now)))
+        self._epochs.forget(connection, now)
         connection.execute("COMMIT")
         return forgotten, forgotten >= SWEEP_EVENTS

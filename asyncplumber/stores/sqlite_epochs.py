@@ -1,0 +1,43 @@
+"""
+The epoch of accounts without events, in a SQLite file.
+
+Such accounts have no row, so that readers of any name do not make the file grow.  All in the thread of the file.
+"""
+
+from __future__ import annotations
+
+from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.sqlite_file import Connection
+
+_NEWEST = "SELECT epoch, began FROM epochs ORDER BY began DESC, epoch DESC LIMIT 1"
+
+
+class Epochs:
+    """Gives the present epoch, and knows the recent ones."""
+
+    def __init__(self, keeping: Keeping) -> None:
+        self._keeping = keeping
+
+    def current(self, connection: Connection, now: float) -> str:
+        """The epoch in which a numbering begins at `now` (seconds since 1970).  Begun here, once a day, if it is due."""
+        row = connection.execute(_NEWEST).fetchone()
+        if row is not None and row[1] >= now - self._keeping.renewal:
+            return str(row[0])
+        if not connection.in_transaction:
+            # Of two who find that it is due, the second finds that of the first.
+            connection.execute("BEGIN IMMEDIATE")
+            epoch = self.current(connection, now)
+            connection.execute("COMMIT")
+            return epoch
+        epoch = self._keeping.epochs(now)
+        connection.execute("INSERT INTO epochs VALUES (?, ?)", (epoch, now))
+        return epoch
+
+    def is_recent(self, connection: Connection, epoch: str, now: float) -> bool:
+        """Whether this is the present epoch, or was it lately."""
+        asked = "SELECT 1 FROM epochs WHERE epoch = ? AND began >= ?"
+        return connection.execute(asked, (epoch, now - self._keeping.recent)).fetchone() is not None
+
+    def forget(self, connection: Connection, now: float) -> None:
+        """Forget what is not recent any more, in the caller's transaction."""
+        connection.execute("DELETE FROM epochs WHERE began < ?", (now - self._keeping.recent,))
