@@ -7,6 +7,7 @@ it is done; if too much waits for it meanwhile, it is taken off the live stream 
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
@@ -16,6 +17,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from asyncplumber.awaitables import as_deferred
 from asyncplumber.channel import Channel
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Event, Position
@@ -54,6 +56,7 @@ class CallbackSubscriber:
         self._channel: Channel | None = None
         self._queue: deque[Event] = deque()
         self._calling = False
+        self._awaited: Any = None  # held, as asyncio's loop only has weak references to its tasks
         self._behind = False
         self._stopped = False
         self._drained: list[Deferred[None]] = []
@@ -159,8 +162,9 @@ class CallbackSubscriber:
         try:
             outcome = self._call(event)
             if isawaitable(outcome):
-                await outcome
-        except Exception:
+                self._awaited = as_deferred(outcome)
+                await self._awaited
+        except (Exception, CancelledError):  # asyncio's is none of the former
             self._log.failure("a callback of {account} failed", account=self.account)
 
     def _caught_up(self) -> None:

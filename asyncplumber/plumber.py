@@ -200,9 +200,11 @@ class Plumber(Service):
         """
         Call `callback` with every `Event` of `account`, from now on or after a cursor (or "earliest").
 
-        `callback` is a callable, or a callable that returns an awaitable, which is awaited before the next event; or an
-        Autobahn WebSocket protocol, which is sent the envelope.  What it raises is logged.  To register the same callback
-        for the same account again changes nothing.  Raises `BadAccount`, and `BadCursor` for a cursor that is none.
+        `callback` is a callable, or a callable that returns an awaitable, which is awaited before
+        the next event: a Deferred, a coroutine, or on the asyncio reactor a future; or an Autobahn
+        WebSocket protocol, which is sent the envelope.  What it raises is logged.  To register the
+        same callback for the same account again changes nothing.  Raises `BadAccount`, and
+        `BadCursor` for a cursor that is none.
         """
         checked_account(account)
         if (account, callback) in self._registered:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "asyncplumber"
 FLOORS = (
     ("clocks", "errors", "event", "rate_limited_log"),
     ("interfaces", "wire", "order", "given", "payload", "posted", "semaphore", "signing", "waiting_posts"),
-    ("channel", "replay", "hub", "forwarding", "intake", "leases", "callbacks", "rounds"),
+    ("awaitables", "channel", "replay", "hub", "forwarding", "intake", "leases", "callbacks", "rounds"),
     ("stores.", "relays."),
     ("web.",),
     ("plumber",),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber import callbacks
 from asyncplumber.callbacks import AGAIN, CallbackSubscriber
 from asyncplumber.errors import Unavailable
 from asyncplumber.event import EARLIEST, Cursor, Event, Position
 from tests.house import CoreCase, draft
+from tests.processes import Process
 
 
 class Slow:
@@ -243,3 +247,44 @@ class LifeTests(CallbackCase):
         self.history.let_go()
         self.publish()
         self.assertEqual((self.seqs, self.hub.subscribers), ([], 0))
+
+    def test_a_future_without_a_loop_is_an_error_and_no_end(self) -> None:
+        """
+        Where no loop of asyncio runs its future would never end: that is logged, and the next event
+        comes.
+        """
+        loop = asyncio.new_event_loop()
+        self.addCleanup(loop.close)
+
+        def callback(event: Event) -> Any:
+            self.note(event)
+            return loop.create_future()
+
+        self.registered(callback)
+        self.publish(2)
+        self.assertEqual(self.seqs, [1, 2])
+        errors = [str(failure.value) for failure in self.flushLoggedErrors(RuntimeError)]
+        self.assertEqual(errors, ["a future of asyncio needs the asyncio reactor"] * 2)
+
+
+class AsyncioTests(SynchronousTestCase):
+    """
+    On the asyncio reactor, with a real Tornado: in a process of its own, as there is one reactor in
+    each.
+    """
+
+    def test_what_suspends_in_asyncio_is_awaited(self) -> None:
+        """
+        Futures and coroutines of asyncio, with Deferreds among them, are awaited; one that fails
+        costs no other event.
+        """
+        application = Process([sys.executable, "-m", "tests.asyncio_application"])
+        self.addCleanup(application.kill)
+        application.wait_for(r'^\["(all|failed)"')
+        self.assertEqual(application.stop(), 0, application.output)
+        said = [json.loads(line) for line in application.output.splitlines() if line.startswith("[")]
+        self.assertEqual([fact[1] for fact in said if fact[0] == "tornado"], [1, 2, 3, 4])
+        both = [fact[1:] for fact in said if fact[0] == "both"]
+        self.assertEqual(both, [[number, "deferred"] for number in (1, 2, 3, 4)])
+        self.assertEqual([fact[1] for fact in said if fact[0] == "cancelled"], [1, 2, 3, 4])
+        self.assertEqual(said[-1], ["all", True])
