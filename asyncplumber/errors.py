@@ -140,6 +140,13 @@ class CursorMoved(Exception):
         self.cursor = cursor
 
 
+class InstancesRunning(Exception):
+    """What is to be done with the store is not safe while instances use it."""
+
+    def __init__(self) -> None:
+        super().__init__("an instance uses this store: stop all, and try again when their leases have ended")
+
+
 class RelayFailed(Exception):
     """An instance could not be reached, or did not take what was sent.  The message says why, without secrets."""
 

@@ -69,6 +69,18 @@ class IHistory(Interface):
             with `CursorMoved` where `cursor` is the place before the first event, by a name that it had before.
         """
 
+    def begin_epoch() -> Deferred[str]:
+        """
+        Let all numberings go on in a new epoch: the store was put back from a backup.
+
+        Numbers that were given out after the backup are given out again.  By a new epoch, clients
+        that know them are told of a gap.  What is kept stays, and has its numbers in the new epoch.
+        If it is interrupted, it can be done again.
+
+        Returns:
+            Deferred of the epoch.  Fails with `InstancesRunning` while an instance has a lease.
+        """
+
     def sweep() -> Deferred[int]:
         """Forget what is beyond the length or the age.  @return: Deferred of the number of events forgotten."""
 

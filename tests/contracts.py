@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from asyncplumber.errors import CursorLost, CursorMoved
+from asyncplumber.errors import CursorLost, CursorMoved, InstancesRunning
 from asyncplumber.event import Cursor, Draft, Event, Instance, Stored
 from asyncplumber.interfaces import PAGE_BYTES, IHistory, IRegistry, IStore
 from asyncplumber.stores.keeping import Keeping
@@ -398,6 +398,43 @@ class HistoryContract(StoreContract):
             seen += await reader.read("a", Cursor(cursor.epoch, len(seen)), None, 7)
         self.assertEqual(seqs(seen), list(range(1, 121)))
         self.assertEqual(sorted(seen), sorted(event for accepted in await writers for event in accepted))
+
+
+class NewEpochContract(StoreContract):
+    """What `IHistory.begin_epoch` promises, to a store that was put back from a backup."""
+
+    async def test_what_was_given_out_after_a_backup_is_a_gap(self) -> None:
+        """A cursor from before says so, and all that is kept can be read in the new epoch."""
+        await self.history.append(drafts(3))
+        before = (await self.history.position("a")).cursor
+        nobody = (await self.history.position("b")).cursor
+        epoch = await self.history.begin_epoch()
+        self.assertGreater(epoch, before.epoch)
+        self.assertEqual(await self.history.position("a"), (epoch, 3, 0))
+        for account, cursor in (("a", before), ("a", before._replace(seq=10)), ("b", nobody)):
+            with self.assertRaises(CursorLost):
+                await self.history.read(account, cursor, None, 100)
+        events = await self.history.read("a", Cursor(epoch, 0), None, 100)
+        self.assertEqual([str(event.cursor) for event in events], [f"{epoch}.{seq}" for seq in (1, 2, 3)])
+
+    async def test_the_numbering_goes_on_after_a_new_epoch(self) -> None:
+        """What is posted again is still the same event; and so it is after a second time."""
+        await self.history.append(drafts(3))
+        for count in (4, 5):
+            epoch = await self.history.begin_epoch()
+            again, new = await self.history.append([drafts(1)[0], draft(key=f"new {count}")])
+            self.assertEqual((again.duplicate, again.event.epoch, again.event.seq), (True, epoch, 1))
+            self.assertEqual((new.event.epoch, new.event.seq), (epoch, count))
+
+    async def test_no_new_epoch_while_an_instance_runs(self) -> None:
+        """It may remember numbers, and would go on with them."""
+        if type(self.store).__name__ == "MemoryStore":
+            return  # it is its own instance
+        instance = await self.registry.enlist(Instance("i", "http://127.0.0.1:1"))
+        with self.assertRaises(InstancesRunning):
+            await self.history.begin_epoch()
+        await self.registry.resign(instance)
+        await self.history.begin_epoch()
 
 
 class RegistryContract(StoreContract):

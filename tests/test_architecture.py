@@ -20,7 +20,7 @@ FLOORS = (
     ("awaitables", "channel", "replay", "hub", "forwarding", "intake", "leases", "callbacks", "rounds"),
     ("stores.", "relays."),
     ("web.",),
-    ("plumber",),
+    ("plumber", "new_epoch"),
     ("loopback", "service", "signals", "workers", "testing"),
     ("tap",),
 )

@@ -14,11 +14,11 @@ from asyncplumber.errors import CursorMoved
 from asyncplumber.event import Cursor, Instance, Stored
 from asyncplumber.stores import open_store
 from asyncplumber.stores.keeping import Keeping
-from tests.contracts import HistoryContract, RegistryContract, SecretContract, draft, drafts, seqs
+from tests.contracts import HistoryContract, NewEpochContract, RegistryContract, SecretContract, draft, drafts, seqs
 from tests.mongod import Mongod, fresh_uri, with_database
 
 
-class MongoTests(HistoryContract, RegistryContract, SecretContract, TestCase):
+class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretContract, TestCase):
     """A single server."""
 
     timeout = 60

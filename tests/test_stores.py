@@ -17,7 +17,7 @@ from asyncplumber.event import Cursor, Instance, Stored
 from asyncplumber.stores import open_store, sqlite_append, sqlite_file
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.memory import MemoryStore
-from tests.contracts import HistoryContract, RegistryContract, SecretContract, Steered, draft, drafts, seqs
+from tests.contracts import HistoryContract, NewEpochContract, RegistryContract, SecretContract, Steered, draft, drafts, seqs
 
 
 class UnusedNumberings:
@@ -81,7 +81,7 @@ class UnusedNumberings:
         self.assertEqual((await self.lost("a", Cursor("invented", 0))).head, 1)
 
 
-class MemoryTests(HistoryContract, RegistryContract, SecretContract, UnusedNumberings, TestCase):
+class MemoryTests(HistoryContract, NewEpochContract, RegistryContract, SecretContract, UnusedNumberings, TestCase):
     """Nothing lasts, but all else holds."""
 
     _store = None
@@ -104,7 +104,7 @@ class MemoryTests(HistoryContract, RegistryContract, SecretContract, UnusedNumbe
         self.assertEqual((seqs(answers), wanted), ([1, 2], None))
 
 
-class SqliteTests(HistoryContract, RegistryContract, SecretContract, UnusedNumberings, TestCase):
+class SqliteTests(HistoryContract, NewEpochContract, RegistryContract, SecretContract, UnusedNumberings, TestCase):
     """One file, opened as often as there are doors."""
 
     async def setUp(self) -> None:

@@ -52,6 +52,14 @@ class Keeping:
         """
         return max(30 * DAY, 10 * self.age)
 
+    def epoch_after(self, newest: str, now: float) -> str:
+        """Return a new epoch that sorts behind `newest`, also where the clock was set back since; ``""`` is none."""
+        try:
+            began = int(newest[:-4], 36) / 1000 + 0.002
+        except ValueError:
+            began = 0.0
+        return self.epochs(max(now, began))
+
     @property
     def renewal(self) -> float:
         """Seconds for which accounts without events share one epoch."""

@@ -129,6 +129,17 @@ class MemoryHistory:
             page.append(event)
         return succeed(page)
 
+    def begin_epoch(self) -> Deferred[str]:
+        now = self._clock.seconds()
+        newest = max((log.epoch for log in self._logs.values()), default="")
+        epoch = self._keeping.epoch_after(newest, now)
+        self._epochs = [(epoch, now)]
+        for log in self._logs.values():
+            log.epoch = epoch
+            log.events = deque(event._replace(epoch=epoch) for event in log.events)
+            log.keys = {key: event._replace(epoch=epoch) for key, event in log.keys.items()}
+        return succeed(epoch)
+
     def sweep(self) -> Deferred[int]:
         now = self._clock.seconds()
         forgotten = 0

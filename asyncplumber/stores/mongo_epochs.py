@@ -7,8 +7,17 @@ Such accounts have no row, so that readers of any name do not make the database 
 
 from __future__ import annotations
 
+from typing import Any
+
+from asyncplumber.errors import InstancesRunning
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.mongo_link import MongoLink
+
+CHUNK = 100  # accounts in one command, with up to a thousand events each
+
+
+def _moved(which: dict[str, Any], epoch: str) -> dict[str, Any]:
+    return {"q": which, "u": {"$set": {"epoch": epoch}}, "multi": True}
 
 
 class Epochs:
@@ -29,6 +38,32 @@ class Epochs:
                 return str(rows[0]["_id"])
             began = {"q": {"_id": self._keeping.epochs(now)}, "u": {"$currentDate": {"began": True}}, "upsert": True}
             await self._link.change(deadline, {"update": "epochs", "updates": [began]})
+
+    async def begin(self, now: float) -> str:
+        """As `IHistory.begin_epoch` says.  Raises `InstancesRunning`."""
+        alive = {"find": "instances", "filter": {"$expr": {"$gt": ["$expires_at", "$$NOW"]}}, "limit": 1}
+        if await self._link.call(lambda deadline: self._link.rows(deadline, alive)):
+            raise InstancesRunning
+        newest = {"find": "accounts", "sort": {"epoch": -1}, "limit": 1, "allowDiskUse": True}
+        found = await self._link.call(lambda deadline: self._link.rows(deadline, newest))
+        epoch = self._keeping.epoch_after(found[0]["epoch"] if found else "", now)
+        left = {"find": "accounts", "filter": {"epoch": {"$ne": epoch}}, "limit": CHUNK, "batchSize": CHUNK}
+        while True:
+            # Epochs sort by time, so the rows that are left are those that an interrupted call left too.
+            rows = await self._link.call(lambda deadline: self._link.rows(deadline, left))
+            if not rows:
+                break
+            # First the events, then the row by which they are found: a row of before finds events of an interrupted call.
+            await self._change("events", [_moved({"account": row["_id"], "epoch": {"$gte": row["epoch"]}}, epoch) for row in rows])
+            await self._change("accounts", [_moved({"_id": {"$in": [row["_id"] for row in rows]}}, epoch)])
+        former = {"delete": "epochs", "deletes": [{"q": {}, "limit": 0}]}
+        began = {"q": {"_id": epoch}, "u": {"$currentDate": {"began": True}}, "upsert": True}
+        await self._link.call(lambda deadline: self._link.change(deadline, former))
+        await self._change("epochs", [began])
+        return epoch
+
+    async def _change(self, collection: str, updates: list[dict[str, Any]]) -> None:
+        await self._link.call(lambda deadline: self._link.change(deadline, {"update": collection, "updates": updates}))
 
     async def is_recent(self, deadline: float, epoch: str) -> bool:
         """Whether this is the present epoch, or was it lately."""

@@ -150,6 +150,9 @@ class MongoHistory:
         check_reach(place.position, cursor, await self._places.epochs.is_recent(deadline, cursor.epoch))
         return page
 
+    def begin_epoch(self) -> Deferred[str]:
+        return Deferred.fromCoroutine(self._places.epochs.begin(self._clock.seconds()))
+
     def sweep(self) -> Deferred[int]:
         return Deferred.fromCoroutine(self._sweep())
 

@@ -6,6 +6,7 @@ Such accounts have no row, so that readers of any name do not make the file grow
 
 from __future__ import annotations
 
+from asyncplumber.errors import InstancesRunning
 from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.sqlite_file import Connection
 
@@ -37,6 +38,20 @@ class Epochs:
         """Whether this is the present epoch, or was it lately."""
         asked = "SELECT 1 FROM epochs WHERE epoch = ? AND began >= ?"
         return connection.execute(asked, (epoch, now - self._keeping.recent)).fetchone() is not None
+
+    def begin(self, connection: Connection, now: float) -> str:
+        """As `IHistory.begin_epoch` says.  Raises `InstancesRunning` or sqlite3.Error."""
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("SELECT 1 FROM instances WHERE expires > ?", (now,)).fetchone() is not None:
+            raise InstancesRunning
+        (newest,) = connection.execute("SELECT max(epoch) FROM accounts").fetchone()
+        epoch = self._keeping.epoch_after(newest or "", now)
+        # Events have no epoch of their own: it is that of their account.
+        connection.execute("UPDATE accounts SET epoch = ?", (epoch,))
+        connection.execute("DELETE FROM epochs")
+        connection.execute("INSERT INTO epochs VALUES (?, ?)", (epoch, now))
+        connection.execute("COMMIT")
+        return epoch
 
     def forget(self, connection: Connection, now: float) -> None:
         """Forget what is not recent any more, in the caller's transaction."""

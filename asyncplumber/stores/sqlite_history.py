@@ -106,6 +106,15 @@ class SqliteHistory:
 
         return self._run(work)
 
+    def begin_epoch(self) -> Deferred[str]:
+        now = self._clock.seconds()
+
+        def work(connection: Connection) -> str:
+            self.appender.forget()
+            return self.appender.epochs.begin(connection, now)
+
+        return self._run(work)
+
     def sweep(self) -> Deferred[int]:
         return Deferred.fromCoroutine(self._sweep())
 
