@@ -110,7 +110,7 @@ class Plumber(Service):
         self.webhook = Webhook(self.intake, self.hub, now, id, disown=self.leases.disown, signer=signer)
         self._census = Census.over_treq(self._reactor, now, signer)
         self.about = About(self.store, self.hub, self._figures, self._listeners)
-        self.routes = Routes(self.webhook, self.about, body_limit, self.gate)
+        self.routes = Routes(self.webhook, self.about, body_limit, self.gate, self.hub)
 
     @property
     def public_url(self) -> str:
@@ -184,6 +184,7 @@ class Plumber(Service):
             round.stop()
         for subscriber in list(self._registered.values()):
             subscriber.stop()
+        self.routes.polls.dismiss()
         await self.intake.stop()
         self._late.stop()
         self.hub.stop()

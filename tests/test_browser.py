@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from urllib.request import Request, urlopen
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.browser import CLIENT, Browser, NoWebSockets, browser, in_fake_world, missing
-from tests.processes import Server, start_server
+from tests.processes import Process, Server, start_server
 
 WORLD = "const world = new World(), { open, event, record } = World; "
 
@@ -481,6 +482,27 @@ class PageTests(SynchronousTestCase):
     def test_results_are_shown_over_long_polling(self) -> None:
         """The same where the reader chose long-polling."""
         self.check_transport("longpoll")
+
+    def test_it_works_below_a_path_of_another_site(self) -> None:
+        """Mounted with `Plumber.resource`: its files are found, a click sends, and the result comes by long-poll."""
+        program = (
+            "import sys; from twisted.internet import reactor; from twisted.web.resource import Resource; "
+            "from twisted.web.server import Site; from asyncplumber import Plumber; root = Resource(); plumber = Plumber(); "
+            "root.putChild(b'pipes', plumber.resource()); plumber.startService(); "
+            "port = reactor.listenTCP(0, Site(root), interface='127.0.0.1'); "
+            "print(f'port {port.getHost().port}', flush=True); reactor.run()"
+        )
+        process = Process([sys.executable, "-c", program])
+        self.addCleanup(process.stop)
+        url = f"http://127.0.0.1:{process.wait_for(r'^port ([0-9]+)')[1]}/pipes"
+        page = browser()
+        self.addCleanup(page.go, "about:blank")
+        page.go(f"{url}#crew")
+        page.until("return document.querySelector('#state[data-state=open]')?.dataset.transport === 'longpoll'")
+        page.click("send")
+        self.assertEqual(self.shown(page, 1), [{"task": "test", "status": "done", "number": 1}])
+        links = page.run("return [...document.querySelectorAll('a, link, script, img')].map((e) => e.href || e.src)")
+        self.assertEqual([link for link in links if not link.startswith(url + "/")], [])
 
     def test_the_button_sends_a_result(self) -> None:
         """A newcomer needs one click to see the first result, and can copy the command that does the same."""

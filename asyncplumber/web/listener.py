@@ -25,6 +25,7 @@ from asyncplumber.channel import Channel
 from asyncplumber.errors import BadRequest, MethodNotAllowed, blame
 from asyncplumber.event import EARLIEST, Cursor
 from asyncplumber.hub import Hub
+from asyncplumber.posted import Headers
 from asyncplumber.relays.parcels import parcel_limit
 from asyncplumber.web.answers import Answer, error_answer
 from asyncplumber.web.attendance import Attendance
@@ -205,7 +206,7 @@ class Listener(Factory):
         path, _, query = call.target.partition(b"?")
         account = account_of(path[8:])
         asked = parse_qs(query.decode("ascii", "replace"), keep_blank_values=True) if query else {}
-        after = self._resume_point(call, asked)
+        after = self.resume_point(call.headers, asked)
         serve: Callable[[Channel], Any]
         if call.upgrade:
             head = handshake(call.headers)
@@ -213,7 +214,7 @@ class Listener(Factory):
         elif b"text/event-stream" in call.headers.get(b"accept", b""):
             serve = lambda channel: self._serve_events(connection, call, channel, after)  # noqa: E731
         else:
-            wait = self._wait(asked)
+            wait = self.wait_in(asked)
             serve = lambda channel: self._serve_poll(connection, call, channel, after, wait)  # noqa: E731
         if connection.has_ended:
             connection.hang_up()  # it is not read any more, so nothing would tell that the client has gone
@@ -231,9 +232,9 @@ class Listener(Factory):
             connection.reply(call, self._allowing(call, error_answer(error)))
 
     @staticmethod
-    def _resume_point(call: Call, asked: dict[str, list[str]]) -> Cursor | str | None:
+    def resume_point(headers: Headers, asked: dict[str, list[str]]) -> Cursor | str | None:
         """Where the client stands: the header wins over the query, as the query is of its first connection; empty is none."""
-        places = [call.headers.get(b"last-event-id", b"").decode("latin-1")]
+        places = [headers.get(b"last-event-id", b"").decode("latin-1")]
         # `after` is last: a client that resumes by another name has it in the URL from the beginning.
         places += [asked[name][-1] for name in ("lastEventId", "last_event_id", "lastEventID", "after") if name in asked]
         text = next(filter(None, places), None)
@@ -242,7 +243,8 @@ class Listener(Factory):
         return EARLIEST if text == EARLIEST else Cursor.parse(text)
 
     @staticmethod
-    def _wait(asked: dict[str, list[str]]) -> float:
+    def wait_in(asked: dict[str, list[str]]) -> float:
+        """Seconds that a long-poll waits.  Raises `BadRequest`."""
         try:
             wait = float(asked.get("wait", [str(WAIT)])[-1])
         except ValueError:

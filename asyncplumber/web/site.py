@@ -25,12 +25,14 @@ from werkzeug.routing import BaseConverter
 from zope.interface import implementer
 
 from asyncplumber.errors import BadRequest, MethodNotAllowed, NotFound, NotImplementedHere, PlumberError, TooLarge, blame
+from asyncplumber.hub import Hub
 from asyncplumber.posted import Headers
 from asyncplumber.relays.parcels import parcel_limit
 from asyncplumber.web.about import About
 from asyncplumber.web.answers import Answer, error_answer, json_answer
 from asyncplumber.web.call import METHODS
 from asyncplumber.web.gate import Gate
+from asyncplumber.web.mounted_polls import MountedPolls
 from asyncplumber.web.origins import Origins
 from asyncplumber.web.webhook import ODD_HEADER, ODD_PATH, SPLITTING, Webhook, account_of
 
@@ -155,12 +157,13 @@ class Routes:
     app.url_map.converters["raw"] = _Raw
     app.url_map.merge_slashes = False
 
-    def __init__(self, webhook: Webhook, about: About, body_limit: int, gate: Gate) -> None:
+    def __init__(self, webhook: Webhook, about: About, body_limit: int, gate: Gate, hub: Hub) -> None:
         """`body_limit` in bytes."""
         self._gate = gate
         self._webhook = webhook
         self._about = about
         self._limit = body_limit
+        self.polls = MountedPolls(hub)
         self._static = _static_answers()
 
     def resource(self, origins: Origins | None = None) -> IResource:
@@ -218,6 +221,12 @@ class Routes:
         """How many listen here."""
         segment = account.encode("ascii")
         return self._take(request, lambda headers, body: self._webhook.count_here(id.encode(), segment, headers))
+
+    @app.route("/events/<raw:account>", methods=["GET"])
+    def events(self, request: Request, account: str) -> Deferred[bytes]:
+        """Long-polls.  Streams need our own server; 501 sends a client to its next transport."""
+        segment = account.encode("ascii")
+        return self._write(request, maybeDeferred(lambda: self.polls.answer(request, _headers(request), segment)))
 
     @app.route("/accounts/<raw:account>", methods=["GET"])
     def account(self, request: Request, account: str) -> Deferred[bytes]:

@@ -142,6 +142,7 @@
       if (token) headers.Authorization = `Bearer ${token}`;
       const response = await fetch(url, { headers, credentials, cache: "no-store", signal: this.abort.signal });
       if (!response.ok) {
+        this.reached = response.status === 501; // the server has no such transport, and may have the next
         this.asked = retryAfter(response.headers.get("Retry-After"));
         this.end({ status: response.status, reason: `HTTP ${response.status}` });
         return null;
