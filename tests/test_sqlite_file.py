@@ -137,6 +137,25 @@ class MisfortuneTests(TestCase):
         answers, _ = await self.store.append([draft(key=key)])
         return int(answers[0].event.seq)
 
+    async def test_a_rollback_that_fails_ends_nothing(self) -> None:
+        """The job is answered, and so are those that come after it."""
+
+        def broken(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            deny = (sqlite3.SQLITE_TRANSACTION, "ROLLBACK")
+            connection.set_authorizer(lambda *what: sqlite3.SQLITE_DENY if what[:2] == deny else sqlite3.SQLITE_OK)
+            raise sqlite3.OperationalError("disk I/O error")
+
+        await self.assertFailure(self.store._file.run(broken), Unavailable)
+        await self.assertFailure(self.store.append([draft(key="next")]), Unavailable)
+
+        def mended(connection: sqlite3.Connection) -> None:
+            connection.set_authorizer(None)
+            connection.rollback()
+
+        await self.store._file.run(mended)
+        self.assertEqual(await self.taken("after"), 4)
+
     async def test_a_deleted_file_is_noticed(self) -> None:
         """What would be written into a file that nobody can find any more is not accepted."""
         os.unlink(self.path)

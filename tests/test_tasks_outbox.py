@@ -21,6 +21,7 @@ from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.tasks import Outbox, Patience, Receipt, Refused, Undelivered
+from asyncplumber.tasks import outbox as outbox_module
 from asyncplumber.tasks.delivery import Post
 from tests.processes import ROOT
 from tests.test_sender import Receiver, Step, stall
@@ -134,6 +135,19 @@ class OutboxTests(OutboxTestCase):
         outbox = self.outbox(quick, patient)
         self.assertRaises(SoftTimeLimitExceeded, outbox.put, post("a"), in_line=True)
         outbox.flush()
+        self.assertEqual(patient.tried, ["a"])
+
+    def test_a_time_limit_may_strike_while_the_log_is_written(self) -> None:
+        """Between the failed try and the outbox the event is nowhere; it is kept all the same."""
+
+        def struck(*_: Any) -> None:
+            raise SoftTimeLimitExceeded
+
+        quick, patient = Script(down()), Script()
+        outbox = self.outbox(quick, patient)
+        self.patch(outbox_module._log, "warning", struck)
+        self.assertRaises(SoftTimeLimitExceeded, outbox.put, post("a"), in_line=True)
+        self.assertTrue(outbox.flush())
         self.assertEqual(patient.tried, ["a"])
 
     def test_bounded(self) -> None:

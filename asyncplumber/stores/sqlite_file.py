@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic, sleep
@@ -124,7 +125,8 @@ class SqliteFile:
                 sleep(0.01)
 
     def _connect_for_checkpoints(self) -> Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None)
+        # A file that was deleted is not made anew.
+        connection = sqlite3.connect(f"{Path(self._path).absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         connection.execute("PRAGMA busy_timeout = 100").fetchall()
         connection.execute(f"PRAGMA synchronous = {self._synchronous}").fetchall()
         return connection
@@ -148,10 +150,10 @@ class SqliteFile:
                     raise Unavailable
                 result = self._done(connection, place, work)
             except BaseException:
-                failure = Failure()
-                if connection.in_transaction:
+                answer(done.errback, Failure())
+                # If this fails, so does the next BEGIN: a failure of its own, and not the end of the thread.
+                with suppress(sqlite3.Error):
                     connection.rollback()
-                answer(done.errback, failure)
             else:
                 answer(done.callback, result)
                 checkpoints.note(connection.total_changes, place.log_size)

@@ -156,19 +156,24 @@ class Outbox:
         Raises nothing of its own, but lets a time limit through that breaks in; the event is kept
         then.
         """
+        settled = False  # it is sent, refused or kept
         try:
             if in_line and not self._posts:
-                self._quick.deliver(post)
-                return
-        except Refused as error:
-            self._losses.report(post.id, str(error))
-            return
-        except Undelivered as error:
-            _log.warning("%s; it goes to the outbox", error)
-        except BaseException:  # a time limit breaks in
+                try:
+                    self._quick.deliver(post)
+                    settled = True
+                    return
+                except Refused as error:
+                    settled = True
+                    self._losses.report(post.id, str(error))
+                    return
+                except Undelivered as error:
+                    _log.warning("%s; it goes to the outbox", error)
             self._keep(post)
-            raise
-        self._keep(post)
+            settled = True
+        finally:
+            if not settled:  # a time limit broke in; a second copy is the same event to the plumber
+                self._keep(post)
 
     def flush(self, timeout: float | None = None) -> bool:
         """
@@ -216,12 +221,12 @@ class Outbox:
 
     def _keep(self, post: Post) -> None:
         with self._changed:
-            size = self._size + len(post.body)
-            if len(self._posts) >= self._max_events or size > self._max_bytes:
+            size = len(post.body)
+            if len(self._posts) >= self._max_events or self._size + size > self._max_bytes:
                 self._losses.report(post.id, "the outbox is full")
                 return
             self._posts.append(post)
-            self._size = size
+            self._size += size  # not from what was read before: a signal handler may send meanwhile
             self._start()
 
     def _start(self) -> None:
