@@ -27,6 +27,7 @@ from asyncplumber.waiting_posts import WAITING, WAITING_EVENTS, Group, Outcome, 
 # count from the first byte that they send.
 PATIENCE = 4.5
 TICK = 0.25  # seconds between looks for what waits too long: one timer for all costs less than one for each
+_UNKNOWN = PlumberError()  # of a draft that the store did not answer for
 _ALONE: dict[str, int] = {"ok": 0, "failed": 0}
 _HERE: dict[str, int] = {"ok": 1, "failed": 0}
 
@@ -205,7 +206,7 @@ class Intake:
         results = iter(group.results or ())
         for post, begin, drafts in group.pieces:
             if len(post.drafts) == 1:
-                result = next(results)
+                result = next(results, _UNKNOWN)
                 if isinstance(result, Stored):
                     self._end(post, [self._receipt(result, next(here), reached)])
                 else:
