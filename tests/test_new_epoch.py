@@ -36,7 +36,7 @@ class RestoreTests(SynchronousTestCase):
     def run_command(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run a documented command in the store's folder."""
         bin = Path(sys.executable).parent
-        words = command.replace("python ", f"{sys.executable} ", 1).replace("python3 ", f"{sys.executable} ", 1)
+        words = re.sub(r"^python3? ", lambda _: f"{sys.executable} ", command)
         environ = {"PYTHONPATH": str(ROOT), "PATH": f"{bin}:/usr/bin:/bin"}
         return subprocess.run(words, shell=True, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=60)
 
