@@ -29,7 +29,8 @@ class Reactor:
         self.readers: list[Any] = []
 
     def addReader(self, reader: Any) -> None:
-        self.readers.append(reader)
+        if reader not in self.readers:
+            self.readers.append(reader)
 
     def removeReader(self, reader: Any) -> None:
         if reader in self.readers:
@@ -136,6 +137,21 @@ class DosedReadsTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertTrue(broken.lost and broken.lost.check(ZeroDivisionError))
         self.assertEqual((whole.lost, whole.heard), (None, b"hello"))
+
+    def test_one_that_raises_when_it_is_lost_ends_alone(self) -> None:
+        """To the reactor all streams are one descriptor: what left it would end them all."""
+        broken, whole = self.transports(2)
+
+        def lost(reason: Failure) -> None:
+            raise ZeroDivisionError
+
+        self.patch(broken, "readConnectionLost", lost)
+        broken.other.close()
+        self.reads.doRead()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        whole.other.send(b"hello")
+        self.reads.doRead()
+        self.assertEqual((whole.lost, whole.heard, self.reactor.readers), (None, b"hello", [self.reads]))
 
     def test_one_may_end_another(self) -> None:
         """Which is ready as well, and is not read any more."""

@@ -48,10 +48,9 @@ class DosedReads:
         descriptor = reader.fileno()
         if descriptor in self._readers:
             return
-        if not self._readers:
-            self._reactor.addReader(self)
         self._poll.register(descriptor, select.EPOLLIN)
         self._readers[descriptor] = reader
+        self._reactor.addReader(self)  # idempotent
 
     def removeReader(self, reader: Any) -> None:
         """Watch it no more.  Idempotent."""
@@ -93,13 +92,16 @@ class DosedReads:
             self._disconnect(reader, why)
 
     def _disconnect(self, reader: Any, why: BaseException) -> None:
-        """As the reactor does it."""
-        self.removeReader(reader)
-        if why is CONNECTION_DONE:
-            reader.readConnectionLost(Failure(why))
-        else:
-            reader.stopWriting()
-            reader.connectionLost(Failure(why))
+        """As the reactor does it; what one stream raises ends none of the others."""
+        try:
+            self.removeReader(reader)
+            if why is CONNECTION_DONE:
+                reader.readConnectionLost(Failure(why))
+            else:
+                reader.stopWriting()
+                reader.connectionLost(Failure(why))
+        except BaseException:
+            self._log.failure("a stream could not be ended")
 
 
 class DosedReadsOf:
@@ -122,4 +124,8 @@ class DosedReadsOf:
                     return
             transport.stopReading()
             transport.reactor = reads  # type: ignore[assignment]
-            transport.startReading()
+            try:
+                transport.startReading()
+            except OSError:  # the system watches no more by epoll: the reactor has its own
+                transport.reactor = reactor
+                transport.startReading()
