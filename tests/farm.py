@@ -77,10 +77,10 @@ class Node:
         """`skew` is how many seconds its clock is ahead; None: its clock is right, and stays so."""
         self.port = port or free_port()
         self._program = _TWISTD
+        self.skew = 0.0  # seconds that its clock is ahead
         if skew is not None:
             self._ahead = tempfile.NamedTemporaryFile(prefix="asyncplumber-clock-")  # noqa: SIM115  # as long as we live
             self._program = _SKEW.format(path=self._ahead.name) + _TWISTD
-            self.skew = 0.0
             self.step(skew)
         self._options = options
         self.process: _Command | None = None
@@ -217,11 +217,15 @@ class Farm:
         rows = self.rows("instances", url={"$regex": f":{node.port}/"})
         return max(rows, key=lambda row: row["expires_at"])
 
-    def signed(self, instance: dict[str, Any], parcel: bytes) -> dict[str, str]:
-        """The headers with which this instance takes a parcel for genuine: signed with the secret that the store keeps."""
+    def signed(self, instance: dict[str, Any], parcel: bytes, skew: float = 0.0) -> dict[str, str]:
+        """
+        The headers with which this instance takes a parcel for genuine: signed with the secret that the store keeps.
+
+        `skew` is how many seconds its clock is ahead.
+        """
         (row,) = self.rows("secrets")
         target = f"POST /instances/{instance['_id']}/parcels".encode()
-        headers = Signer(row["secret"].encode()).sign(b"1", time.time(), target + b"\n" + parcel)
+        headers = Signer(row["secret"].encode()).sign(b"1", time.time() + skew, target + b"\n" + parcel)
         return {name.decode(): value.decode() for name, value in headers.items()}
 
 
