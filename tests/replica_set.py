@@ -84,7 +84,10 @@ class _Entrance(_End):
             self.transport.abortConnection()
         else:
             self.transport.pauseProducing()
-            Deferred.fromCoroutine(self._join()).addErrback(lambda _: self.transport.abortConnection())
+            joining = Deferred.fromCoroutine(self._join())
+            self.links.joining.add(joining)
+            joining.addErrback(lambda _: self.transport.abortConnection())
+            joining.addBoth(lambda _: self.links.joining.discard(joining))
 
     async def _join(self) -> None:
         other = _End()
@@ -101,6 +104,7 @@ class Links:
     def __init__(self) -> None:
         self.cuts: set[frozenset[int]] = set()
         self.ends: set[_End] = set()
+        self.joining: set[Deferred[None]] = set()  # connections on their way to a member
         self.known: list[int] = []  # process ids that are told apart
         self._ports: list[Any] = []
 
@@ -144,6 +148,8 @@ class Links:
     async def close(self) -> None:
         for port in self._ports:
             await port.stopListening()
+        for joining in list(self.joining):
+            joining.cancel()
         for end in list(self.ends):
             end.transport.abortConnection()
 
