@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncplumber.clocks import steady
-    from asyncplumber.errors import BadAccount, BadCursor, BadRequest, PlumberError, TooManyRequests, Unavailable
+    from asyncplumber.errors import (
+        BadAccount,
+        BadCursor,
+        BadRequest,
+        PlumberError,
+        TooManyRequests,
+        Unavailable,
+    )
     from asyncplumber.event import Cursor, Event, Receipt
     from asyncplumber.plumber import Plumber
-    from asyncplumber.stores.keeping import Keeping
+    from asyncplumber.stores.retention import Retention
 
 __all__ = [
     "BadAccount",
@@ -22,18 +29,18 @@ __all__ = [
     "BadRequest",
     "Cursor",
     "Event",
-    "Keeping",
     "Plumber",
     "PlumberError",
     "Receipt",
+    "Retention",
     "TooManyRequests",
     "Unavailable",
     "steady",
 ]
 
-_ROOMS = {
+_MODULES = {
     "Plumber": "plumber",
-    "Keeping": "stores.keeping",
+    "Retention": "stores.retention",
     "Cursor": "event",
     "Event": "event",
     "Receipt": "event",
@@ -42,7 +49,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: a task that only sends, by `asyncplumber.tasks`, is not to load Twisted.
+    # On demand: a task that only sends, by `asyncplumber.client`, is not to load Twisted.
     if name not in __all__:
         raise AttributeError(f"module 'asyncplumber' has no attribute {name!r}")
-    return getattr(import_module(f"asyncplumber.{_ROOMS.get(name, 'errors')}"), name)
+    return getattr(import_module(f"asyncplumber.{_MODULES.get(name, 'errors')}"), name)

@@ -12,7 +12,9 @@ from typing import Any
 
 
 class WallClock:
-    """The time of day, in seconds since 1970.  It may be set at any moment: never measure with it."""
+    """
+    The time of day, in seconds since 1970.  It may be set at any moment: never measure with it.
+    """
 
     @staticmethod
     def seconds() -> float:

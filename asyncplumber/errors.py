@@ -1,23 +1,22 @@
 """
 Whose fault it was, with the status it deserves.
 
-Every error that a client may see is a `PlumberError`.  Doors turn it into an answer with `status`, the JSON body
-``{"error": {"code", "message"}}`` and, where it says so, a ``Retry-After``.
+Every error that a client may see is a `PlumberError`.  Doors turn it into an answer with `status`,
+the JSON body ``{"error": {"code", "message"}}`` and, where it says so, a ``Retry-After``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-if TYPE_CHECKING:
-    from asyncplumber.event import Cursor, Position
-
 
 class PlumberError(Exception):
-    """An error with an HTTP status; `message` is shown to the client, so it never holds a secret."""
+    """
+    An error with an HTTP status; `message` is shown to the client, so it never holds a secret.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
@@ -39,14 +38,22 @@ class BadRequest(PlumberError):
 class BadCursor(BadRequest):
     """A resume position that no history ever gave out."""
 
-    code, default = "bad-cursor", "a cursor looks like epoch.number, as found in the events; or say earliest"
+    code, default = (
+        "bad-cursor",
+        "a cursor looks like epoch.number, as found in the events; or say earliest",
+    )
 
 
 class BadAccount(BadRequest):
-    """An account name outside the rules: 1 to 256 characters of UTF-8, none of them a control character."""
+    """
+    An account name outside the rules: 1 to 256 characters of UTF-8, none of them a control
+    character.
+    """
 
     code = "bad-account"
-    default = "an account is 1 to 256 characters of UTF-8, percent-encoded, without control characters"
+    default = (
+        "an account is 1 to 256 characters of UTF-8, percent-encoded, without control characters"
+    )
 
 
 class NotAllowed(PlumberError):
@@ -80,7 +87,11 @@ class TooSlow(PlumberError):
 class Gone(PlumberError):
     """This instance does not serve the account any more: the hook may be deleted."""
 
-    status, code, default = 410, "gone", "this instance has no subscriber of that account; the hook can be deleted"
+    status, code, default = (
+        410,
+        "gone",
+        "this instance has no subscriber of that account; the hook can be deleted",
+    )
 
 
 class TooLarge(PlumberError):
@@ -92,7 +103,11 @@ class TooLarge(PlumberError):
 class UnsupportedMediaType(PlumberError):
     """A content type that cannot be taken in."""
 
-    status, code, default = 415, "unsupported-media-type", "that content type is not understood here"
+    status, code, default = (
+        415,
+        "unsupported-media-type",
+        "that content type is not understood here",
+    )
 
 
 class TooManyRequests(PlumberError):
@@ -116,43 +131,20 @@ class Unavailable(PlumberError):
         super().__init__(message, retry_after=retry_after)
 
 
-class CursorLost(Exception):
-    """
-    What comes after a cursor is not in the history: it was forgotten, or the numbering began anew.
-
-    Not an answer to a client: a subscriber is told by ``plumber.gap``.  `position` is how far the history reaches.
-    """
-
-    def __init__(self, position: Position) -> None:
-        super().__init__(f"the history reaches from {position.floor} to {position.head} of epoch {position.epoch}")
-        self.position = position
-
-
-class CursorMoved(Exception):
-    """
-    Nothing is lost, but the place before an account's first event has another name today: go on from `cursor`.
-
-    Accounts without events share an epoch, which is renewed from time to time.
-    """
-
-    def __init__(self, cursor: Cursor) -> None:
-        super().__init__(f"that place is called {cursor} today")
-        self.cursor = cursor
-
-
 class InstancesRunning(Exception):
     """What is to be done with the store is not safe while instances use it."""
 
     def __init__(self) -> None:
-        super().__init__("an instance uses this store: stop all, and try again when their leases have ended")
+        super().__init__(
+            "an instance uses this store: stop all, and try again when their leases have ended"
+        )
 
 
-class RelayFailed(Exception):
-    """An instance could not be reached, or did not take what was sent.  The message says why, without secrets."""
-
-
-def blame(failure: Failure, log: Logger, what: str) -> PlumberError:
-    """What to tell a client of `failure`: itself if it is meant for clients; else it is our fault, and goes to the log."""
+def to_client_error(failure: Failure, log: Logger, what: str) -> PlumberError:
+    """
+    What to tell a client of `failure`: itself if it is meant for clients; else it is our fault, and
+    goes to the log.
+    """
     if isinstance(failure.value, PlumberError):
         return failure.value
     log.failure(what, failure)

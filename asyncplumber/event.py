@@ -1,4 +1,7 @@
-"""Values that travel through the house.  All are immutable; those of the hot path are named tuples, the cheapest kind."""
+"""
+Values that travel through the house.  All are immutable; those of the hot path are named tuples,
+the cheapest kind.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from typing import Any, NamedTuple
 
 from asyncplumber.errors import BadAccount, BadCursor
 
-ACCOUNT_LENGTH = 256  # characters; as long as the longest e-mail address or two UUIDs with a prefix need
+ACCOUNT_LENGTH = (
+    256  # characters; as long as the longest e-mail address or two UUIDs with a prefix need
+)
 NAME_LENGTH = 256  # characters of an event's id or type: they travel in headers, so they stay short
 DEFAULT_TYPE = "result"
 RESERVED_TYPES = "plumber."  # types of events about the stream itself begin so
@@ -24,7 +29,10 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def is_plain(text: str, longest: int = NAME_LENGTH) -> bool:
-    """Whether `text` is 1 to `longest` characters with no control character, line separator or lone surrogate."""
+    """
+    Whether `text` is 1 to `longest` characters with no control character, line separator or lone
+    surrogate.
+    """
     return 0 < len(text) <= longest and not _CONTROL.search(text)
 
 
@@ -55,7 +63,9 @@ class Cursor(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far an account's history reaches: the events ``floor < seq <= head`` of `epoch` can be read."""
+    """
+    How far an account's history reaches: the events ``floor < seq <= head`` of `epoch` can be read.
+    """
 
     epoch: str
     head: int
@@ -71,9 +81,10 @@ class Draft(NamedTuple):
     """
     A result that was understood but has no place in the history yet.
 
-    `payload` is one JSON object member as UTF-8 bytes, ``"data":…`` or ``"data_base64":"…"``, without line breaks:
-    it is spliced into the envelope as it stands.  `key` is what makes two POSTs the same event; it is the id, but
-    for a CloudEvent, whose id is unique only together with its source.  `time` is RFC 3339 in UTC.
+    `payload` is one JSON object member as UTF-8 bytes, ``"data":…`` or ``"data_base64":"…"``,
+    without line breaks: it is spliced into the envelope as it stands.  `key` is what makes two
+    POSTs the same event; it is the id, but for a CloudEvent, whose id is unique only together with
+    its source.  `time` is RFC 3339 in UTC.
     """
 
     account: str
@@ -87,9 +98,11 @@ class Draft(NamedTuple):
 
 class Event(NamedTuple):
     """
-    One result (or progress report) with its place in the account's history.  For `payload` see `Draft`.
+    One result (or progress report) with its place in the account's history.  For `payload` see
+    `Draft`.
 
-    An empty `epoch` says that it is in no history: it was meant for those connected to one instance at that moment.
+    An empty `epoch` says that it is in no history: it was meant for those connected to one instance
+    at that moment.
     """
 
     account: str
@@ -109,9 +122,11 @@ class Event(NamedTuple):
     @property
     def data(self) -> Any:
         """
-        The result: what JSON says, or str for text, or bytes for everything else.  Parsed at each call.
+        The result: what JSON says, or str for text, or bytes for everything else.  Parsed at each
+        call.
 
-        Raises ValueError for a number of more digits than Python takes in (4300); browsers make it infinite.
+        Raises ValueError for a number of more digits than Python takes in (4300); browsers make it
+        infinite.
         """
         member: dict[str, Any] = json.loads(b"{%b}" % self.payload)
         if "data_base64" in member:
@@ -121,7 +136,7 @@ class Event(NamedTuple):
         return member["data"]
 
 
-def placed(draft: Draft, epoch: str, seq: int) -> Event:
+def event_from_draft(draft: Draft, epoch: str, seq: int) -> Event:
     """The event that `draft` becomes at this place."""
     account, id, _, type, time, content_type, payload = draft
     # What `Event(...)` does, in half the time: each event accepted comes by here.
@@ -129,7 +144,10 @@ def placed(draft: Draft, epoch: str, seq: int) -> Event:
 
 
 class Stored(NamedTuple):
-    """What a history says of an appended draft: the event, and whether it was there before (then it is the old one)."""
+    """
+    What a history says of an appended draft: the event, and whether it was there before (then it is
+    the old one).
+    """
 
     event: Event
     duplicate: bool
@@ -139,8 +157,9 @@ class Instance(NamedTuple):
     """
     One running process, as the others see it.
 
-    `url` is where it takes in what the others relay; the hook of an account is ``{url}/hooks/{account}``, percent-encoded.
-    `lease` changes with every renewal: whoever wants to remove a dead instance names the lease it saw.
+    `url` is where it takes in what the others relay; the hook of an account is
+    ``{url}/hooks/{account}``, percent-encoded. `lease` changes with every renewal: whoever wants to
+    remove a dead instance names the lease it saw.
     """
 
     id: str
@@ -149,7 +168,10 @@ class Instance(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What became of a POST.  `pending` counts instances that had not answered when the receipt was written."""
+    """
+    What became of a POST.  `pending` counts instances that had not answered when the receipt was
+    written.
+    """
 
     event: Event
     duplicate: bool

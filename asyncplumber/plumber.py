@@ -2,12 +2,11 @@
 The library: what skyhooks gave a Tornado application, for a Twisted one.
 
     plumber = Plumber("mongodb://db.example/results", "http://10.0.0.7:8080/plumber")
-    root.putChild(b"plumber", plumber.resource())
-    plumber.setServiceParent(application)
+    root.putChild(b"plumber", plumber.resource()) plumber.setServiceParent(application)
     plumber.register("42", print)
 
-From then on `print` is called with every event of account 42, whichever instance it was POSTed to.  The server
-that ``twistd asyncplumber`` starts is built on this.
+From then on `print` is called with every event of account 42, whichever instance it was POSTed to.
+The server that ``twistd asyncplumber`` starts is built on this.
 """
 
 from __future__ import annotations
@@ -21,28 +20,38 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
-from asyncplumber.callbacks import Callback, CallbackSubscriber
+from asyncplumber.auth.hosts import Hosts
+from asyncplumber.auth.signatures import PeerSigner
 from asyncplumber.clocks import WallClock
-from asyncplumber.event import EARLIEST, Cursor, Draft, Instance, Receipt, checked_account, timestamp
-from asyncplumber.hub import LINGER, SUBSCRIBERS, Hub
-from asyncplumber.intake import TICK, Intake
+from asyncplumber.concurrency import PeriodicTask
+from asyncplumber.core.callbacks import Callback, CallbackSubscriber
+from asyncplumber.core.hub import LINGER, SUBSCRIBERS, Hub
+from asyncplumber.core.intake import TICK, Intake
+from asyncplumber.core.leases import Leases
+from asyncplumber.event import (
+    EARLIEST,
+    Cursor,
+    Draft,
+    Instance,
+    Receipt,
+    checked_account,
+    timestamp,
+)
+from asyncplumber.http.gate import Gate
+from asyncplumber.http.listener import BODY_LIMIT
+from asyncplumber.http.routes import Routes
+from asyncplumber.http.status import About, Figures
+from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import IStore
-from asyncplumber.leases import Leases
-from asyncplumber.posted import drafts_of
-from asyncplumber.relays.census import Census
-from asyncplumber.relays.webhook import WebhookRelay
-from asyncplumber.rounds import Round
-from asyncplumber.signing import PeerSigner
+from asyncplumber.relays.http import HttpRelay
+from asyncplumber.relays.presence import PresenceClient
 from asyncplumber.stores import open_store
-from asyncplumber.stores.keeping import Keeping
-from asyncplumber.web.about import About, Figures
-from asyncplumber.web.gate import Gate
-from asyncplumber.web.hosts import Hosts
-from asyncplumber.web.listener import BODY_LIMIT
-from asyncplumber.web.site import Routes
-from asyncplumber.web.webhook import Webhook
+from asyncplumber.stores.retention import Retention
+from asyncplumber.wire.parse import drafts_of
 
-CHECK = 3.0  # seconds between comparisons of our positions with the history: the longest a lost relay is noticed late
+# seconds between comparisons of our positions with the history: the longest a lost relay is noticed
+# late
+CHECK = 3.0
 SWEEP = 30.0  # seconds between sweeps of the history
 
 
@@ -61,14 +70,16 @@ class Plumber(Service):
 
     _log = Logger()
     name = "asyncplumber"
-    _stopping: Deferred[None] | None = None  # fires when the last stop is done; None: there was none
+    _stopping: Deferred[None] | None = (
+        None  # fires when the last stop is done; None: there was none
+    )
 
     def __init__(
         self,
         store: str | IStore = "memory:",
-        public_url: str = "http://127.0.0.1:8080",
+        advertise_url: str = "http://127.0.0.1:8080",
         *,
-        keeping: Keeping | None = None,
+        retention: Retention | None = None,
         secret: bytes | None = None,
         linger: float = LINGER,
         subscribers: int = SUBSCRIBERS,
@@ -79,46 +90,67 @@ class Plumber(Service):
         wall: Any = WallClock,
     ) -> None:
         """
-        `store` is a URI (see `open_store`) or a store; `public_url` is where the other instances reach `resource()`.
+        `store` is a URI (see `open_store`) or a store; `advertise_url` is where the other instances
+        reach `resource()`.
 
-        `secret` signs what instances relay to each other; None takes the one that the store keeps for them.  `linger` and
-        `check` in seconds, `body_limit` in bytes, `subscribers` at this instance.  `hosts` are names by which clients
-        may address `resource()`, beside ``localhost`` and that of `public_url` (see `Hosts`).  `wall.seconds()` is the
-        time of day, for stamps.  Raises ValueError for a URI that names no store, a short secret, or a host that is none.
+        `secret` signs what instances relay to each other; None takes the one that the store keeps
+        for them.  `linger` and `check` in seconds, `body_limit` in bytes, `subscribers` at this
+        instance.  `hosts` are names by which clients may address `resource()`, beside ``localhost``
+        and that of `advertise_url` (see `Hosts`).  `wall.seconds()` is the time of day, for stamps.
+        Raises ValueError for a URI that names no store, a short secret, or a host that is none.
         """
         self._reactor = reactor = reactor or _global_reactor()
         self._wall = wall
-        keeping = keeping or Keeping()
-        self.store: IStore = open_store(store, keeping, reactor, wall) if isinstance(store, str) else store
+        retention = retention or Retention()
+        self.store: IStore = (
+            open_store(store, retention, reactor, wall) if isinstance(store, str) else store
+        )
         signer = PeerSigner(secret, self.store)
         instance, registry = Instance(uuid4().hex[:16], ""), self.store.registry
-        self.leases = Leases(registry, instance, reactor, keeping.lease, forgotten=self._look, prepare=signer.learn)
+        self.leases = Leases(
+            registry, instance, reactor, retention.lease, forgotten=self._look, prepare=signer.learn
+        )
         self.gate = Gate(Hosts(hosts))
-        self.public_url = public_url
-        self.hub = Hub(self.store.history, reactor, hold=self._hold, release=self._release, linger=linger, subscribers=subscribers)
-        self.relay = WebhookRelay.over_treq(reactor, registry, wall.seconds, signer)
-        self.intake = Intake(self.store.append, self.hub, reactor, relay=self.relay, instance=self.leases.instance)
+        self.advertise_url = advertise_url
+        self.hub = Hub(
+            self.store.history,
+            reactor,
+            hold=self._hold,
+            release=self._release,
+            linger=linger,
+            subscribers=subscribers,
+        )
+        self.relay = HttpRelay.over_treq(reactor, registry, wall.seconds, signer)
+        self.intake = Intake(
+            self.store.append, self.hub, reactor, relay=self.relay, instance=self.leases.instance
+        )
         self._open_doors(signer, body_limit)
-        #: Fires when the store is open; fails if it never will be.  A server that is down is waited for.  Another one after a stop.
+        # : Fires when the store is open; fails if it never will be.  A server that is down is
+        # waited for.  Another one after a stop.
         self.opened: Deferred[None] = Deferred()
         self._registered: dict[tuple[str, Any], CallbackSubscriber] = {}
-        self._rounds = [Round(self.hub.check, check, reactor), Round(self._sweep, SWEEP, reactor)]
+        self._rounds = [
+            PeriodicTask(self.hub.check, check, reactor),
+            PeriodicTask(self._sweep, SWEEP, reactor),
+        ]
 
     def _open_doors(self, signer: PeerSigner, body_limit: int) -> None:
-        self._late = Round(self.intake.answer_late, TICK, self._reactor)
+        self._late = PeriodicTask(self.intake.answer_late, TICK, self._reactor)
         id, now = self.leases.instance.id, self._wall.seconds
-        self.webhook = Webhook(self.intake, self.hub, now, id, disown=self.leases.disown, signer=signer)
-        self._census = Census.over_treq(self._reactor, now, signer)
+        self.webhook = Webhook(
+            self.intake, self.hub, now, id, drop_stale=self.leases.drop_stale, signer=signer
+        )
+        self._census = PresenceClient.over_treq(self._reactor, now, signer)
         self.about = About(self.store, self.hub, self._figures, self._listeners)
         self.routes = Routes(self.webhook, self.about, body_limit, self.gate, self.hub)
 
     @property
-    def public_url(self) -> str:
+    def advertise_url(self) -> str:
         """Where the other instances reach `resource()`."""
         return self._public_url
 
-    @public_url.setter
-    def public_url(self, url: str) -> None:
+    @advertise_url.setter
+    def advertise_url(self, url: str) -> None:
         self._public_url = url.rstrip("/")
         self.gate.hosts.set_public_url(url)
         instance = self.leases.instance
@@ -140,7 +172,9 @@ class Plumber(Service):
         for part in (self.intake, self.hub, self.leases, self.relay):
             part.resume()
         self._late.start()
-        self.store.start().addCallback(self._begin, opened).addCallbacks(opened.callback, opened.errback)
+        self.store.start().addCallback(self._begin, opened).addCallbacks(
+            opened.callback, opened.errback
+        )
 
     def _begin(self, _: None, opened: Deferred[None]) -> None:
         """The store is open."""
@@ -154,7 +188,10 @@ class Plumber(Service):
             subscriber.resume()
 
     def stopService(self) -> Deferred[None]:
-        """@return: Deferred that fires when what was accepted has been sent on and the store is closed."""
+        """
+        @return: Deferred that fires when what was accepted has been sent on and the store is
+        closed.
+        """
         super().stopService()
         self.opened = Deferred()
         before = self._stopping
@@ -168,7 +205,10 @@ class Plumber(Service):
         return Deferred.fromCoroutine(self._stop(before)).addBoth(finished)
 
     async def withdraw(self) -> None:
-        """The first half of stopping: no new subscribers, no hooks any more.  Those who are connected stay."""
+        """
+        The first half of stopping: no new subscribers, no hooks any more.  Those who are connected
+        stay.
+        """
         self.about.stopping = True
         self.hub.refuse()
         self.intake.refuse()
@@ -194,12 +234,13 @@ class Plumber(Service):
     # For the application
 
     def resource(self) -> IResource:
-        """The webhook, to be mounted at the path of `public_url` in a twisted.web site."""
+        """The webhook, to be mounted at the path of `advertise_url` in a twisted.web site."""
         return self.routes.resource()
 
     def register(self, account: str, callback: Callback, after: Cursor | str | None = None) -> None:
         """
-        Call `callback` with every `Event` of `account`, from now on or after a cursor (or "earliest").
+        Call `callback` with every `Event` of `account`, from now on or after a cursor (or
+        "earliest").
 
         `callback` is a callable, or a callable that returns an awaitable, which is awaited before
         the next event: a Deferred, a coroutine, or on the asyncio reactor a future; or an Autobahn
@@ -210,8 +251,14 @@ class Plumber(Service):
         checked_account(account)
         if (account, callback) in self._registered:
             return
-        point = after if after is None or after == EARLIEST or isinstance(after, Cursor) else Cursor.parse(after)
-        subscriber = self._registered[account, callback] = CallbackSubscriber(self.hub, account, callback, point, self._reactor)
+        point = (
+            after
+            if after is None or after == EARLIEST or isinstance(after, Cursor)
+            else Cursor.parse(after)
+        )
+        subscriber = self._registered[account, callback] = CallbackSubscriber(
+            self.hub, account, callback, point, self._reactor
+        )
         if self.running and self.opened.called:
             subscriber.start()
 
@@ -221,7 +268,14 @@ class Plumber(Service):
         if subscriber is not None:
             subscriber.stop()
 
-    async def send(self, account: str, body: bytes, content_type: str = "application/json", *, id: str | None = None) -> Receipt:
+    async def send(
+        self,
+        account: str,
+        body: bytes,
+        content_type: str = "application/json",
+        *,
+        id: str | None = None,
+    ) -> Receipt:
         """Do what a POST of `body` to the account's webhook does.  Raises a `PlumberError`."""
         headers = {b"content-type": content_type.encode()}
         if id is not None:
@@ -249,25 +303,33 @@ class Plumber(Service):
         await self.store.history.sweep()
 
     async def _listeners(self, account: str) -> dict[str, Any]:
-        """Who listens to an account: here, and in the whole farm."""
+        """Who listens to an account: here, and in the whole cluster."""
         here = self.hub.count(account)
         if not self.store.shared:
             return {"subscribers": here, "instances": int(here > 0), "here": here}
         hooks = (await self.store.registry.instances([account])).get(account, [])
         others = [instance for instance in hooks if instance.id != self.leases.instance.id]
         counts = [here, *[count or 0 for count in await self._census.count(others, account)]]
-        return {"subscribers": sum(counts), "instances": sum(count > 0 for count in counts), "here": here}
+        return {
+            "subscribers": sum(counts),
+            "instances": sum(count > 0 for count in counts),
+            "here": here,
+        }
 
     def _figures(self) -> Figures:
         return {
             "subscribers": ("gauge", "Subscribers that are connected.", self.hub.subscribers),
-            "accounts": (
+            "open_channels": (
                 "gauge",
                 "Open channels, one for each account at each worker.",
                 len(self.hub.accounts),
             ),
-            "deliveries_total": ("counter", "Events handed to subscribers.", self.hub.delivered),
-            "accepted_total": ("counter", "Events accepted and kept.", self.intake.accepted),
-            "relayed_total": ("counter", "Events carried to other instances.", self.relay.carried),
-            "relay_failures_total": ("counter", "Parcels that another instance did not take.", self.relay.failed),
+            "events_delivered_total": ("counter", "Events handed to subscribers.", self.hub.delivered),
+            "events_accepted_total": ("counter", "Events accepted and kept.", self.intake.accepted),
+            "events_relayed_total": ("counter", "Events sent to other instances.", self.relay.carried),
+            "events_not_relayed_total": (
+                "counter",
+                "Batches that another instance did not take.",
+                self.relay.failed,
+            ),
         }

@@ -17,7 +17,9 @@ class RateLimitedLog:
     Use one object for each kind of message, so that one kind does not hide another.
     """
 
-    def __init__(self, log: Logger, seconds: Callable[[], float], interval: float = INTERVAL) -> None:
+    def __init__(
+        self, log: Logger, seconds: Callable[[], float], interval: float = INTERVAL
+    ) -> None:
         """
         Prepare to write to `log`.
 
@@ -43,7 +45,9 @@ class RateLimitedLog:
 
 
 def peer_name(transport: Any) -> str:
-    """Name the other end of a connection: its address and port; behind a proxy those of the proxy."""
+    """
+    Name the other end of a connection: its address and port; behind a proxy those of the proxy.
+    """
     peer = transport.getPeer()
     host = getattr(peer, "host", None)
     if host is None:

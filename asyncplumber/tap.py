@@ -1,4 +1,7 @@
-"""Options of ``twistd asyncplumber``, each also an environment variable; whatever is wrong is refused here, by name."""
+"""
+Options of ``twistd asyncplumber``, each also an environment variable; whatever is wrong is refused
+here, by name.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +23,30 @@ from twisted.internet.task import LoopingCall
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from asyncplumber import signals
+from asyncplumber.auth.hosts import parse_hosts
+from asyncplumber.auth.origins import parse_origin
 from asyncplumber.clocks import steady
-from asyncplumber.loopback import LOCAL, is_local
-from asyncplumber.stores.keeping import DAY, Keeping
-from asyncplumber.web.bodies import BODIES
-from asyncplumber.web.hosts import parse_hosts
-from asyncplumber.web.origins import parse_origin
+from asyncplumber.http.bodies import BODIES
+from asyncplumber.server import signals
+from asyncplumber.server.loopback import LOCAL, is_local
+from asyncplumber.stores.retention import DAY, Retention
 
 PREFIX = "ASYNCPLUMBER_"
-CREDENTIAL = "asyncplumber.secret"  # in $CREDENTIALS_DIRECTORY
+CREDENTIAL = "asyncplumber.peer-secret"  # in $CREDENTIALS_DIRECTORY
 
 
-def _number(kind: type[int] | type[float], least: float, most: float, unit: str) -> Callable[[str], Any]:
+def _number(
+    kind: type[int] | type[float], least: float, most: float, unit: str
+) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
         try:
             number = kind(text)
         except ValueError:
             number = kind(least) - 1
         if not least <= number <= most:
-            raise ValueError(f"{text!r} is not {'a whole' if kind is int else 'a'} number from {least:g} to {most:g}{unit}")
+            raise ValueError(
+                f"{text!r} is not {'a whole' if kind is int else 'a'} number from {least:g} to {most:g}{unit}"
+            )
         return number
 
     return convert
@@ -47,7 +54,9 @@ def _number(kind: type[int] | type[float], least: float, most: float, unit: str)
 
 def _url(text: str) -> str:
     parts = urlsplit(text)
-    if text and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+    if text and (
+        parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment
+    ):
         raise ValueError(f"{text!r} is not an http:// or https:// URL")
     parse_hosts(parts.hostname or "")
     return text
@@ -63,7 +72,7 @@ _PARAMETERS: list[tuple[str, str | None, str, str, Callable[[str], Any] | None]]
     ("port", "p", "8080", "Port to listen on, on 127.0.0.1; 0 takes any that is free.", _number(int, 0, 65535, "")),
     ("listen", "l", "", "Twisted endpoint to listen on instead, such as ssl:443:privateKey=… or unix:/run/plumber.", None),
     ("store", "s", "sqlite:asyncplumber.sqlite", "Where events and hooks are kept: sqlite:PATH, memory: or mongodb://…", None),
-    ("public-url", None, "", "URL at which other instances reach this one (default: that of the port).", _url),
+    ("advertise-url", None, "", "URL at which other instances reach this one (default: that of the port).", _url),
     ("workers", "w", "1", "Processes that share the port.", _number(int, 1, 256, " workers")),
     ("peer-host", None, "127.0.0.1", "Address at which each worker listens for the other instances.", None),
     ("peer-port", None, "0", "Port of the first worker there, the next has the next; 0 takes any.", _number(int, 0, 65000, "")),
@@ -80,8 +89,8 @@ _PARAMETERS: list[tuple[str, str | None, str, str, Callable[[str], Any] | None]]
     ("idle-timeout", None, "75", "Seconds that a connection without a request stays open.", _number(float, 1, 3600, " seconds")),
     ("allow-origin", None, "", "Origins whose pages may use it, such as https://*.example.com; * for all.", _origins),
     ("host", None, "", "Name by which clients may call us: push.example.com, *.example.com …; may be repeated.", parse_hosts),
-    ("secret", None, "", "Not here, where it shows in ps: ASYNCPLUMBER_SECRET, or see --secret-file.", None),
-    ("secret-file", None, "", "File with the secret that instances sign with, 16 bytes or more (default: in the store).", None),
+    ("peer-secret", None, "", "Not here, where it shows in ps: ASYNCPLUMBER_PEER_SECRET, or see --peer-secret-file.", None),
+    ("peer-secret-file", None, "", "File with the secret that instances sign with, 16 bytes or more (default: in the store).", None),
 ]  # fmt: skip
 
 
@@ -94,7 +103,13 @@ class Options(usage.Options):
         "WebSocket, Server-Sent Events or long-poll.  Every option can be given in the environment as well: --history-age is "
         f"{PREFIX}HISTORY_AGE."
     )
-    optFlags = [["insecure", None, "Listen on other interfaces than the loopback although nobody is authenticated yet."]]
+    optFlags = [
+        [
+            "insecure",
+            None,
+            "Listen on other interfaces than the loopback although nobody is authenticated yet.",
+        ]
+    ]
 
     optParameters = [[name, short, default, text] for name, short, default, text, _ in _PARAMETERS]
 
@@ -112,13 +127,13 @@ class Options(usage.Options):
 
     opt_host.__doc__ = next(text for name, _, _, text, _ in _PARAMETERS if name == "host")
 
-    def opt_secret(self, _: str) -> None:
+    def opt_peer_secret(self, _: str) -> None:
         raise usage.UsageError(
-            "--secret: a secret on the command line shows in the list of processes; give --secret-file FILE, or "
-            f"{PREFIX}SECRET in the environment"
+            "--peer-secret: a secret on the command line shows in the list of processes; give --peer-secret-file FILE, or "
+            f"{PREFIX}PEER_SECRET in the environment"
         )
 
-    opt_secret.__doc__ = next(text for name, _, _, text, _ in _PARAMETERS if name == "secret")
+    opt_peer_secret.__doc__ = next(text for name, _, _, text, _ in _PARAMETERS if name == "peer-secret")
 
     def opt_version(self) -> None:
         """Print the version and exit."""
@@ -126,9 +141,19 @@ class Options(usage.Options):
         raise SystemExit(0)
 
     def environment(self) -> dict[str, str]:
-        """The environment in which a worker finds these options: a secret does not show in a list of processes."""
-        options = {PREFIX + name.upper().replace("-", "_"): self._given[name] for name in self._given}
-        return {**os.environ, **options, PREFIX + "INSECURE": str(int(self["insecure"])), PREFIX + "WORKERS": "1"}
+        """
+        The environment in which a worker finds these options: a secret does not show in a list of
+        processes.
+        """
+        options = {
+            PREFIX + name.upper().replace("-", "_"): self._given[name] for name in self._given
+        }
+        return {
+            **os.environ,
+            **options,
+            PREFIX + "INSECURE": str(int(self["insecure"])),
+            PREFIX + "WORKERS": "1",
+        }
 
     def postOptions(self) -> None:
         self._given = {name: self[name] for name, *_ in _PARAMETERS}
@@ -145,23 +170,33 @@ class Options(usage.Options):
         self._check_store()
 
     def _find_secret(self) -> None:
-        """From the environment, from the file, or from what systemd hands over (LoadCredential=)."""
-        if self["secret"] and self["secret-file"]:
-            raise usage.UsageError(f"--secret-file: there is a secret in {PREFIX}SECRET as well; give one of them")
+        """
+        From the environment, from the file, or from what systemd hands over (LoadCredential=).
+        """
+        if self["peer-secret"] and self["peer-secret-file"]:
+            raise usage.UsageError(
+                f"--peer-secret-file: there is a secret in {PREFIX}PEER_SECRET as well; give one of them"
+            )
         handed = os.path.join(self._environ.get("CREDENTIALS_DIRECTORY", ""), CREDENTIAL)
-        path = self["secret-file"] or (handed if os.path.isabs(handed) and os.path.exists(handed) else "")
-        if path and not self["secret"]:
+        path = self["peer-secret-file"] or (
+            handed if os.path.isabs(handed) and os.path.exists(handed) else ""
+        )
+        if path and not self["peer-secret"]:
             try:
                 with open(path, encoding="utf-8") as file:
-                    self["secret"] = file.read().strip()
+                    self["peer-secret"] = file.read().strip()
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-                raise usage.UsageError(f"--secret-file: {path} cannot be read: {reason}") from None
-            self["secret"] = self["secret"] or "-"  # an empty file is too short, and not the same as none
+                raise usage.UsageError(
+                    f"--peer-secret-file: {path} cannot be read: {reason}"
+                ) from None
+            self["peer-secret"] = (
+                self["peer-secret"] or "-"
+            )  # an empty file is too short, and not the same as none
         # A worker may have no right to read the file any more.
-        self._given["secret"], self._given["secret-file"] = self["secret"], ""
-        if self["secret"] and len(self["secret"].encode()) < 16:
-            raise usage.UsageError("--secret-file: a secret has at least 16 bytes")
+        self._given["peer-secret"], self._given["peer-secret-file"] = self["peer-secret"], ""
+        if self["peer-secret"] and len(self["peer-secret"].encode()) < 16:
+            raise usage.UsageError("--peer-secret-file: a secret has at least 16 bytes")
 
     def _check_endpoint(self) -> None:
         from twisted.internet import reactor
@@ -170,16 +205,26 @@ class Options(usage.Options):
         try:
             serverFromString(reactor, text)
         except Exception as error:
-            raise usage.UsageError(f"--listen: {text!r} is not a Twisted endpoint: {error}") from None
+            raise usage.UsageError(
+                f"--listen: {text!r} is not a Twisted endpoint: {error}"
+            ) from None
         kind = text.partition(":")[0]
         if self["workers"] > 1 and kind not in ("tcp", "tcp6", "unix"):
-            raise usage.UsageError("--workers: several workers can share a tcp: or unix: endpoint; let a proxy do TLS")
-        if self["workers"] > 1 and self["public-url"]:
-            raise usage.UsageError("--public-url: each of several workers has an address of its own; see --peer-host")
-        if self["peer-host"] in ("0.0.0.0", "::"):  # noqa: S104
-            raise usage.UsageError("--peer-host: name the one address at which other machines reach this one")
-        if self["peer-host"] not in LOCAL and not (self["secret"] or self["insecure"]):
-            raise usage.UsageError("--peer-host: beyond this machine the instances need a --secret-file")
+            raise usage.UsageError(
+                "--workers: several workers can share a tcp: or unix: endpoint; let a proxy do TLS"
+            )
+        if self["workers"] > 1 and self["advertise-url"]:
+            raise usage.UsageError(
+                "--advertise-url: each of several workers has an address of its own; see --peer-host"
+            )
+        if self["peer-host"] in ("0.0.0.0", "::"):
+            raise usage.UsageError(
+                "--peer-host: name the one address at which other machines reach this one"
+            )
+        if self["peer-host"] not in LOCAL and not (self["peer-secret"] or self["insecure"]):
+            raise usage.UsageError(
+                "--peer-host: beyond this machine the instances need a --peer-secret-file"
+            )
         if not is_local(text) and not self["insecure"]:
             raise usage.UsageError(
                 "--listen: nobody is authenticated yet, so only the loopback interface (interface=127.0.0.1) and UNIX sockets "
@@ -196,15 +241,19 @@ class Options(usage.Options):
         from asyncplumber.stores import open_store
 
         try:
-            open_store(uri, Keeping(), None)
+            open_store(uri, Retention(), None)
         except ValueError as error:
             raise usage.UsageError(f"--store: {error}") from None
         if uri == "memory:" and self["workers"] > 1:
-            raise usage.UsageError("--workers: workers do not share their memory; take --store sqlite:PATH or mongodb://…")
+            raise usage.UsageError(
+                "--workers: workers do not share their memory; take --store sqlite:PATH or mongodb://…"
+            )
         if uri.startswith("sqlite:"):
             path = os.path.abspath(uri[7:].partition("?")[0])
             folder = os.path.dirname(path)
-            if os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
+            if os.path.isdir(path) or not os.access(
+                path if os.path.exists(path) else folder, os.W_OK
+            ):
                 raise usage.UsageError(f"--store: {path} cannot be written")
 
 
@@ -214,9 +263,11 @@ def _plumber(options: Options, reactor: Any) -> Any:
     try:
         return Plumber(
             options["store"],
-            options["public-url"],
-            keeping=Keeping(options["history-length"], options["history-age"], options["lease"]),
-            secret=options["secret"].encode() or None,
+            options["advertise-url"],
+            retention=Retention(
+                options["history-length"], options["history-age"], options["lease"]
+            ),
+            secret=options["peer-secret"].encode() or None,
             linger=options["linger"],
             subscribers=options["max-subscribers"],
             body_limit=options["max-body"],
@@ -240,17 +291,22 @@ def _limits(options: Options) -> dict[str, Any]:
 
 
 def _worker(options: Options, place: str, reactor: Any) -> IService:
-    """One of several workers: it accepts on its parent's socket, and has a port of its own for the other instances."""
-    from asyncplumber.service import Server
-    from asyncplumber.web.shared_figures import NOTING, SharedFigures, WorkerFigures
-    from asyncplumber.web.sharing import Seat, Seats, SharedEndpoint
-    from asyncplumber.workers import FIGURES, LISTENING, READY, SEATS
+    """
+    One of several workers: it accepts on its parent's socket, and has a port of its own for the
+    other instances.
+    """
+    from asyncplumber.server.accept import Seat, Seats, SharedEndpoint
+    from asyncplumber.server.service import Server
+    from asyncplumber.server.shared_figures import NOTING, SharedFigures, WorkerFigures
+    from asyncplumber.server.workers import FIGURES, LISTENING, READY, SEATS
 
     number, _, family = place.partition(":")
     # A terminal interrupts the whole group; it is the parent's word that counts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    seat = Seat(Seats(open(SEATS, "r+b")), int(number))  # noqa: SIM115  # for as long as we live
-    shared = SharedEndpoint(reactor, LISTENING, getattr(socket, f"AF_{family.upper()}".replace("AF_AF_", "AF_")), seat)
+    seat = Seat(Seats(open(SEATS, "r+b")), int(number))  # for as long as we live
+    shared = SharedEndpoint(
+        reactor, LISTENING, getattr(socket, f"AF_{family.upper()}".replace("AF_AF_", "AF_")), seat
+    )
     port = options["peer-port"] + int(number) - 1 if options["peer-port"] else 0
     own = TCP4ServerEndpoint(reactor, port, interface=options["peer-host"])
 
@@ -265,8 +321,11 @@ def _worker(options: Options, place: str, reactor: Any) -> IService:
 
     plumber = _plumber(options, reactor)
     about = plumber.about
-    about.combine = WorkerFigures(SharedFigures(open(FIGURES, "r+b")), int(number)).combine  # noqa: SIM115
-    endpoints = [(shared, "the socket of the parent"), (own, f"port {port} of {options['peer-host']}, for the other instances")]
+    about.combine = WorkerFigures(SharedFigures(open(FIGURES, "r+b")), int(number)).combine
+    endpoints = [
+        (shared, "the socket of the parent"),
+        (own, f"port {port} of {options['peer-host']}, for the other instances"),
+    ]
     server = Server(plumber, endpoints, reactor, shares_port=True, ready=ready, **_limits(options))
     return server
 
@@ -286,8 +345,8 @@ def makeService(options: Options) -> IService:
     """The service that twistd starts."""
     from twisted.internet import reactor
 
-    from asyncplumber.service import Server
-    from asyncplumber.workers import Supervisor
+    from asyncplumber.server.service import Server
+    from asyncplumber.server.workers import Supervisor
 
     steady(reactor)
     signals.handle(reactor)

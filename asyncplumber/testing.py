@@ -1,11 +1,10 @@
 """
-Fakes that are shipped: a subscriber that remembers, and a whole server in memory.  For our tests, and for those of applications.
+Fakes that are shipped: a subscriber that remembers, and a whole server in memory.  For our tests,
+and for those of applications.
 
-    server = MemoryServer()
-    client = server.connect()
-    client.say(b"GET /events/42 HTTP/1.1\\r\\nHost: localhost\\r\\nAccept: text/event-stream\\r\\n\\r\\n")
-    server.post("42", b'"done"')
-    assert b'"data":"done"' in client.heard()
+    server = MemoryServer() client = server.connect() client.say(b"GET /events/42
+    HTTP/1.1\\r\\nHost: localhost\\r\\nAccept: text/event-stream\\r\\n\\r\\n") server.post("42",
+    b'"done"') assert b'"data":"done"' in client.heard()
 
 Nothing here opens a socket or waits: time is a clock that a test sets forward.
 """
@@ -26,19 +25,21 @@ from zope.interface import implementer
 
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Event, Position
+from asyncplumber.http.listener import Listener
 from asyncplumber.interfaces import PAGE_BYTES, IStore, ISubscriber
 from asyncplumber.plumber import Plumber
-from asyncplumber.service import Server
-from asyncplumber.web.attendance import Attendance
-from asyncplumber.web.listener import Listener
-from asyncplumber.wire import Batch
+from asyncplumber.server.service import Server
+from asyncplumber.transports.connected_clients import ConnectedClients
+from asyncplumber.wire.delivery import Delivery
 
 NOW = 1_800_000_000.0  # seconds since 1970: the time at which a `MemoryServer` begins
 
 
 @implementer(ISubscriber)
 class RecordingSubscriber:
-    """Remembers what it is told.  While `slow` is set, it has no room for a further page of a replay."""
+    """
+    Remembers what it is told.  While `slow` is set, it has no room for a further page of a replay.
+    """
 
     page_size = PAGE_BYTES
 
@@ -53,7 +54,7 @@ class RecordingSubscriber:
     def opened(self, cursor: Cursor) -> None:
         self.stand = cursor
 
-    def deliver(self, batch: Batch) -> None:
+    def deliver(self, batch: Delivery) -> None:
         self.events.extend(batch.events)
 
     def caught_up(self) -> None:
@@ -79,7 +80,8 @@ class Reply(NamedTuple):
 
 def replies(data: bytes, bodies: bool = True) -> list[Reply]:
     """
-    The responses in `data`, each with a Content-Length.  Raises ValueError if the last one is not whole.
+    The responses in `data`, each with a Content-Length.  Raises ValueError if the last one is not
+    whole.
 
     `bodies` is false where HEAD was asked, and so the length is that of a body which does not come.
     """
@@ -90,7 +92,9 @@ def replies(data: bytes, bodies: bool = True) -> list[Reply]:
         headers: dict[bytes, bytes] = {}
         for line in lines:
             name, _, value = line.partition(b": ")
-            headers[name.lower()] = value if name.lower() not in headers else headers[name.lower()] + b", " + value
+            headers[name.lower()] = (
+                value if name.lower() not in headers else headers[name.lower()] + b", " + value
+            )
         length = int(headers.get(b"content-length", b"0")) if bodies else 0
         if not first.startswith(b"HTTP/1.1 ") or len(data) < length:
             raise ValueError(f"{head!r} is not a whole response")
@@ -165,7 +169,10 @@ class MemoryClient(StringTransport):
 
 
 class MemoryServer:
-    """The server that ``twistd asyncplumber`` starts, without a network.  It is running from the beginning."""
+    """
+    The server that ``twistd asyncplumber`` starts, without a network.  It is running from the
+    beginning.
+    """
 
     def __init__(
         self,
@@ -191,13 +198,15 @@ class MemoryServer:
         self.service.privilegedStartService()
         self.service.startService()
         self.listener = cast(Listener, self.clock.tcpServers[0][1])
-        self.attendance: Attendance = self.listener.attendance
+        self.clients: ConnectedClients = self.listener.clients
         self.settle()
 
     def settle(self) -> None:
         """Let the reactor turn until nothing is due."""
         for _ in range(1000):
-            if not any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):
+            if not any(
+                call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()
+            ):
                 return
             self.clock.advance(0)
 
@@ -223,12 +232,20 @@ class MemoryServer:
         client.leave()
         return replies(heard, bodies)
 
-    def request(self, method: str, path: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b"") -> Reply:
+    def request(
+        self, method: str, path: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b""
+    ) -> Reply:
         """What is answered to one request; Host and Content-Length need not be said."""
-        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *[f"{name}: {value}" for name, value in headers]]
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            "Host: localhost",
+            *[f"{name}: {value}" for name, value in headers],
+        ]
         if body or method == "POST":
             lines.append(f"Content-Length: {len(body)}")
-        return self.ask("\r\n".join([*lines, "", ""]).encode("latin-1") + body, method != "HEAD")[-1]
+        return self.ask("\r\n".join([*lines, "", ""]).encode("latin-1") + body, method != "HEAD")[
+            -1
+        ]
 
     def post(self, account: str, body: bytes, *headers: tuple[str, str]) -> Reply:
         """POST a result to an account, whose name needs no encoding."""

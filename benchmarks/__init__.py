@@ -1,1 +1,4 @@
-"""What we claim about speed, reproducible with one command: ``python benchmarks/run.py`` (see docs/performance.rst)."""
+"""
+What we claim about speed, reproducible with one command: ``python benchmarks/run.py`` (see
+docs/performance.rst).
+"""

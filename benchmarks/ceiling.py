@@ -1,7 +1,9 @@
 """
-What MongoDB's drivers do with the very documents that the project has written, as many of them in one insert.
+What MongoDB's drivers do with the very documents that the project has written, as many of them in
+one insert.
 
-Run as ``python ceiling.py DRIVER URI SIZE`` it is one such driver, in a process of its own, and prints documents a second.
+Run as ``python ceiling.py DRIVER URI SIZE`` it is one such driver, in a process of its own, and
+prints documents a second.
 """
 
 from __future__ import annotations
@@ -28,12 +30,20 @@ def _documents(database: Any) -> list[dict[str, Any]]:
 
 
 def _batches(documents: list[dict[str, Any]], size: int) -> Any:
-    """The documents again and again, each time under other epochs: the index wants them to be new."""
+    """
+    The documents again and again, each time under other epochs: the index wants them to be new.
+    """
     turn, rows = 0, []
     while True:
         turn += 1
         for document in documents:
-            rows.append({**document, "epoch": f"{document['epoch']}x{turn}", "key": f"{document.get('key', '')}x{turn}"})
+            rows.append(
+                {
+                    **document,
+                    "epoch": f"{document['epoch']}x{turn}",
+                    "key": f"{document.get('key', '')}x{turn}",
+                }
+            )
             if len(rows) == size:
                 yield rows
                 rows = []
@@ -78,7 +88,9 @@ def _with_txmongo(uri: str, size: int) -> float:
     found: list[float] = []
 
     def main(reactor: Any) -> Any:
-        return Deferred.fromCoroutine(_insert_by_txmongo(uri, size, documents)).addCallback(found.append)
+        return Deferred.fromCoroutine(_insert_by_txmongo(uri, size, documents)).addCallback(
+            found.append
+        )
 
     try:
         task.react(main)
@@ -92,11 +104,14 @@ def _journalled(uri: str) -> str:
     return uri + ("&" if "?" in uri else "?") + "journal=true"
 
 
-def ceilings(uri: str, name: str, load: Callable[[], Any], *, drop: bool = False) -> tuple[Any, dict[str, float]]:
+def ceilings(
+    uri: str, name: str, load: Callable[[], Any], *, drop: bool = False
+) -> tuple[Any, dict[str, float]]:
     """
     Run `load`; then have each driver write the documents that it left.
 
-    @return: what `load` answered, and ``size_NAME`` (documents in an insert, by the server's own count), ``pymongo_NAME`` and
+    @return: what `load` answered, and ``size_NAME`` (documents in an insert, by the server's own
+    count), ``pymongo_NAME`` and
         ``txmongo_NAME`` (documents a second).
     """
     with _connected(uri) as client:
@@ -108,20 +123,30 @@ def ceilings(uri: str, name: str, load: Callable[[], Any], *, drop: bool = False
 
         documents, commands = inserts()
         figures = load()
-        documents, commands = (after - before for after, before in zip(inserts(), (documents, commands), strict=True))
+        documents, commands = (
+            after - before for after, before in zip(inserts(), (documents, commands), strict=True)
+        )
         size = max(1, round(documents / max(1, commands)))
         found: dict[str, float] = {f"size_{name}": documents / max(1, commands)}
-        indexes = [index for key, index in database.events.index_information().items() if key != "_id_"]
+        indexes = [
+            index for key, index in database.events.index_information().items() if key != "_id_"
+        ]
         for driver in ("pymongo", "txmongo"):
             database.drop_collection(_COLLECTION)
             for index in indexes:
                 database[_COLLECTION].create_index(index["key"], unique=index.get("unique", False))
             command = [sys.executable, str(Path(__file__)), driver, _journalled(uri), str(size)]
-            found[f"{driver}_{name}"] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found[f"{driver}_{name}"] = float(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
         if drop:
             client.drop_database(database.name)
     return figures, found
 
 
 if __name__ == "__main__":
-    print({"pymongo": _with_pymongo, "txmongo": _with_txmongo}[sys.argv[1]](sys.argv[2], int(sys.argv[3])))
+    print(
+        {"pymongo": _with_pymongo, "txmongo": _with_txmongo}[sys.argv[1]](
+            sys.argv[2], int(sys.argv[3])
+        )
+    )

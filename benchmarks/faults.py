@@ -1,9 +1,11 @@
 """
-What faults do to a farm, and what the farm itself costs: ``python benchmarks/faults.py --seed 1``.
+What faults do to a cluster, and what the cluster itself costs: ``python benchmarks/faults.py --seed
+1``.
 
-Four instances on one MongoDB are under load from publishers that repeat a POST until it is accepted, and subscribers of
-every transport that come back with their cursor; each fault is injected again and again at random moments.  Then every
-subscriber must have every accepted event once and in order, or this ends with status 1.
+Four instances on one MongoDB are under load from publishers that repeat a POST until it is
+accepted, and subscribers of every transport that come back with their cursor; each fault is
+injected again and again at random moments.  Then every subscriber must have every accepted event
+once and in order, or this ends with status 1.
 """
 
 from __future__ import annotations
@@ -28,40 +30,40 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import react
 
+from asyncplumber.core.hub import Hub
 from asyncplumber.event import Draft, Instance
-from asyncplumber.hub import Hub
 from asyncplumber.stores import open_store
-from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.retention import Retention
 from benchmarks import machine
-from tests.farm import Crowd, Farm, Wire, until
-from tests.farm_clients import TRANSPORTS, Line, WebSocket, connect, sleep
-from tests.replica_set import ReplicaSet
+from harness.clients import TRANSPORTS, Line, WebSocket, connect, sleep
+from harness.cluster import Cluster, Crowd, TcpProxy, until
+from harness.replica_set import ReplicaSet
 
 ACCOUNTS = ("a", "b", "c")
 Fault = Callable[["Trial", random.Random], Awaitable[None]]
 
 
 class Trial:
-    """A farm whose instances reach each other by wires that can be cut, and a crowd."""
+    """A cluster whose instances reach each other by wires that can be cut, and a crowd."""
 
     def __init__(self, length: int, skews: tuple[float, ...] = (), uri: str = "") -> None:
-        self.farm = Farm(4, "--history-length", str(length), skews=skews, uri=uri)
+        self.cluster = Cluster(4, "--history-length", str(length), skews=skews, uri=uri)
         self.crowd = Crowd()
-        self.wires: list[Wire] = []
+        self.wires: list[TcpProxy] = []
 
     async def begin(self, round: str) -> None:
         """Everything up, everybody connected, publishers at work."""
         if not self.wires:
-            self.wires = [await Wire().open() for _ in self.farm.nodes]
-            for wire, node in zip(self.wires, self.farm.nodes, strict=True):
+            self.wires = [await TcpProxy().open() for _ in self.cluster.nodes]
+            for wire, node in zip(self.wires, self.cluster.nodes, strict=True):
                 wire.target = node.port
-                node.add_options("--public-url", f"http://127.0.0.1:{wire.port}")
-        await self.farm.up()
+                node.add_options("--advertise-url", f"http://127.0.0.1:{wire.port}")
+        await self.cluster.up()
         self.crowd = Crowd()
         for account in ACCOUNTS:
-            await self.crowd.gather(self.farm.ports, f"{round}-{account}", TRANSPORTS)
+            await self.crowd.gather(self.cluster.ports, f"{round}-{account}", TRANSPORTS)
             for at in range(2):
-                ports = self.farm.ports[at:] + self.farm.ports[:at]
+                ports = self.cluster.ports[at:] + self.cluster.ports[:at]
                 self.crowd.publisher(ports, f"{round}-{account}").run(pause=0.005)
 
     async def end(self) -> None:
@@ -69,7 +71,7 @@ class Trial:
         for wire in self.wires:
             if not wire.whole:
                 wire.mend()
-        await self.farm.up()
+        await self.cluster.up()
         await gatherResults([publisher.stop() for publisher in self.crowd.publishers])
         await self.crowd.settled(30)
 
@@ -77,7 +79,7 @@ class Trial:
         await self.crowd.leave()
         for wire in self.wires:
             await wire.close()
-        self.farm.down()
+        self.cluster.down()
 
 
 async def nothing(trial: Trial, dice: random.Random) -> None:
@@ -87,7 +89,7 @@ async def nothing(trial: Trial, dice: random.Random) -> None:
 
 async def kill_instance(trial: Trial, dice: random.Random) -> None:
     """SIGKILL, and a new start some time later."""
-    node = dice.choice(trial.farm.nodes)
+    node = dice.choice(trial.cluster.nodes)
     node.kill()
     await sleep(dice.uniform(0, 4))
     await node.start()
@@ -95,14 +97,14 @@ async def kill_instance(trial: Trial, dice: random.Random) -> None:
 
 async def kill_database(trial: Trial, dice: random.Random) -> None:
     """SIGKILL, and a new start with what is on disk."""
-    trial.farm.mongod.kill()
+    trial.cluster.mongod.kill()
     await sleep(dice.uniform(0, 3))
-    trial.farm.mongod.restart()
+    trial.cluster.mongod.restart()
 
 
 async def hang(trial: Trial, dice: random.Random) -> None:
     """SIGSTOP and SIGCONT."""
-    node = dice.choice(trial.farm.nodes)
+    node = dice.choice(trial.cluster.nodes)
     node.signal(signal.SIGSTOP)
     try:
         await sleep(dice.uniform(0.5, 6))
@@ -112,11 +114,11 @@ async def hang(trial: Trial, dice: random.Random) -> None:
 
 async def hang_database(trial: Trial, dice: random.Random) -> None:
     """The same for mongod."""
-    trial.farm.mongod.pause()
+    trial.cluster.mongod.pause()
     try:
         await sleep(dice.uniform(0.5, 4))
     finally:
-        trial.farm.mongod.resume()
+        trial.cluster.mongod.resume()
 
 
 async def part(trial: Trial, dice: random.Random) -> None:
@@ -131,14 +133,14 @@ async def part(trial: Trial, dice: random.Random) -> None:
 
 async def restart(trial: Trial, dice: random.Random) -> None:
     """One after the other, by SIGTERM."""
-    for node in trial.farm.nodes:
+    for node in trial.cluster.nodes:
         await node.stop()
         await node.start()
 
 
 async def lose_hooks(trial: Trial, dice: random.Random) -> None:
     """The instances are not told."""
-    collection = trial.farm.collection("hooks")
+    collection = trial.cluster.collection("hooks")
     try:
         collection.delete_many({})
     finally:
@@ -148,7 +150,7 @@ async def lose_hooks(trial: Trial, dice: random.Random) -> None:
 
 async def step_clock(trial: Trial, dice: random.Random) -> None:
     """The clock of an instance is set back, or forward, by up to an hour."""
-    node = dice.choice(trial.farm.nodes)
+    node = dice.choice(trial.cluster.nodes)
     node.step(dice.choice((-1, 1)) * dice.uniform(60, 3600))
     await sleep(dice.uniform(1, 4))
 
@@ -159,26 +161,33 @@ async def stall(trial: Trial, dice: random.Random) -> None:
     for each in dice.sample(lazy, 3):
         if each.connection is not None:
             each.connection.pauseProducing()
-    publisher = trial.crowd.publisher(trial.farm.ports, lazy[0].account)
+    publisher = trial.crowd.publisher(trial.cluster.ports, lazy[0].account)
     await publisher.run(20, data="x" * 400_000)
     for each in lazy:
         if each.connection is not None:
             each.connection.resumeProducing()
 
 
-async def replay_parcels(trial: Trial, dice: random.Random) -> None:
-    """Old parcels again, to everybody, in any order."""
-    rows = trial.farm.rows("events", account=trial.crowd.publishers[0].account)
+async def replay_batchs(trial: Trial, dice: random.Random) -> None:
+    """Old batches again, to everybody, in any order."""
+    rows = trial.cluster.rows("events", account=trial.crowd.publishers[0].account)
     names = ("account", "epoch", "seq", "id", "type", "time", "content_type")
     rows = [row for row in rows if len(row["payload"]) < 1000]
-    lines = [json.dumps([*[row[name] for name in names], row["payload"].decode()]).encode() for row in rows]
-    for node, wire in zip(trial.farm.nodes, trial.wires, strict=True):
-        (instance,) = [row for row in trial.farm.rows("instances") if f":{wire.port}/" in row["url"]]
+    lines = [
+        json.dumps([*[row[name] for name in names], row["payload"].decode()]).encode()
+        for row in rows
+    ]
+    for node, wire in zip(trial.cluster.nodes, trial.wires, strict=True):
+        (instance,) = [
+            row for row in trial.cluster.rows("instances") if f":{wire.port}/" in row["url"]
+        ]
         line = await connect(node.port, Line())
         for _ in range(5):
             body = b"\n".join(dice.sample(lines, min(50, len(lines))))
-            signature = trial.farm.signed(instance, body, node.skew)
-            answer = await line.request("POST", f"/instances/{instance['_id']}/parcels", body, signature)
+            signature = trial.cluster.signed(instance, body, node.skew)
+            answer = await line.request(
+                "POST", f"/instances/{instance['_id']}/events", body, signature
+            )
             assert answer.status == 200, answer
         line.close()
     await sleep(0.5)
@@ -192,18 +201,25 @@ class _GivesUp(Protocol):
 
 
 async def give_up_replays(trial: Trial, dice: random.Random) -> None:
-    """1,500 clients ask one instance for a replay while mongod hangs, and give up; others come back meanwhile."""
-    node = trial.farm.nodes[0]  # always the same: what one round leaves behind adds up
+    """
+    1,500 clients ask one instance for a replay while mongod hangs, and give up; others come back
+    meanwhile.
+    """
+    node = trial.cluster.nodes[0]  # always the same: what one round leaves behind adds up
     factory = Factory.forProtocol(_GivesUp)
     factory.noisy = False
     here = trial.crowd.ledger.subscribers[0]
     await until(lambda: bool(here.events), "an event")
     path = f"/events/{here.account}?after={here.cursor.partition('.')[0]}.0"
-    factory.request = f"GET {path} HTTP/1.1\r\nHost: plumber\r\nAccept: text/event-stream\r\n\r\n".encode()
+    factory.request = (
+        f"GET {path} HTTP/1.1\r\nHost: plumber\r\nAccept: text/event-stream\r\n\r\n".encode()
+    )
     endpoint = HostnameEndpoint(reactor, "127.0.0.1", node.port)
-    trial.farm.mongod.pause()
+    trial.cluster.mongod.pause()
     try:
-        asked = await DeferredList([endpoint.connect(factory) for _ in range(1500)], consumeErrors=True)
+        asked = await DeferredList(
+            [endpoint.connect(factory) for _ in range(1500)], consumeErrors=True
+        )
         await sleep(dice.uniform(0.5, 1))
         for connected, client in asked:
             if connected:
@@ -212,7 +228,7 @@ async def give_up_replays(trial: Trial, dice: random.Random) -> None:
             each.hang_up()
         await sleep(dice.uniform(0.5, 1))
     finally:
-        trial.farm.mongod.resume()
+        trial.cluster.mongod.resume()
     await sleep(1)
     if errors := node.output.count("RecursionError"):
         raise AssertionError(f"the instance logged RecursionError {errors} times")
@@ -227,7 +243,7 @@ FAULTS: dict[str, Fault] = {
     "two instances cut off from the others": part,
     "rolling restart of all four": restart,
     "all hooks deleted by a stranger": lose_hooks,
-    "old parcels again, shuffled": replay_parcels,
+    "old batches again, shuffled": replay_batchs,
     "three readers stall": stall,
     "1,500 replays given up while mongod hangs": give_up_replays,
     "the clock of an instance is set": step_clock,
@@ -236,19 +252,29 @@ FAULTS: dict[str, Fault] = {
 
 def header() -> None:
     """The columns of the table."""
-    print(f"{'fault':<42}{'times':>6}{'accepted':>11}{'owed':>11}{'delivered':>11}{'duplicates':>11}{'delay, s':>11}")
+    print(
+        f"{'fault':<42}{'times':>6}{'accepted':>11}{'owed':>11}{'delivered':>11}{'duplicates':>11}{'delay, s':>11}"
+    )
 
 
 def row(name: str, times: int, crowd: Crowd) -> None:
     """A line of the table."""
     ledger = crowd.ledger
     owed = sum(len(ledger.accepted.get(each.account, ())) for each in ledger.subscribers)
-    cells = (ledger.events, owed, ledger.deliveries, ledger.duplicates, f"{max(ledger.delays, default=0):.2f}")
+    cells = (
+        ledger.events,
+        owed,
+        ledger.deliveries,
+        ledger.duplicates,
+        f"{max(ledger.delays, default=0):.2f}",
+    )
     print(f"{name:<42}{times:>6}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
 
 
 async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -> None:
-    """One line per fault, then all of them mixed, the clocks of two instances being five minutes off."""
+    """
+    One line per fault, then all of them mixed, the clocks of two instances being five minutes off.
+    """
     trial = Trial(10**6, skews=(-300.0, 300.0, 0.0, 0.0))
     try:
         for number, (name, fault) in enumerate(FAULTS.items()):
@@ -258,7 +284,7 @@ async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -
             for _ in range(rounds):
                 await sleep(dice.uniform(0.2, 1))
                 await fault(trial, dice)
-                await trial.farm.up()
+                await trial.cluster.up()
             await trial.end()
             row(name, rounds, trial.crowd)
             await trial.crowd.leave()
@@ -268,7 +294,7 @@ async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -
         for _ in range(mixed):
             await sleep(dice.uniform(0, 1))
             await dice.choice(list(FAULTS.values()))(trial, dice)
-            await trial.farm.up()
+            await trial.cluster.up()
         await trial.end()
         row("all of these in random order", mixed, trial.crowd)
     finally:
@@ -276,16 +302,21 @@ async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -
 
 
 async def replace_primary(set: ReplicaSet, trial: Trial, dice: random.Random) -> None:
-    """The primary hangs, another one is elected; the old one wakes up cut off, and one instance sees only it."""
+    """
+    The primary hangs, another one is elected; the old one wakes up cut off, and one instance sees
+    only it.
+    """
     old = await set.primary()
     others = [member for member in set.members if member is not old]
     pids = [member.pid for member in others]
-    victim = dice.choice(trial.farm.nodes)
-    set.links.known = [*set.pids, *[node.pid for node in trial.farm.nodes]]
+    victim = dice.choice(trial.cluster.nodes)
+    set.links.known = [*set.pids, *[node.pid for node in trial.cluster.nodes]]
     old.pause()
     try:
         set.links.cut([victim.pid], pids)
-        set.links.cut([old.pid], [*pids, *[node.pid for node in trial.farm.nodes if node is not victim]])
+        set.links.cut(
+            [old.pid], [*pids, *[node.pid for node in trial.cluster.nodes if node is not victim]]
+        )
         await set.elect(*others)
         await sleep(dice.uniform(1, 3))
     finally:
@@ -306,21 +337,26 @@ async def primary_table(dice: random.Random, rounds: int) -> None:
             await replace_primary(set, trial, dice)
         await trial.end()
         row("an old primary, and who sees only it", rounds, trial.crowd)
-        doubts = sum(node.output.count("cannot catch up yet") for node in trial.farm.nodes)
-        print(f"  comparisons with the old primary that were not believed: {doubts} (a gap would have ended this)")
+        doubts = sum(node.output.count("cannot catch up yet") for node in trial.cluster.nodes)
+        print(
+            f"  comparisons with the old primary that were not believed: {doubts} (a gap would have ended this)"
+        )
     finally:
         await trial.down()
         await set.stop()
 
 
-async def relay(parcel: int = 500, parcels: int = 40) -> None:
-    """From one instance to another: events a second when they pile up, and what the way adds to one alone."""
-    farm = Farm(2, "--history-length", "100000")
-    await farm.up()
+async def relay(batch: int = 500, batches: int = 40) -> None:
+    """
+    From one instance to another: events a second when they pile up, and what the way adds to one
+    alone.
+    """
+    cluster = Cluster(2, "--history-length", "100000")
+    await cluster.up()
     crowd = Crowd()
     try:
-        near, far = await crowd.gather(farm.ports, "relay", [WebSocket])
-        publisher = crowd.publisher(farm.ports[:1], "relay")
+        near, far = await crowd.gather(cluster.ports, "relay", [WebSocket])
+        publisher = crowd.publisher(cluster.ports[:1], "relay")
         await publisher.run(50)
         await crowd.settled()
         added = []
@@ -335,58 +371,76 @@ async def relay(parcel: int = 500, parcels: int = 40) -> None:
                 await sleep(0)
             await receipt
             added.append(1000 * (arrived[far] - arrived[near]))
-        line = await connect(farm.ports[0], Line())
+        line = await connect(cluster.ports[0], Line())
         body = b"\n".join(
-            b'{"n": %d, "of": "a result of about a hundred bytes", "and": "some more of it"}' % n for n in range(parcel)
+            b'{"n": %d, "of": "a result of about a hundred bytes", "and": "some more of it"}' % n
+            for n in range(batch)
         )
-        goal = len(far.events) + parcel * parcels
+        goal = len(far.events) + batch * batches
         began = time.monotonic()
-        for _ in range(parcels):
-            await line.request("POST", "/hooks/relay", body, {"Content-Type": "application/x-ndjson"})
+        for _ in range(batches):
+            await line.request(
+                "POST", "/hooks/relay", body, {"Content-Type": "application/x-ndjson"}
+            )
         await until(lambda: len(far.events) >= goal, "all relayed", 60)
         spent = time.monotonic() - began
         line.close()
-        print(f"relay between two instances: {parcel * parcels / spent:,.0f} events/s, accepted, kept, and delivered at both")
-        print(f"  added by the relay to one event: median {statistics.median(added):.2f} ms, 99 % {sorted(added)[-4]:.2f} ms")
+        print(
+            f"relay between two instances: {batch * batches / spent:,.0f} events/s, accepted, kept, and delivered at both"
+        )
+        print(
+            f"  added by the relay to one event: median {statistics.median(added):.2f} ms, 99 % {sorted(added)[-4]:.2f} ms"
+        )
     finally:
         await crowd.leave()
-        farm.down()
+        cluster.down()
 
 
-async def timed(what: str, times: int, work: Callable[[], Awaitable[Any]], others: list[int]) -> None:
+async def timed(
+    what: str, times: int, work: Callable[[], Awaitable[Any]], others: list[int]
+) -> None:
     """Measure some calls, one after the other; `others` are the processes that work for them."""
     spent, ours, theirs = [], time.process_time(), machine.cpu(others)
     for _ in range(times):
         began = time.perf_counter()
         await work()
         spent.append(1000 * (time.perf_counter() - began))
-    here, there = 1000 * (time.process_time() - ours) / times, 1000 * (machine.cpu(others) - theirs) / times
+    here, there = (
+        1000 * (time.process_time() - ours) / times,
+        1000 * (machine.cpu(others) - theirs) / times,
+    )
     wall = f"median {statistics.median(spent):.2f} ms, most {max(spent):.2f}"
     print(f"  {what}: {wall}; CPU {here:.2f} ms here, {there:.2f} in mongod")
 
 
 async def upkeep(reactor: Any, hooks: int, accounts: int) -> None:
-    """What an instance does every few seconds, in this process: renew its lease, compare its positions."""
-    farm = Farm(0)
-    await farm.up()
+    """
+    What an instance does every few seconds, in this process: renew its lease, compare its
+    positions.
+    """
+    cluster = Cluster(0)
+    await cluster.up()
     folder = tempfile.TemporaryDirectory()
     try:
-        for name, uri in (("MongoDB", farm.uri), ("SQLite", f"sqlite:{folder.name}/upkeep.sqlite")):
+        for name, uri in (
+            ("MongoDB", cluster.uri),
+            ("SQLite", f"sqlite:{folder.name}/upkeep.sqlite"),
+        ):
             print(f"{name}, an instance with {hooks:,} hooks and {accounts:,} open accounts:")
-            store = open_store(uri, Keeping(), reactor)
+            store = open_store(uri, Retention(), reactor)
             await store.start()
             names = [f"account-{number}" for number in range(hooks)]
-            await leases(store.registry, names, [farm.mongod.pid])
-            await comparison(store.history, names[:accounts], [farm.mongod.pid], reactor)
+            await leases(store.registry, names, [cluster.mongod.pid])
+            await comparison(store.history, names[:accounts], [cluster.mongod.pid], reactor)
             await store.stop()
     finally:
-        farm.down()
+        cluster.down()
         folder.cleanup()
 
 
 async def leases(registry: Any, names: list[str], pids: list[int]) -> None:
     """The registry's part."""
-    instance = await registry.enlist(Instance("bench", "http://127.0.0.1:1/instances/bench"))
+    instance = await registry.add_instance(Instance("bench", "http://127.0.0.1:1/instances/bench"))
     began = time.perf_counter()
     for start in range(0, len(names), 1000):
         await registry.register(instance, names[start : start + 1000])
@@ -398,7 +452,10 @@ async def leases(registry: Any, names: list[str], pids: list[int]) -> None:
 
 async def comparison(history: Any, names: list[str], pids: list[int], reactor: Any) -> None:
     """The history's part."""
-    drafts = [Draft(each, "id", "id", "result", "2012-09-28T00:00:00Z", "application/json", b'"data":1') for each in names]
+    drafts = [
+        Draft(each, "id", "id", "result", "2012-09-28T00:00:00Z", "application/json", b'"data":1')
+        for each in names
+    ]
     for start in range(0, len(names), 1000):
         await history.append(drafts[start : start + 1000])
     hub = Hub(history, reactor, linger=600.0)
@@ -427,10 +484,19 @@ async def run(reactor: Any, options: argparse.Namespace) -> None:
 def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the random moments")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.SystemRandom().randrange(10**6),
+        help="of the random moments",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="times that each fault is injected")
-    parser.add_argument("--mixed", type=int, default=20, help="faults of the last line, where they are mixed")
-    parser.add_argument("--fault", default="", help="inject only the faults whose name has this in it")
+    parser.add_argument(
+        "--mixed", type=int, default=20, help="faults of the last line, where they are mixed"
+    )
+    parser.add_argument(
+        "--fault", default="", help="inject only the faults whose name has this in it"
+    )
     parser.add_argument("--hooks", type=int, default=100_000)
     parser.add_argument("--accounts", type=int, default=10_000)
     parser.add_argument("--only", choices=["faults", "primaries", "relay", "upkeep"])

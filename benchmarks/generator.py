@@ -23,14 +23,21 @@ class NoCompiler(Exception):
 
 def compiler() -> str | None:
     """The C compiler: ``$CC``, or cc, gcc or clang; None if there is none."""
-    return next(filter(None, map(shutil.which, filter(None, [os.environ.get("CC"), "cc", "gcc", "clang"]))), None)
+    return next(
+        filter(None, map(shutil.which, filter(None, [os.environ.get("CC"), "cc", "gcc", "clang"]))),
+        None,
+    )
 
 
 def build() -> Path:
     """The compiled load generator, made anew if its source is younger.  Raises `NoCompiler`."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asyncplumber-benchmarks"
+    folder = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asyncplumber-benchmarks"
+    )
     program, sources = folder / "load", sorted(_SOURCE.glob("*.[ch]"))
-    if program.exists() and program.stat().st_mtime > max(source.stat().st_mtime for source in sources):
+    if program.exists() and program.stat().st_mtime > max(
+        source.stat().st_mtime for source in sources
+    ):
         return program
     command = compiler()
     if command is None:
@@ -38,7 +45,10 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         made = Path(work) / "load"
-        subprocess.run([command, "-O2", "-o", made, *(source for source in sources if source.suffix == ".c")], check=True)
+        subprocess.run(
+            [command, "-O2", "-o", made, *(source for source in sources if source.suffix == ".c")],
+            check=True,
+        )
         made.replace(program)
     return program
 
@@ -47,8 +57,17 @@ class Load:
     """A run of the load generator, under way."""
 
     def __init__(self, port: int, pids: Sequence[int], arguments: str) -> None:
-        command = [str(build()), "--port", str(port), "--pids", ",".join(map(str, pids)), *shlex.split(arguments)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [
+            str(build()),
+            "--port",
+            str(port),
+            "--pids",
+            ",".join(map(str, pids)),
+            *shlex.split(arguments),
+        ]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def result(self) -> Figures:
         """What it measured, with ``ok``: whether everyone got everything.  Waits for its end."""
@@ -56,7 +75,11 @@ class Load:
         try:
             figures: Figures = json.loads(output)
         except ValueError:
-            figures = {"error": (errors or f"the load generator ended with {self._process.returncode}").strip()}
+            figures = {
+                "error": (
+                    errors or f"the load generator ended with {self._process.returncode}"
+                ).strip()
+            }
         if errors:
             figures["error"] = errors.strip()[:400]
         figures["ok"] = self._process.returncode == 0

@@ -1,4 +1,7 @@
-"""Where the server's time goes: a sampling profile (py-spy) of one scenario, in microseconds for each event."""
+"""
+Where the server's time goes: a sampling profile (py-spy) of one scenario, in microseconds for each
+event.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _ROWS = 25
 
 def _functions(stack: str) -> list[str]:
     """``function (module)`` for each frame, the outermost first."""
-    return [f"{frame.rpartition(':')[0]})" if frame.endswith(")") else frame for frame in stack.split(";")]
+    return [
+        f"{frame.rpartition(':')[0]})" if frame.endswith(")") else frame
+        for frame in stack.split(";")
+    ]
 
 
 def _table(samples: list[tuple[list[str], int]], each: float, unit: str) -> str:
@@ -29,7 +35,10 @@ def _table(samples: list[tuple[list[str], int]], each: float, unit: str) -> str:
         below.update(dict.fromkeys(functions, count))
     total = sum(own.values()) or 1
     lines = [f"{'itself':>7} {'in all':>7}  {unit}"]
-    lines += [f"{count / total * each:7.2f} {below[name] / total * each:7.2f}  {name}" for name, count in own.most_common(_ROWS)]
+    lines += [
+        f"{count / total * each:7.2f} {below[name] / total * each:7.2f}  {name}"
+        for name, count in own.most_common(_ROWS)
+    ]
     return "\n".join(lines)
 
 
@@ -44,13 +53,26 @@ def hotspots(scenario: Scenario, contestant: Contestant, seconds: float) -> tupl
         raise SystemExit("--profile needs py-spy (pip install py-spy) on the PATH")
     with tempfile.TemporaryDirectory() as folder, Server(contestant, seconds) as server:
         raw = Path(folder) / "stacks"
-        command = [spy, "record", "--pid", str(server.pids[0]), "--rate", _RATE, "--duration", str(int(seconds + 1))]
+        command = [
+            spy,
+            "record",
+            "--pid",
+            str(server.pids[0]),
+            "--rate",
+            _RATE,
+            "--duration",
+            str(int(seconds + 1)),
+        ]
         command += ["--format", "raw", "--output", str(raw)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
             figures = scenario.measure(server)
         lines = [line.rpartition(" ") for line in raw.read_text().splitlines()]
     samples = [(_functions(stack), int(count)) for stack, _, count in lines]
-    # Deliveries are many for one event or one for one: what the scenario's second column counts is what costs.
-    key = next((column.key for column in scenario.columns if column.key.startswith("us_per_")), "us_per_event")
+    # Deliveries are many for one event or one for one: what the scenario's second column counts is
+    # what costs.
+    key = next(
+        (column.key for column in scenario.columns if column.key.startswith("us_per_")),
+        "us_per_event",
+    )
     unit = f"CPU µs per {key.rsplit('_', 1)[-1]}: {scenario.name}, {contestant.name}, {figures.get(key, 0):.1f} together"
     return figures, _table(samples, figures.get(key, 0), unit)

@@ -9,7 +9,9 @@ import sysconfig
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
-_PORTS = range(21000, 31000)  # below the ephemeral range, whose ports the load generator's connections take
+_PORTS = range(
+    21000, 31000
+)  # below the ephemeral range, whose ports the load generator's connections take
 _taken = _PORTS.start + os.getpid() % 900 * 10
 
 
@@ -19,12 +21,16 @@ def _stat(pid: str) -> tuple[int, float] | None:
         fields = Path("/proc", pid, "stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):
         return None
-    return None if fields[0] in "ZX" else (int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICK)
+    return (
+        None if fields[0] in "ZX" else (int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICK)
+    )
 
 
 def family(root: int) -> list[int]:
     """`root` and all processes that descend from it."""
-    parents = {int(pid): stat[0] for pid in os.listdir("/proc") if pid.isdigit() and (stat := _stat(pid))}
+    parents = {
+        int(pid): stat[0] for pid in os.listdir("/proc") if pid.isdigit() and (stat := _stat(pid))
+    }
     found = [root] if root in parents else []
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
@@ -74,6 +80,11 @@ def description() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     model = names[0] if names else platform.machine()
-    # A Python that was compiled without profile takes about a tenth more for the same: who compares machines must know.
-    plain = "" if "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "") else " (not an optimized build)"
+    # A Python that was compiled without profile takes about a tenth more for the same: who compares
+    # machines must know.
+    plain = (
+        ""
+        if "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+        else " (not an optimized build)"
+    )
     return f"{os.cpu_count()} × {model}, Linux {platform.release()}, Python {platform.python_version()}{plain}"

@@ -1,4 +1,6 @@
-"""A bar for each contestant in each scenario: how many times the baseline, to the right is better."""
+"""
+A bar for each contestant in each scenario: how many times the baseline, to the right is better.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +30,24 @@ def _bars(run: Figures, names: list[str]) -> tuple[list[str], float]:
     y: float = _TOP
     for scenario in SCENARIOS:
         column = scenario.columns[0]
-        found = [(name, ratio(run["results"], scenario, column, name, run["baseline"])) for name in names]
+        found = [
+            (name, ratio(run["results"], scenario, column, name, run["baseline"])) for name in names
+        ]
         bars = [(name, times if column.better > 0 else 1 / times) for name, times in found if times]
         if not bars or not column.better:
             continue
-        label = f"{scenario.name}: {column.heading}" + (" (less is better)" if column.better < 0 else "")
+        label = f"{scenario.name}: {column.heading}" + (
+            " (less is better)" if column.better < 0 else ""
+        )
         shapes.append(_text(_LEFT - 12, y + _BAR * len(bars) / 2 + 4, label, anchor="end"))
         for name, times in bars:
             here, one = _x(times), _x(1)
             colour = _COLOURS[names.index(name) % len(_COLOURS)]
             size = f'width="{abs(here - one):.1f}" height="{_BAR - 2}"'
             shapes.append(f'<rect x="{min(here, one):.1f}" y="{y}" {size} fill="{colour}"/>')
-            shapes.append(_text(max(here, one) + 5, y + _BAR - 3, f"{times:.2f} ×", extra='font-size="10"'))
+            shapes.append(
+                _text(max(here, one) + 5, y + _BAR - 3, f"{times:.2f} ×", extra='font-size="10"')
+            )
             y += _BAR
         y += _GAP
     return shapes, y
@@ -47,8 +55,16 @@ def _bars(run: Figures, names: list[str]) -> tuple[list[str], float]:
 
 def svg(run: Figures) -> str:
     """The picture, or one that says that there is nothing to compare."""
-    names = [name for name in dict.fromkeys(row["contestant"] for row in run["results"]) if name != run["baseline"]]
-    names = [name for name in names if any(ratio(run["results"], s, s.columns[0], name, run["baseline"]) for s in SCENARIOS)]
+    names = [
+        name
+        for name in dict.fromkeys(row["contestant"] for row in run["results"])
+        if name != run["baseline"]
+    ]
+    names = [
+        name
+        for name in names
+        if any(ratio(run["results"], s, s.columns[0], name, run["baseline"]) for s in SCENARIOS)
+    ]
     shapes, bottom = _bars(run, names)
     lines = []
     for power in range(-4, 5):
@@ -60,10 +76,23 @@ def svg(run: Figures) -> str:
     legend = []
     for index, name in enumerate(names):
         x = 12 + index * 150
-        legend.append(f'<rect x="{x}" y="14" width="11" height="11" fill="{_COLOURS[index % len(_COLOURS)]}"/>')
+        legend.append(
+            f'<rect x="{x}" y="14" width="11" height="11" fill="{_COLOURS[index % len(_COLOURS)]}"/>'
+        )
         legend.append(_text(x + 16, 24, name))
-    title = f"times {run['baseline']}, to the right is better" if names else f"nobody to compare with {run['baseline']}"
-    body = "\n".join([*lines, *shapes, *legend, _text(_WIDTH - 12, 24, title, anchor="end", extra='font-weight="bold"')])
+    title = (
+        f"times {run['baseline']}, to the right is better"
+        if names
+        else f"nobody to compare with {run['baseline']}"
+    )
+    body = "\n".join(
+        [
+            *lines,
+            *shapes,
+            *legend,
+            _text(_WIDTH - 12, 24, title, anchor="end", extra='font-weight="bold"'),
+        ]
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{bottom:.0f}" font-family="sans-serif" font-size="12">\n'
         f'<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'

@@ -1,4 +1,7 @@
-"""From what was measured to tables: medians, ratios to the baseline, spread, faults, and how calm the machine was."""
+"""
+From what was measured to tables: medians, ratios to the baseline, spread, faults, and how calm the
+machine was.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from pathlib import Path
 from benchmarks.generator import Figures
 from benchmarks.scenarios import FAULTS, SCENARIOS, Column, Scenario, median
 
-DISTURBED = 0.2  # CPUs that other processes of the machine used meanwhile: from there on a run reads too low
+# CPUs that other processes of the machine used meanwhile: from there on a run reads too low
+DISTURBED = 0.2
 
 Results = Sequence[Figures]
 
@@ -26,10 +30,14 @@ def counted(rows: Results) -> list[Figures]:
 
 def chosen(results: Results, scenario: str, contestant: str) -> list[Figures]:
     """The runs of one contestant in one scenario."""
-    return [row for row in results if row["scenario"] == scenario and row["contestant"] == contestant]
+    return [
+        row for row in results if row["scenario"] == scenario and row["contestant"] == contestant
+    ]
 
 
-def ratio(results: Results, scenario: Scenario, column: Column, contestant: str, baseline: str) -> float | None:
+def ratio(
+    results: Results, scenario: Scenario, column: Column, contestant: str, baseline: str
+) -> float | None:
     """How many times the baseline's figure; None where there is none."""
     mine = median(counted(chosen(results, scenario.name, contestant)), column.key)
     theirs = median(counted(chosen(results, scenario.name, baseline)), column.key)
@@ -38,11 +46,17 @@ def ratio(results: Results, scenario: Scenario, column: Column, contestant: str,
 
 def _spread(rows: Results, column: Column) -> str:
     values = [row[column.key] for row in rows if column.key in row]
-    return f"{min(values):{column.format}} … {max(values):{column.format}}" if len(values) > 1 else ""
+    return (
+        f"{min(values):{column.format}} … {max(values):{column.format}}" if len(values) > 1 else ""
+    )
 
 
 def _faults(rows: Results) -> str:
-    found = [f"{sum(row.get(fault, 0) for row in rows):.0f} {fault}" for fault in FAULTS if any(row.get(fault) for row in rows)]
+    found = [
+        f"{sum(row.get(fault, 0) for row in rows):.0f} {fault}"
+        for fault in FAULTS
+        if any(row.get(fault) for row in rows)
+    ]
     failed = sum(not row["ok"] for row in rows)
     return ", ".join(found) or (f"{failed} failed" if failed else "none")
 
@@ -68,20 +82,29 @@ def _baseline(scenario: Scenario, names: Sequence[str], baseline: str) -> str:
 
 def table(results: Results, scenario: Scenario, baseline: str) -> str:
     """One scenario, the fastest first, as reStructuredText that can be read as it stands."""
-    names = list(dict.fromkeys(row["contestant"] for row in results if row["scenario"] == scenario.name))
+    names = list(
+        dict.fromkeys(row["contestant"] for row in results if row["scenario"] == scenario.name)
+    )
     against = _baseline(scenario, names, baseline)
     first = scenario.columns[0]
     head = ["" if len(names) == 1 else f"(× {against})"]
     for column in scenario.columns:
         head += [column.heading, "×"] if column.better else [column.heading]
     head += ["spread", "faults", "calm"]
-    values = {name: median(counted(chosen(results, scenario.name, name)), first.key) for name in names}
+    values = {
+        name: median(counted(chosen(results, scenario.name, name)), first.key) for name in names
+    }
     names.sort(key=lambda name: (values[name] is None, -first.better * (values[name] or 0)))
     rows = [head, *(_row(results, scenario, name, against) for name in names)]
-    rows = [[cell or "\\" if index == 0 else cell for index, cell in enumerate(row)] for row in rows]
+    rows = [
+        [cell or "\\" if index == 0 else cell for index, cell in enumerate(row)] for row in rows
+    ]
     widths = [max(len(row[index]) for row in rows) for index in range(len(head))]
     line = "  ".join("=" * width for width in widths)
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     title = f"{scenario.title} (``{scenario.name}``)"
     return "\n".join([title, "~" * len(title), "", line, text[0], line, *text[1:], line, ""])
 
@@ -100,12 +123,25 @@ def circumstances(run: Figures) -> str:
 
 def tables(run: Figures) -> str:
     """Everything that was measured."""
-    measured = [scenario for scenario in SCENARIOS if any(row["scenario"] == scenario.name for row in run["results"])]
-    return "\n".join([circumstances(run), "", *(table(run["results"], scenario, run["baseline"]) for scenario in measured)])
+    measured = [
+        scenario
+        for scenario in SCENARIOS
+        if any(row["scenario"] == scenario.name for row in run["results"])
+    ]
+    return "\n".join(
+        [
+            circumstances(run),
+            "",
+            *(table(run["results"], scenario, run["baseline"]) for scenario in measured),
+        ]
+    )
 
 
 def write_into(page: Path, mark: str, text: str) -> None:
-    """Put `text` between the lines ``.. MARK: begin`` and ``.. MARK: end`` of a page.  Raises ValueError if it has none."""
+    """
+    Put `text` between the lines ``.. MARK: begin`` and ``.. MARK: end`` of a page.  Raises
+    ValueError if it has none.
+    """
     before, begin, rest = page.read_text().partition(f".. {mark}: begin")
     _, end, after = rest.partition(f".. {mark}: end")
     if not end:

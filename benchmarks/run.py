@@ -1,8 +1,10 @@
 """
-One command: start each contestant in turn on the loopback interface, put the same loads on all, print medians and ratios.
+One command: start each contestant in turn on the loopback interface, put the same loads on all,
+print medians and ratios.
 
-Every run has a freshly started server.  Contestants of one scenario are neighbours in time, and the rounds are interleaved,
-so that what else the machine does hits all alike; how much that was is measured, and disturbed runs are marked.
+Every run has a freshly started server.  Contestants of one scenario are neighbours in time, and the
+rounds are interleaved, so that what else the machine does hits all alike; how much that was is
+measured, and disturbed runs are marked.
 """
 
 from __future__ import annotations
@@ -20,12 +22,22 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":  # as a file: its neighbours are a package, not modules that lie about
     sys.path[0] = str(HERE.parent)
 
-from benchmarks import machine, plot, report  # noqa: E402
-from benchmarks.generator import Figures, NoCompiler, build  # noqa: E402
-from benchmarks.hotspots import hotspots  # noqa: E402
-from benchmarks.scenarios import FAULTS, SCENARIOS, Scenario  # noqa: E402
-from benchmarks.servers import Contestant, Failed, Server, also, klein_hub, nchan, node_ws, on_mongodb, project  # noqa: E402
-from benchmarks.soak import sentence, soak  # noqa: E402
+from benchmarks import machine, plot, report
+from benchmarks.generator import Figures, NoCompiler, build
+from benchmarks.hotspots import hotspots
+from benchmarks.scenarios import FAULTS, SCENARIOS, Scenario
+from benchmarks.servers import (
+    Contestant,
+    Failed,
+    Server,
+    also,
+    klein_hub,
+    nchan,
+    node_ws,
+    on_mongodb,
+    project,
+)
+from benchmarks.soak import sentence, soak
 
 _SQLITE = "--store sqlite:{folder}/events"
 
@@ -46,16 +58,26 @@ def contestants(field: str, extra: list[Contestant]) -> list[Contestant]:
 
 def measured(scenario: Scenario, contestant: Contestant, seconds: float) -> Figures:
     """One run, with what the rest of the machine did meanwhile."""
-    row: Figures = {"scenario": scenario.name, "contestant": contestant.name, "at": time.strftime("%H:%M:%S")}
+    row: Figures = {
+        "scenario": scenario.name,
+        "contestant": contestant.name,
+        "at": time.strftime("%H:%M:%S"),
+    }
     try:
         with Server(contestant, seconds) as server:
-            busy, server_cpu, children = machine.busy(), machine.cpu(machine.family(server.pids[0])), os.times()
+            busy, server_cpu, children = (
+                machine.busy(),
+                machine.cpu(machine.family(server.pids[0])),
+                os.times(),
+            )
             began = time.monotonic()
             row |= scenario.measure(server)
             took, after = time.monotonic() - began, os.times()
             ours = machine.cpu(machine.family(server.pids[0])) - server_cpu
             ours += after.user + after.system + after.children_user + after.children_system
-            ours -= children.user + children.system + children.children_user + children.children_system
+            ours -= (
+                children.user + children.system + children.children_user + children.children_system
+            )
             row["others"] = round(max(0.0, machine.busy() - busy - ours) / took, 3)
     except Failed as error:
         row |= {"ok": False, "error": str(error), "others": 0.0}
@@ -66,7 +88,11 @@ def progress(row: Figures, scenario: Scenario) -> str:
     """A line while it runs."""
     first = scenario.columns[0]
     value = f"{row[first.key]:{first.format}} {first.heading}" if first.key in row else ""
-    wrong = "" if row["ok"] else "  FAILED " + str(row.get("error") or {fault: row.get(fault) for fault in FAULTS})
+    wrong = (
+        ""
+        if row["ok"]
+        else "  FAILED " + str(row.get("error") or {fault: row.get(fault) for fault in FAULTS})
+    )
     return f"{row['at']}  {scenario.name:11} {row['contestant']:15} {value:28} others {row['others']:.2f}{wrong}"
 
 
@@ -74,7 +100,9 @@ def rounds(chosen: list[Scenario], options: argparse.Namespace, run: Figures) ->
     """Measure it all, round by round."""
     extra = [also(text) for text in options.also]
     fields = {scenario.field: contestants(scenario.field, extra) for scenario in chosen}
-    for name, missing in {one.name: one.missing for field in fields.values() for one in field if one.missing}.items():
+    for name, missing in {
+        one.name: one.missing for field in fields.values() for one in field if one.missing
+    }.items():
         print(f"without {name}: {missing}", file=sys.stderr)
     for number in range(options.rounds):
         for scenario in chosen:
@@ -110,36 +138,73 @@ def picture(options: argparse.Namespace) -> str:
 
 def text(run: Figures) -> str:
     """Tables, and what the soak found."""
-    return "\n\n".join([*([report.tables(run)] if run["results"] else []), *map(sentence, run["soaks"])])
+    return "\n\n".join(
+        [*([report.tables(run)] if run["results"] else []), *map(sentence, run["soaks"])]
+    )
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = [scenario.name for scenario in SCENARIOS]
     only = "only these: " + ", ".join(names)
-    parser.add_argument("--scenario", nargs="+", choices=names, default=names, metavar="NAME", help=only)
+    parser.add_argument(
+        "--scenario", nargs="+", choices=names, default=names, metavar="NAME", help=only
+    )
     parser.add_argument("--contestant", nargs="+", metavar="NAME", help="only these")
     another = "another server: its command, with {port} in it, and {folder} for an empty folder"
     parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND", help=another)
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--seconds", type=float, default=3, help="that a load publishes at most; default: 3")
-    parser.add_argument("--baseline", default="nchan", help="whom all are compared with; default: nchan")
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="watch the memory of the project instead")
-    parser.add_argument("--profile", choices=names, metavar="NAME", help="show where the project's time goes instead (py-spy)")
-    parser.add_argument("--store", default="memory:", help="of the project, for --profile; default: memory:")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write the ratios as a picture")
-    parser.add_argument("--docs", type=Path, metavar="FILE.rst", help="write the tables between the marks of this page")
-    parser.add_argument("--add", type=Path, metavar="FILE.json", help="take the soaks of another run as well")
-    parser.add_argument("--show", type=Path, metavar="FILE.json", help="measure nothing; take what was written before")
+    parser.add_argument(
+        "--seconds", type=float, default=3, help="that a load publishes at most; default: 3"
+    )
+    parser.add_argument(
+        "--baseline", default="nchan", help="whom all are compared with; default: nchan"
+    )
+    parser.add_argument(
+        "--soak", type=float, metavar="MINUTES", help="watch the memory of the project instead"
+    )
+    parser.add_argument(
+        "--profile",
+        choices=names,
+        metavar="NAME",
+        help="show where the project's time goes instead (py-spy)",
+    )
+    parser.add_argument(
+        "--store", default="memory:", help="of the project, for --profile; default: memory:"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything that was measured"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.svg", help="write the ratios as a picture"
+    )
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="FILE.rst",
+        help="write the tables between the marks of this page",
+    )
+    parser.add_argument(
+        "--add", type=Path, metavar="FILE.json", help="take the soaks of another run as well"
+    )
+    parser.add_argument(
+        "--show",
+        type=Path,
+        metavar="FILE.json",
+        help="measure nothing; take what was written before",
+    )
     return parser
 
 
 def profile(options: argparse.Namespace) -> int:
     """Print where the time goes."""
     scenario = next(scenario for scenario in SCENARIOS if scenario.name == options.profile)
-    figures, found = hotspots(scenario, project(options.store, f"--store {options.store}"), options.seconds)
+    figures, found = hotspots(
+        scenario, project(options.store, f"--store {options.store}"), options.seconds
+    )
     if options.docs:
         report.write_into(options.docs, "profile", "::\n\n" + indent(found, "    "))
     print(found)
@@ -148,14 +213,24 @@ def profile(options: argparse.Namespace) -> int:
 
 def run_all(options: argparse.Namespace) -> Figures:
     """Measure what the command line asks for."""
-    run: Figures = {"machine": machine.description(), "started": time.strftime("%Y-%m-%d %H:%M"), "baseline": options.baseline}
+    run: Figures = {
+        "machine": machine.description(),
+        "started": time.strftime("%Y-%m-%d %H:%M"),
+        "baseline": options.baseline,
+    }
     run |= {"rounds": 0, "results": [], "soaks": []}
     if options.soak:
-        kept = "--history-length 100"  # so that the histories are full soon, and what grows then is a leak
-        for store in (project("memory", f"--store memory: {kept}"), project("sqlite", f"{_SQLITE} {kept}")):
+        # so that the histories are full soon, and what grows then is a leak
+        kept = "--history-length 100"
+        for store in (
+            project("memory", f"--store memory: {kept}"),
+            project("sqlite", f"{_SQLITE} {kept}"),
+        ):
             run["soaks"].append(soak(store, options.soak))
     else:
-        rounds([scenario for scenario in SCENARIOS if scenario.name in options.scenario], options, run)
+        rounds(
+            [scenario for scenario in SCENARIOS if scenario.name in options.scenario], options, run
+        )
     return run
 
 

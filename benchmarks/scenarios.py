@@ -1,5 +1,6 @@
 """
-What is measured.  Each scenario is run against a server that was started for it, and answers with figures.
+What is measured.  Each scenario is run against a server that was started for it, and answers with
+figures.
 
 Sizes are those of docs/performance.rst.  ``{seconds}`` is how long events are published at most.
 """
@@ -35,7 +36,10 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenario:
-    """`columns` begins with the figure that is compared.  `field` says who takes part: peers, stores or workers."""
+    """
+    `columns` begins with the figure that is compared.  `field` says who takes part: peers, stores
+    or workers.
+    """
 
     name: str
     title: str
@@ -46,8 +50,15 @@ class Scenario:
 
 
 def merged(parts: Mapping[str, Figures]) -> Figures:
-    """Figures of several loads as one: the keys end in the load's name, faults and times are added up."""
-    figures: Figures = {f"{key}_{name}": value for name, part in parts.items() for key, value in part.items() if key != "ok"}
+    """
+    Figures of several loads as one: the keys end in the load's name, faults and times are added up.
+    """
+    figures: Figures = {
+        f"{key}_{name}": value
+        for name, part in parts.items()
+        for key, value in part.items()
+        if key != "ok"
+    }
     for fault in FAULTS:
         figures[fault] = sum(part.get(fault, 0) for part in parts.values())
     figures["client_cpu"] = sum(part.get("client_cpu", 0) for part in parts.values())
@@ -62,7 +73,10 @@ def loaded(arguments: str) -> Callable[[Server], Figures]:
 
 
 def batches(accounts: int) -> Callable[[Server], Figures]:
-    """Events a hundred to a POST.  Whoever has no such way in gets single ones, for 100 accounts, as in ``ingest``."""
+    """
+    Events a hundred to a POST.  Whoever has no such way in gets single ones, for 100 accounts, as
+    in ``ingest``.
+    """
     in_batches = f"--accounts {accounts} {_BATCH}"
     return lambda server: server.load(in_batches if "batch" in server.contestant.able else _INGEST)
 
@@ -76,31 +90,57 @@ def _quantile(values: list[float], share: float) -> float:
 
 
 def storm(server: Server) -> Figures:
-    """10,000 clients come back with cursors at once, while 100 that are connected get 50 events a second."""
-    probe = server.start_load("--subscribers 100 --publishers 50 --rate 50 --events 500 --prefix s --trace --patience 30")
-    crowd = server.load("--accounts 100 --subscribers 100 --resume 10 --window 4000 --prefix s --patience 30")
+    """
+    10,000 clients come back with cursors at once, while 100 that are connected get 50 events a
+    second.
+    """
+    probe = server.start_load(
+        "--subscribers 100 --publishers 50 --rate 50 --events 500 --prefix s --trace --patience 30"
+    )
+    crowd = server.load(
+        "--accounts 100 --subscribers 100 --resume 10 --window 4000 --prefix s --patience 30"
+    )
     steady = probe.result()
     figures = merged({"crowd": crowd, "steady": steady})
     if crowd["ok"] and steady["ok"]:
         begin, end = crowd["began"], crowd["began"] + crowd["seconds"]
         trace = steady.pop("trace")
         during, calm = _within(trace, begin, end), _within(trace, end + 0.5, float("inf"))
-        figures |= {"served_s": crowd["seconds"], "storm_p50": _quantile(during, 0.5), "storm_p99": _quantile(during, 0.99)}
-        figures |= {"storm_max": _quantile(during, 1), "calm_p50": _quantile(calm, 0.5), "calm_p99": _quantile(calm, 0.99)}
+        figures |= {
+            "served_s": crowd["seconds"],
+            "storm_p50": _quantile(during, 0.5),
+            "storm_p99": _quantile(during, 0.99),
+        }
+        figures |= {
+            "storm_max": _quantile(during, 1),
+            "calm_p50": _quantile(calm, 0.5),
+            "calm_p99": _quantile(calm, 0.99),
+        }
     figures.pop("trace_steady", None)
     return figures
 
 
 def fairness(server: Server) -> Figures:
-    """One account with 10,000 subscribers is flooded; how long does an event for another account's one subscriber take?"""
-    probe = server.start_load("--rate 50 --publishers 50 --events 500 --prefix lonely --trace --patience 30")
-    crowd = server.load("--subscribers 10000 --publishers 4 --events 100000 --seconds 5 --window 512 --prefix crowd --patience 30")
+    """
+    One account with 10,000 subscribers is flooded; how long does an event for another account's one
+    subscriber take?
+    """
+    probe = server.start_load(
+        "--rate 50 --publishers 50 --events 500 --prefix lonely --trace --patience 30"
+    )
+    crowd = server.load(
+        "--subscribers 10000 --publishers 4 --events 100000 --seconds 5 --window 512 --prefix crowd --patience 30"
+    )
     steady = probe.result()
     figures = merged({"crowd": crowd, "steady": steady})
     if crowd["ok"] and steady["ok"]:
         begin, end = crowd["began"], crowd["began"] + crowd["seconds"]
         during = _within(steady["trace"], begin + 0.2, end)
-        figures |= {"fair_p50": _quantile(during, 0.5), "fair_p99": _quantile(during, 0.99), "fair_max": _quantile(during, 1)}
+        figures |= {
+            "fair_p50": _quantile(during, 0.5),
+            "fair_p99": _quantile(during, 0.99),
+            "fair_max": _quantile(during, 1),
+        }
         figures["crowd_rate"] = crowd["deliveries_per_s"]
     figures.pop("trace_steady", None)
     return figures
@@ -109,7 +149,10 @@ def fairness(server: Server) -> Figures:
 def spread(server: Server) -> Figures:
     """What a delivery costs the server, with more and more subscribers of one account."""
     common = "--one-by-one --seconds {seconds}"
-    loads = {size: f"--subscribers {size} --events {500_000 // size} --prefix n{size}x {common}" for size in _SIZES}
+    loads = {
+        size: f"--subscribers {size} --events {500_000 // size} --prefix n{size}x {common}"
+        for size in _SIZES
+    }
     return merged({str(size): server.load(load) for size, load in loads.items()})
 
 
@@ -117,10 +160,14 @@ def crowded(server: Server) -> Figures:
     """What a POST costs the server, with more and more accounts that have a history."""
     parts: dict[str, Figures] = {}
     for size in _CROWDS:
-        fill = server.load(f"--accounts {size} --subscribers 0 --publishers 16 --events {size} --prefix h")
+        fill = server.load(
+            f"--accounts {size} --subscribers 0 --publishers 16 --events {size} --prefix h"
+        )
         server.settle()
         # The same accounts, in turn: as many of the large crowd as come up.
-        part = server.load(f"--accounts {size} --subscribers 0 --publishers 16 --events 30000 --prefix h --seconds {{seconds}}")
+        part = server.load(
+            f"--accounts {size} --subscribers 0 --publishers 16 --events 30000 --prefix h --seconds {{seconds}}"
+        )
         part["ok"] = part["ok"] and fill["ok"]
         parts[str(size)] = part
     return merged(parts)
@@ -129,17 +176,26 @@ def crowded(server: Server) -> Figures:
 def ways_in(server: Server) -> Figures:
     """Single POSTs and batches; with MongoDB also what its drivers do with the same documents."""
     uri = server.contestant.mongodb.replace("{port}", str(server.port))
-    single, figures = ceilings(uri, "single", lambda: server.load(_INGEST)) if uri else (server.load(_INGEST), {})
+    single, figures = (
+        ceilings(uri, "single", lambda: server.load(_INGEST)) if uri else (server.load(_INGEST), {})
+    )
     server.settle()
     batch = f"--accounts 100 {_BATCH}"
-    many, more = ceilings(uri, "batch", lambda: server.load(batch), drop=True) if uri else (server.load(batch), {})
+    many, more = (
+        ceilings(uri, "batch", lambda: server.load(batch), drop=True)
+        if uri
+        else (server.load(batch), {})
+    )
     return merged({"single": single, "batch": many}) | figures | more
 
 
 def shared_port(server: Server) -> Figures:
     """Ingest and deliveries, and how much of the machine the load generator itself took."""
     parts = {"ingest": server.load(_INGEST), "mixed": server.load(_MIXED)}
-    shares = {f"share_{name}": part.get("client_cpu", 0) / part.get("seconds", 1) for name, part in parts.items()}
+    shares = {
+        f"share_{name}": part.get("client_cpu", 0) / part.get("seconds", 1)
+        for name, part in parts.items()
+    }
     return merged(parts) | shares
 
 
@@ -152,8 +208,19 @@ _LAST = (Column("p50 ms", "last_p50_ms", ".2f"), Column("p99 ms", "last_p99_ms",
 _FANOUT = "--subscribers 1000 --one-by-one --events 1000 --seconds {seconds}"
 
 SCENARIOS = [
-    Scenario("fanout", "One event after the other to 1,000 WebSocket subscribers", (_RATE, _CPU, *_LAST), loaded(_FANOUT)),
-    Scenario("sse", "The same by Server-Sent Events", (_RATE, _CPU, *_LAST), loaded(_FANOUT + " --sse"), needs="sse"),
+    Scenario(
+        "fanout",
+        "One event after the other to 1,000 WebSocket subscribers",
+        (_RATE, _CPU, *_LAST),
+        loaded(_FANOUT),
+    ),
+    Scenario(
+        "sse",
+        "The same by Server-Sent Events",
+        (_RATE, _CPU, *_LAST),
+        loaded(_FANOUT + " --sse"),
+        needs="sse",
+    ),
     Scenario(
         "burst",
         "Four publishers at once, 1,000 WebSocket subscribers of one account",
@@ -166,14 +233,29 @@ SCENARIOS = [
         (Column("p50 ms", "p50_ms", ".3f", -1), Column("p99 ms", "p99_ms", ".3f")),
         loaded("--rate 100 --events 300"),
     ),
-    Scenario("ingest", "16 publishers, 100 accounts with one subscriber each", (_POSTS, _COST, *_LAST), loaded(_INGEST)),
-    Scenario("mixed", "16 publishers, 100 accounts with ten subscribers each", (_RATE, _CPU, *_LAST), loaded(_MIXED)),
+    Scenario(
+        "ingest",
+        "16 publishers, 100 accounts with one subscriber each",
+        (_POSTS, _COST, *_LAST),
+        loaded(_INGEST),
+    ),
+    Scenario(
+        "mixed",
+        "16 publishers, 100 accounts with ten subscribers each",
+        (_RATE, _CPU, *_LAST),
+        loaded(_MIXED),
+    ),
     Scenario("batch-one", "100 events a POST, one account", (_EVENTS, _COST, *_LAST), batches(1)),
-    Scenario("batch-many", "100 events a POST, 100 accounts", (_EVENTS, _COST, *_LAST), batches(100)),
+    Scenario(
+        "batch-many", "100 events a POST, 100 accounts", (_EVENTS, _COST, *_LAST), batches(100)
+    ),
     Scenario(
         "handshakes",
         "5,000 WebSockets are opened, 512 at a time",
-        (Column("handshakes/s", "connects_per_s", ",.0f", 1), Column("CPU µs each", "connect_us", ".0f", -1)),
+        (
+            Column("handshakes/s", "connects_per_s", ",.0f", 1),
+            Column("CPU µs each", "connect_us", ".0f", -1),
+        ),
         loaded("--accounts 50 --subscribers 100"),
     ),
     Scenario(
@@ -216,7 +298,9 @@ SCENARIOS = [
     Scenario(
         "spread",
         "CPU µs per delivery, by the number of subscribers",
-        tuple(Column(f"{size:,}", f"us_per_delivery_{size}", ".2f", -1) for size in reversed(_SIZES)),
+        tuple(
+            Column(f"{size:,}", f"us_per_delivery_{size}", ".2f", -1) for size in reversed(_SIZES)
+        ),
         spread,
     ),
     Scenario(

@@ -1,4 +1,7 @@
-"""Who is measured: the project with its stores, and the peers that are installed.  Each run has a freshly started server."""
+"""
+Who is measured: the project with its stores, and the peers that are installed.  Each run has a
+freshly started server.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,12 @@ from benchmarks.generator import Figures, Load
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
-_NGINX_MODULES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/local/lib/nginx/modules", "/etc/nginx/modules")
+_NGINX_MODULES = (
+    "/usr/lib/nginx/modules",
+    "/usr/lib64/nginx/modules",
+    "/usr/local/lib/nginx/modules",
+    "/etc/nginx/modules",
+)
 
 _NGINX = """\
 load_module {module};
@@ -51,7 +59,9 @@ _ABLE = frozenset({"sse", "batch", "resume"})  # what the project can do
 
 @dataclass(frozen=True)
 class Contestant:
-    """Somebody who is measured.  `command` gets a port and an empty folder, and tells what to start."""
+    """
+    Somebody who is measured.  `command` gets a port and an empty folder, and tells what to start.
+    """
 
     name: str
     command: Callable[[int, Path], list[str]]
@@ -61,21 +71,41 @@ class Contestant:
     mongodb: str = ""  # URI of the database that it uses, with {port}
 
 
-def project(name: str = "asyncplumber", options: str = "--store memory:", missing: str = "", mongodb: str = "") -> Contestant:
+def project(
+    name: str = "asyncplumber",
+    options: str = "--store memory:",
+    missing: str = "",
+    mongodb: str = "",
+) -> Contestant:
     """The project itself; ``{folder}`` in the options is an empty folder of its own."""
 
     def command(port: int, folder: Path) -> list[str]:
-        start = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile=", "asyncplumber"]
-        return [*start, "--port", str(port), *shlex.split(options.replace("{folder}", str(folder)).replace("{port}", str(port)))]
+        start = [
+            sys.executable,
+            "-c",
+            "from twisted.scripts.twistd import run; run()",
+            "-n",
+            "--pidfile=",
+            "asyncplumber",
+        ]
+        return [
+            *start,
+            "--port",
+            str(port),
+            *shlex.split(options.replace("{folder}", str(folder)).replace("{port}", str(port))),
+        ]
 
     return Contestant(name, command, missing, _ABLE, {"PYTHONPATH": str(HERE.parent)}, mongodb)
 
 
 def on_mongodb() -> Contestant:
-    """The project on a MongoDB server of our own, which runs until we end, or on the one that the environment names."""
+    """
+    The project on a MongoDB server of our own, which runs until we end, or on the one that the
+    environment names.
+    """
     from unittest import SkipTest
 
-    from tests.mongod import shared_uri, with_database
+    from harness.mongod import shared_uri, with_database
 
     try:
         uri = with_database(shared_uri(), "benchmark_{port}")
@@ -88,25 +118,44 @@ def on_mongodb() -> Contestant:
 def nchan() -> Contestant:
     """nginx with nchan, in C: the baseline."""
     nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-    module = next((path for folder in _NGINX_MODULES if (path := Path(folder, "ngx_nchan_module.so")).exists()), None)
+    module = next(
+        (
+            path
+            for folder in _NGINX_MODULES
+            if (path := Path(folder, "ngx_nchan_module.so")).exists()
+        ),
+        None,
+    )
 
     def command(port: int, folder: Path) -> list[str]:
         user = "user root;" if os.getuid() == 0 else ""
-        (folder / "nginx.conf").write_text(_NGINX.format(module=module, user=user, folder=folder, port=port))
+        (folder / "nginx.conf").write_text(
+            _NGINX.format(module=module, user=user, folder=folder, port=port)
+        )
         return [str(nginx), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
 
-    missing = "" if nginx and module else "nginx with nchan is not installed (Debian: libnginx-mod-nchan)"
+    missing = (
+        "" if nginx and module else "nginx with nchan is not installed (Debian: libnginx-mod-nchan)"
+    )
     return Contestant("nchan", command, missing, frozenset({"sse"}))
 
 
 def node_ws() -> Contestant:
-    """node with `ws`, found where ``NODE_PATH`` says or in a ``node_modules`` beside the project."""
+    """
+    node with `ws`, found where ``NODE_PATH`` says or in a ``node_modules`` beside the project.
+    """
     node = shutil.which("node")
     found = False
     if node:
-        look = subprocess.run([node, "-e", "require('ws')"], cwd=HERE, capture_output=True, check=False)
+        look = subprocess.run(
+            [node, "-e", "require('ws')"], cwd=HERE, capture_output=True, check=False
+        )
         found = look.returncode == 0
-    missing = "" if found else "node or its package ws is not installed (npm install ws, and NODE_PATH=…/node_modules)"
+    missing = (
+        ""
+        if found
+        else "node or its package ws is not installed (npm install ws, and NODE_PATH=…/node_modules)"
+    )
     return Contestant(
         "node-ws",
         lambda port, folder: [str(node), str(PEERS / "ws_hub.js"), str(port)],
@@ -118,17 +167,25 @@ def node_ws() -> Contestant:
 
 def klein_hub() -> Contestant:
     """Klein and Autobahn, as anyone would write it."""
-    return Contestant("klein+autobahn", lambda port, folder: [sys.executable, str(PEERS / "klein_hub.py"), str(port)])
+    return Contestant(
+        "klein+autobahn",
+        lambda port, folder: [sys.executable, str(PEERS / "klein_hub.py"), str(port)],
+    )
 
 
 def also(text: str) -> Contestant:
-    """``NAME=COMMAND`` from the command line, with ``{port}`` and perhaps ``{folder}``: another version, another hub."""
+    """
+    ``NAME=COMMAND`` from the command line, with ``{port}`` and perhaps ``{folder}``: another
+    version, another hub.
+    """
     name, _, command = text.partition("=")
     if not command or "{port}" not in command:
         raise SystemExit(f"--also {text!r} is not NAME=COMMAND with {{port}} in it")
     return Contestant(
         name,
-        lambda port, folder: shlex.split(command.replace("{port}", str(port)).replace("{folder}", str(folder))),
+        lambda port, folder: shlex.split(
+            command.replace("{port}", str(port)).replace("{folder}", str(folder))
+        ),
         able=_ABLE,
     )
 
@@ -155,7 +212,9 @@ class Server:
         environ = {**os.environ, **self.contestant.environ}
         with self._log.open("wb") as log:
             command = self.contestant.command(self.port, folder)
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, cwd=folder)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, cwd=folder
+            )
         try:
             self._await()
         except BaseException:
@@ -176,11 +235,15 @@ class Server:
                 continue
             self.pids = machine.family(self._process.pid)
             if self.load("--events 1 --patience 2 --prefix hello --settle 0.1")["ok"]:
-                self.load("--accounts 4 --subscribers 10 --events 200 --publishers 2 --seconds 1 --prefix warm --settle 0.1")
+                self.load(
+                    "--accounts 4 --subscribers 10 --events 200 --publishers 2 --seconds 1 --prefix warm --settle 0.1"
+                )
                 self.settle()
                 return
             time.sleep(0.2)
-        raise Failed(f"{self.contestant.name} does not serve: {self._log.read_text(errors='replace')[-600:]}")
+        raise Failed(
+            f"{self.contestant.name} does not serve: {self._log.read_text(errors='replace')[-600:]}"
+        )
 
     def start_load(self, arguments: str) -> Load:
         """Have the load generator begin."""

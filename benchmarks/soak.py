@@ -1,4 +1,7 @@
-"""Hours of work in minutes: a steady load, and clients that come and go, while the server's memory is watched."""
+"""
+Hours of work in minutes: a steady load, and clients that come and go, while the server's memory is
+watched.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,18 @@ def _growth(samples: list[tuple[float, int]]) -> float:
     times, sizes = [time for time, _ in samples], [size for _, size in samples]
     middle, mean = sum(times) / len(times), sum(sizes) / len(sizes)
     scatter = sum((time - middle) ** 2 for time in times)
-    return 3600 * sum((time - middle) * (size - mean) for time, size in samples) / scatter if scatter else 0.0
+    return (
+        3600 * sum((time - middle) * (size - mean) for time, size in samples) / scatter
+        if scatter
+        else 0.0
+    )
 
 
 def soak(contestant: Contestant, minutes: float) -> Figures:
-    """Memory over time: ``samples`` of (seconds, KiB), and what the second half grew by, in KiB an hour."""
+    """
+    Memory over time: ``samples`` of (seconds, KiB), and what the second half grew by, in KiB an
+    hour.
+    """
     seconds = 60 * minutes
     with Server(contestant) as server:
         steady = server.start_load(
@@ -31,7 +41,9 @@ def soak(contestant: Contestant, minutes: float) -> Figures:
         while (now := time.monotonic() - began) < seconds:
             samples.append((now, machine.rss(server.pids)))
             guests["loads"] += 1
-            guests["bad"] += not server.load("--accounts 10 --subscribers 20 --events 50 --prefix guest")["ok"]
+            guests["bad"] += not server.load(
+                "--accounts 10 --subscribers 20 --events 50 --prefix guest"
+            )["ok"]
             time.sleep(max(0.0, _EVERY - (time.monotonic() - began - now)))
         figures = steady.result()
     half = samples[len(samples) // 2 :]
@@ -51,7 +63,9 @@ def soak(contestant: Contestant, minutes: float) -> Figures:
 
 def sentence(row: Figures) -> str:
     """What a soak found, in words."""
-    first, half, last, growth = (row[key] / 1024 for key in ("first_kib", "half_kib", "last_kib", "growth_kib_per_hour"))
+    first, half, last, growth = (
+        row[key] / 1024 for key in ("first_kib", "half_kib", "last_kib", "growth_kib_per_hour")
+    )
     return (
         f"Soak, {row['contestant']}: {row['minutes']:g} minutes, {row.get('deliveries', 0):,.0f} deliveries, and {row['guests']:,} "
         f"subscribers that came and went.  Memory: {first:.1f} MiB at first, {half:.1f} after half of the time, {last:.1f} at the "

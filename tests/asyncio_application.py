@@ -1,5 +1,6 @@
 """
-An application on the asyncio reactor that test_callbacks runs: Tornado's WebSockets, fed by `Plumber.register`.
+An application on the asyncio reactor that test_callbacks runs: Tornado's WebSockets, fed by
+`Plumber.register`.
 
 It says what happened in lines of JSON, and ends by itself.
 """
@@ -14,15 +15,15 @@ from twisted.internet import asyncioreactor
 
 asyncioreactor.install(asyncio.new_event_loop())
 
-from tornado.httpserver import HTTPServer  # noqa: E402  # the reactor comes first
-from tornado.testing import bind_unused_port  # noqa: E402
-from tornado.web import Application  # noqa: E402
-from tornado.websocket import WebSocketHandler, websocket_connect  # noqa: E402
-from twisted.internet import reactor  # noqa: E402
-from twisted.internet.defer import Deferred, ensureDeferred  # noqa: E402
-from twisted.internet.task import deferLater  # noqa: E402
+from tornado.httpserver import HTTPServer  # the reactor comes first
+from tornado.testing import bind_unused_port
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler, websocket_connect
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import deferLater
 
-from asyncplumber import Event, Plumber  # noqa: E402
+from asyncplumber import Event, Plumber
 
 plumber = Plumber("memory:")
 
@@ -46,7 +47,10 @@ class Pipe(WebSocketHandler):
 
 
 async def both(event: Event) -> None:
-    """Awaits asyncio's things, which want a task around them, and Twisted's, each event after the other."""
+    """
+    Awaits asyncio's things, which want a task around them, and Twisted's, each event after the
+    other.
+    """
     async with asyncio.timeout(10):
         await asyncio.sleep(0.001)
     say("both", event.data, await deferLater(reactor, 0.001, lambda: "deferred"))
@@ -69,13 +73,18 @@ async def main() -> None:
     server.add_socket(socket)
     plumber.startService()
     await plumber.opened
-    client = await Deferred.fromFuture(asyncio.ensure_future(websocket_connect(f"ws://127.0.0.1:{port}/pipe")))
+    client = await Deferred.fromFuture(
+        asyncio.ensure_future(websocket_connect(f"ws://127.0.0.1:{port}/pipe"))
+    )
     plumber.register("a", both)
     plumber.register("a", cancelled)
     for number in (1, 2, 3, 4):
         await plumber.send("a", b"%d" % number)
     for _ in range(4):
-        say("tornado", json.loads(await Deferred.fromFuture(asyncio.ensure_future(client.read_message()))))
+        say(
+            "tornado",
+            json.loads(await Deferred.fromFuture(asyncio.ensure_future(client.read_message()))),
+        )
     await complete
     plumber.unregister("a", both)
     plumber.unregister("a", cancelled)

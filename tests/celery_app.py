@@ -1,4 +1,7 @@
-"""The Celery app that the worker process of `test_celery` imports; the environment says where its folder and its plumber are."""
+"""
+The Celery app that the worker process of `test_celery` imports; the environment says where its
+folder and its plumber are.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from typing import Any
 from celery import Celery, signals
 from celery.utils.dispatch import Signal
 
-from asyncplumber.tasks.celery import announce
-from asyncplumber.tasks.sender import Patience
-from tests.processes import celery_settings
+from asyncplumber.client.send import RetryPolicy
+from asyncplumber.integrations.celery import announce
+from harness.processes import celery_settings
 
 app = Celery("tests", set_as_current=False)
 app.conf.update(celery_settings(Path(os.environ["CELERY_TEST_FOLDER"])))
@@ -29,8 +32,13 @@ def tell(signal: Signal, **_: object) -> None:
 for ending in (signals.worker_process_shutdown, signals.worker_shutdown):
     ending.connect(tell, weak=False)
 
-# Pauses far longer than any test: what is announced in time is sent in line, or because its process ends.
-plumber = announce(app, stall=2.0, patience=Patience(timeout=2.0, deadline=600.0, first_pause=300.0, longest_pause=300.0))
+# Pauses far longer than any test: what is announced in time is sent in line, or because its process
+# ends.
+plumber = announce(
+    app,
+    stall=2.0,
+    retry_policy=RetryPolicy(timeout=2.0, deadline=600.0, initial_backoff=300.0, max_backoff=300.0),
+)
 
 
 class Odd:

@@ -1,8 +1,8 @@
 """
 What a store promises, as suites that every store has to pass.
 
-A test case mixes in `HistoryContract` and `RegistryContract` and says how to open a store; opening it twice gives two
-doors to the same data, as two processes would have.
+A test case mixes in `HistoryContract` and `RegistryContract` and says how to open a store; opening
+it twice gives two doors to the same data, as two processes would have.
 """
 
 from __future__ import annotations
@@ -15,16 +15,33 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from asyncplumber.errors import CursorLost, CursorMoved, InstancesRunning
+from asyncplumber.errors import InstancesRunning
 from asyncplumber.event import Cursor, Draft, Event, Instance, Stored
-from asyncplumber.interfaces import PAGE_BYTES, IHistory, IRegistry, IStore
-from asyncplumber.stores.keeping import Keeping
+from asyncplumber.interfaces import PAGE_BYTES, CursorLost, CursorMoved, IHistory, IRegistry, IStore
+from asyncplumber.stores.retention import Retention
 
-ODD_ACCOUNTS = ["ä/ö?%2F#", "..", "a.b$c", "$where", "%", "x" * 256, "日本" * 100, " ", "'; DROP TABLE events; --", '{"a":1}', "\\"]
-ODD_ACCOUNTS += ["A", "a", "É", "E\u0301"]  # names are told apart by their characters: no folding, no normalisation
+ODD_ACCOUNTS = [
+    "ä/ö?%2F#",
+    "..",
+    "a.b$c",
+    "$where",
+    "%",
+    "x" * 256,
+    "日本" * 100,
+    " ",
+    "'; DROP TABLE events; --",
+    '{"a":1}',
+    "\\",
+]
+ODD_ACCOUNTS += [
+    "A",
+    "a",
+    "É",
+    "E\u0301",
+]  # names are told apart by their characters: no folding, no normalisation
 
 
-class Steered:
+class RealReactorWithFakeClock:
     """The real reactor, but for its clock, which a test sets forward."""
 
     def __init__(self) -> None:
@@ -43,10 +60,20 @@ class Steered:
 
 def draft(account: str = "a", key: str = "k", payload: bytes = b'"data":1', **fields: str) -> Draft:
     """A draft whose id is its key."""
-    return Draft(account, fields.get("id", key), key, fields.get("type", "result"), "2026-01-01T00:00:00Z", "text/plain", payload)
+    return Draft(
+        account,
+        fields.get("id", key),
+        key,
+        fields.get("type", "result"),
+        "2026-01-01T00:00:00Z",
+        "text/plain",
+        payload,
+    )
 
 
-def drafts(count: int, account: str = "a", prefix: str = "k", payload: bytes = b'"data":1') -> list[Draft]:
+def drafts(
+    count: int, account: str = "a", prefix: str = "k", payload: bytes = b'"data":1'
+) -> list[Draft]:
     """Different drafts for one account."""
     return [draft(account, f"{prefix}{index}", payload) for index in range(count)]
 
@@ -59,27 +86,27 @@ def seqs(answers: list[Any]) -> list[int]:
 class StoreContract:
     """How a suite gets its store."""
 
-    keeping = Keeping(length=10, age=100.0)
+    retention = Retention(length=10, age=100.0)
 
     async def setUp(self) -> None:
-        self.reactor = Steered()
+        self.reactor = RealReactorWithFakeClock()
         self.store = await self.opened()
         self.history = self.store.history
         self.registry = self.store.registry
 
-    def make(self, keeping: Keeping) -> Any:
+    def make(self, retention: Retention) -> Any:
         """A store, not started; called again, one on the same data."""
         raise NotImplementedError
 
-    async def opened(self, keeping: Keeping | None = None) -> Any:
-        store = self.make(keeping or self.keeping)
+    async def opened(self, retention: Retention | None = None) -> Any:
+        store = self.make(retention or self.retention)
         self.addCleanup(store.stop)
         await store.start()
         return store
 
     async def lapse(self) -> None:
         """Let all leases run out."""
-        self.reactor.advance(self.keeping.lease + 1)
+        self.reactor.advance(self.retention.lease + 1)
 
     async def test_it_provides_the_interfaces(self) -> None:
         """Names and signatures are those of the boundary."""
@@ -142,7 +169,9 @@ class HistoryContract(StoreContract):
         return caught.exception.position
 
     async def test_numbers_count_up_from_one(self) -> None:
-        """The first event has number 1, and each further one the next, in whatever calls they come."""
+        """
+        The first event has number 1, and each further one the next, in whatever calls they come.
+        """
         self.assertEqual(seqs(await self.history.append(drafts(1, prefix="x"))), [1])
         self.assertEqual(seqs(await self.history.append(drafts(3, prefix="y"))), [2, 3, 4])
 
@@ -162,33 +191,50 @@ class HistoryContract(StoreContract):
         self.assertEqual(events[0].data, "ä\U0001f600\x00")
         self.assertEqual(events[1].data, b"\x00\x01\x02\xff")
         self.assertEqual(
-            [(e.id, e.type, e.time, e.content_type) for e in events], [(d.id, d.type, d.time, d.content_type) for d in given]
+            [(e.id, e.type, e.time, e.content_type) for e in events],
+            [(d.id, d.type, d.time, d.content_type) for d in given],
         )
 
     async def test_a_draft_with_a_known_key_gets_the_old_event(self) -> None:
-        """A retry is answered with the first one's event, whatever else it says, and not stored again."""
+        """
+        A retry is answered with the first one's event, whatever else it says, and not stored again.
+        """
         [first] = await self.history.append([draft(key="k", payload=b'"data":1')])
         [second] = await self.history.append([draft(key="k", payload=b'"data":2')])
         self.assertEqual((first.duplicate, second), (False, Stored(first.event, True)))
         self.assertEqual(await self.everything(), [first.event])
 
     async def test_twins_in_one_batch_are_one_event(self) -> None:
-        """The second of two drafts with one key is the duplicate, and takes no number from those after it."""
-        answers = await self.history.append([draft(key="x"), draft(key="x"), draft(key="y"), draft(key="x")])
+        """
+        The second of two drafts with one key is the duplicate, and takes no number from those after
+        it.
+        """
+        answers = await self.history.append(
+            [draft(key="x"), draft(key="x"), draft(key="y"), draft(key="x")]
+        )
         self.assertEqual([answer.duplicate for answer in answers], [False, True, False, True])
         self.assertEqual(seqs(answers), [1, 1, 2, 1])
         self.assertEqual(seqs(await self.everything()), [1, 2])
 
     async def test_duplicates_amid_new_drafts_leave_no_hole(self) -> None:
-        """Old and new drafts in one batch: the new ones are numbered without a gap, in their order."""
+        """
+        Old and new drafts in one batch: the new ones are numbered without a gap, in their order.
+        """
         await self.history.append(drafts(4))
-        answers = await self.history.append([draft(key=key) for key in ["n1", "k2", "n2", "k0", "k3", "n3"]])
+        answers = await self.history.append(
+            [draft(key=key) for key in ["n1", "k2", "n2", "k0", "k3", "n3"]]
+        )
         self.assertEqual(seqs(answers), [5, 3, 6, 1, 4, 7])
         self.assertEqual([event.id for event in (await self.everything())[4:]], ["n1", "n2", "n3"])
 
     async def test_accounts_have_their_own_numbers_and_keys(self) -> None:
-        """In one batch for several accounts each counts for itself, and the same key twice is two events."""
-        answers = await self.history.append([draft("a", "k"), draft("b", "k"), draft("a", "l"), draft("c", "k"), draft("b", "l")])
+        """
+        In one batch for several accounts each counts for itself, and the same key twice is two
+        events.
+        """
+        answers = await self.history.append(
+            [draft("a", "k"), draft("b", "k"), draft("a", "l"), draft("c", "k"), draft("b", "l")]
+        )
         self.assertEqual(seqs(answers), [1, 1, 2, 1, 2])
         self.assertFalse(any(answer.duplicate for answer in answers))
         self.assertEqual([event.id for event in await self.everything("b")], ["k", "l"])
@@ -197,14 +243,21 @@ class HistoryContract(StoreContract):
         """Any allowed name works, and no two of them are one account."""
         await self.history.append([draft(name, f"key {name}") for name in ODD_ACCOUNTS])
         for name in ODD_ACCOUNTS:
-            self.assertEqual([(event.account, event.id) for event in await self.everything(name)], [(name, f"key {name}")])
+            self.assertEqual(
+                [(event.account, event.id) for event in await self.everything(name)],
+                [(name, f"key {name}")],
+            )
         self.assertEqual(set(await self.history.heads(ODD_ACCOUNTS)), set(ODD_ACCOUNTS))
 
     async def test_a_large_payload_survives(self) -> None:
         """Several MiB are a result like any other."""
         payload = b'"data":"%b"' % (b"x" * 5_000_000)
-        await self.history.append([draft(key="before"), draft(key="large", payload=payload), draft(key="after")])
-        self.assertEqual([len(event.payload) for event in await self.everything()], [8, len(payload), 8])
+        await self.history.append(
+            [draft(key="before"), draft(key="large", payload=payload), draft(key="after")]
+        )
+        self.assertEqual(
+            [len(event.payload) for event in await self.everything()], [8, len(payload), 8]
+        )
 
     async def test_read_begins_after_the_cursor_and_ends_at_limits(self) -> None:
         """A page is what follows the cursor, up to a number, or up to a count."""
@@ -227,9 +280,14 @@ class HistoryContract(StoreContract):
         """Large events make short pages, and one that is larger than a page still comes."""
         large = b'"data":"%b"' % (b"x" * (PAGE_BYTES // 3))
         huge = b'"data":"%b"' % (b"x" * (PAGE_BYTES + 1))
-        await self.history.append([*drafts(4, payload=large), draft(key="huge", payload=huge), draft(key="small")])
+        await self.history.append(
+            [*drafts(4, payload=large), draft(key="huge", payload=huge), draft(key="small")]
+        )
         epoch = (await self.history.position("a")).epoch
-        pages = [seqs(await self.history.read("a", Cursor(epoch, after), None, 100)) for after in (0, 2, 4, 5)]
+        pages = [
+            seqs(await self.history.read("a", Cursor(epoch, after), None, 100))
+            for after in (0, 2, 4, 5)
+        ]
         self.assertEqual(pages, [[1, 2], [3, 4], [5], [6]])
 
     async def test_a_page_may_be_asked_to_be_smaller(self) -> None:
@@ -241,7 +299,10 @@ class HistoryContract(StoreContract):
             self.assertEqual(seqs(page), list(range(1, count + 1)), size)
 
     async def test_a_cursor_that_cannot_be_continued_is_refused(self) -> None:
-        """Another epoch, and a place that no event had yet: both come with how far the history reaches."""
+        """
+        Another epoch, and a place that no event had yet: both come with how far the history
+        reaches.
+        """
         await self.history.append(drafts(3))
         position = await self.history.position("a")
         self.assertEqual(await self.lost("a", Cursor("other", 1)), position)
@@ -270,11 +331,17 @@ class HistoryContract(StoreContract):
         self.assertEqual(await self.rows(), 1)
 
     async def test_a_first_event_races_with_readers(self) -> None:
-        """Two write the first event of an account while others ask where it stands: nobody misses one, nobody is told of a gap."""
+        """
+        Two write the first event of an account while others ask where it stands: nobody misses one,
+        nobody is told of a gap.
+        """
         doors = [(await self.opened()).history for _ in range(2)]
         for turn in range(10):
             name = f"account {turn}"
-            asked = [self.history.position(name), *[door.append([draft(name, f"{n}")]) for n, door in enumerate(doors)]]
+            asked = [
+                self.history.position(name),
+                *[door.append([draft(name, f"{n}")]) for n, door in enumerate(doors)],
+            ]
             asked += [door.position(name) for door in doors]
             first, one, two, *others = await gatherResults(asked)
             self.assertEqual(sorted(seqs([*one, *two])), [1, 2])
@@ -296,7 +363,9 @@ class HistoryContract(StoreContract):
         await self.history.append([*drafts(3, "a"), *drafts(1, "b")])
         await self.history.position("c")
         heads = await self.history.heads(["a", "b", "c", "d"])
-        self.assertEqual({name: cursor.seq for name, cursor in heads.items()}, {"a": 3, "b": 1, "c": 0, "d": 0})
+        self.assertEqual(
+            {name: cursor.seq for name, cursor in heads.items()}, {"a": 3, "b": 1, "c": 0, "d": 0}
+        )
         for name, cursor in heads.items():
             self.assertEqual(cursor, (await self.history.position(name)).cursor)
         self.assertEqual(await self.history.heads(["d"]), {"d": heads["c"]})
@@ -307,10 +376,15 @@ class HistoryContract(StoreContract):
         names = [f"account {index}" for index in range(3000)]
         await self.history.append([draft(name) for name in names])
         heads = await self.history.heads(names)
-        self.assertEqual({name: cursor.seq for name, cursor in heads.items()}, dict.fromkeys(names, 1))
+        self.assertEqual(
+            {name: cursor.seq for name, cursor in heads.items()}, dict.fromkeys(names, 1)
+        )
 
     async def test_what_is_beyond_the_length_is_forgotten(self) -> None:
-        """After a sweep exactly the newest are kept, the floor says so, and an older cursor is refused."""
+        """
+        After a sweep exactly the newest are kept, the floor says so, and an older cursor is
+        refused.
+        """
         await self.history.append(drafts(9))
         await self.history.append(drafts(26, prefix="m"))
         await self.history.sweep()
@@ -333,9 +407,12 @@ class HistoryContract(StoreContract):
         self.assertEqual(await self.history.sweep(), 0)
 
     async def test_the_numbering_outlives_its_events(self) -> None:
-        """When everything has expired the head stays, a cursor at the head stays good, and numbers go on after it."""
+        """
+        When everything has expired the head stays, a cursor at the head stays good, and numbers go
+        on after it.
+        """
         stored = await self.history.append(drafts(4))
-        self.reactor.advance(self.keeping.age + 1)
+        self.reactor.advance(self.retention.age + 1)
         await self.history.sweep()
         other = (await self.opened()).history
         for history in (self.history, other):
@@ -352,22 +429,29 @@ class HistoryContract(StoreContract):
     async def test_a_forgotten_key_is_free_again(self) -> None:
         """What is no longer in the history cannot be a duplicate's first."""
         await self.history.append(drafts(1))
-        self.reactor.advance(self.keeping.age + 1)
+        self.reactor.advance(self.retention.age + 1)
         await self.history.sweep()
         [answer] = await self.history.append(drafts(1))
         self.assertEqual((answer.duplicate, answer.event.seq), (False, 2))
 
     async def test_many_appends_at_once_leave_no_hole(self) -> None:
-        """Calls that overlap, through two doors to one store, are numbered without a gap, each call's in its order."""
-        keeping = Keeping(length=1000, age=1000.0)
-        doors = [(await self.opened(keeping)).history for _ in range(2)]
+        """
+        Calls that overlap, through two doors to one store, are numbered without a gap, each call's
+        in its order.
+        """
+        retention = Retention(length=1000, age=1000.0)
+        doors = [(await self.opened(retention)).history for _ in range(2)]
         calls = [doors[n % 2].append(drafts(3, "a", f"{n}-")) for n in range(40)]
         answers = await gatherResults(calls)
-        self.assertEqual(sorted(seq for answer in answers for seq in seqs(answer)), list(range(1, 121)))
+        self.assertEqual(
+            sorted(seq for answer in answers for seq in seqs(answer)), list(range(1, 121))
+        )
         for answer in answers:
             self.assertEqual(seqs(answer), sorted(seqs(answer)))
         events = await self.everything(history=doors[0])
-        self.assertEqual(sorted(events), sorted(stored.event for answer in answers for stored in answer))
+        self.assertEqual(
+            sorted(events), sorted(stored.event for answer in answers for stored in answer)
+        )
 
     async def test_the_same_event_through_two_doors_is_stored_once(self) -> None:
         """However the calls race, one of them stores it, and all are told of the same event."""
@@ -379,9 +463,12 @@ class HistoryContract(StoreContract):
         self.assertEqual(seqs(await self.everything()), [1, 2, 3, 4, 5, 6, 7])
 
     async def test_a_reader_that_follows_sees_everything_once(self) -> None:
-        """While two doors append, a third one reads what is new: one sequence, without a hole, all that was accepted."""
-        keeping = Keeping(length=1000, age=1000.0)
-        doors = [(await self.opened(keeping)).history for _ in range(3)]
+        """
+        While two doors append, a third one reads what is new: one sequence, without a hole, all
+        that was accepted.
+        """
+        retention = Retention(length=1000, age=1000.0)
+        doors = [(await self.opened(retention)).history for _ in range(3)]
         reader = doors.pop()
         cursor = (await reader.position("a")).cursor
 
@@ -397,7 +484,9 @@ class HistoryContract(StoreContract):
         while len(seen) < 120:
             seen += await reader.read("a", Cursor(cursor.epoch, len(seen)), None, 7)
         self.assertEqual(seqs(seen), list(range(1, 121)))
-        self.assertEqual(sorted(seen), sorted(event for accepted in await writers for event in accepted))
+        self.assertEqual(
+            sorted(seen), sorted(event for accepted in await writers for event in accepted)
+        )
 
 
 class NewEpochContract(StoreContract):
@@ -415,7 +504,9 @@ class NewEpochContract(StoreContract):
             with self.assertRaises(CursorLost):
                 await self.history.read(account, cursor, None, 100)
         events = await self.history.read("a", Cursor(epoch, 0), None, 100)
-        self.assertEqual([str(event.cursor) for event in events], [f"{epoch}.{seq}" for seq in (1, 2, 3)])
+        self.assertEqual(
+            [str(event.cursor) for event in events], [f"{epoch}.{seq}" for seq in (1, 2, 3)]
+        )
 
     async def test_the_numbering_goes_on_after_a_new_epoch(self) -> None:
         """What is posted again is still the same event; and so it is after a second time."""
@@ -423,17 +514,19 @@ class NewEpochContract(StoreContract):
         for count in (4, 5):
             epoch = await self.history.begin_epoch()
             again, new = await self.history.append([drafts(1)[0], draft(key=f"new {count}")])
-            self.assertEqual((again.duplicate, again.event.epoch, again.event.seq), (True, epoch, 1))
+            self.assertEqual(
+                (again.duplicate, again.event.epoch, again.event.seq), (True, epoch, 1)
+            )
             self.assertEqual((new.event.epoch, new.event.seq), (epoch, count))
 
     async def test_no_new_epoch_while_an_instance_runs(self) -> None:
         """It may remember numbers, and would go on with them."""
         if type(self.store).__name__ == "MemoryStore":
             return  # it is its own instance
-        instance = await self.registry.enlist(Instance("i", "http://127.0.0.1:1"))
+        instance = await self.registry.add_instance(Instance("i", "http://127.0.0.1:1"))
         with self.assertRaises(InstancesRunning):
             await self.history.begin_epoch()
-        await self.registry.resign(instance)
+        await self.registry.remove_instance(instance)
         await self.history.begin_epoch()
 
 
@@ -441,19 +534,26 @@ class RegistryContract(StoreContract):
     """What `IRegistry` promises."""
 
     async def enlisted(self, id: str, url: str = "") -> Instance:
-        return await self.registry.enlist(Instance(id, url or f"http://127.0.0.1/{id}"))
+        return await self.registry.add_instance(Instance(id, url or f"http://127.0.0.1/{id}"))
 
     async def wanting(self, *accounts: str) -> dict[str, list[str]]:
         """The ids of those who want these accounts."""
         found = await self.registry.instances(accounts)
-        return {account: sorted(instance.id for instance in instances) for account, instances in found.items()}
+        return {
+            account: sorted(instance.id for instance in instances)
+            for account, instances in found.items()
+        }
 
     async def test_who_registered_is_found(self) -> None:
-        """Several instances, several accounts, one question; accounts that nobody wants are left out."""
+        """
+        Several instances, several accounts, one question; accounts that nobody wants are left out.
+        """
         one, two = await self.enlisted("1"), await self.enlisted("2")
         await self.registry.register(one, ["a", "b"])
         await self.registry.register(two, ["b", "c"])
-        self.assertEqual(await self.wanting("a", "b", "c", "d"), {"a": ["1"], "b": ["1", "2"], "c": ["2"]})
+        self.assertEqual(
+            await self.wanting("a", "b", "c", "d"), {"a": ["1"], "b": ["1", "2"], "c": ["2"]}
+        )
         self.assertEqual(await self.registry.instances(["a"]), {"a": [one]})
         self.assertEqual(await self.wanting(), {})
 
@@ -482,7 +582,9 @@ class RegistryContract(StoreContract):
         self.assertEqual(await self.wanting(*ODD_ACCOUNTS), {name: ["1"] for name in ODD_ACCOUNTS})
         for index, name in enumerate(ODD_ACCOUNTS, 1):
             await self.registry.withdraw(one, [name])
-            self.assertEqual(await self.wanting(*ODD_ACCOUNTS), {name: ["1"] for name in ODD_ACCOUNTS[index:]})
+            self.assertEqual(
+                await self.wanting(*ODD_ACCOUNTS), {name: ["1"] for name in ODD_ACCOUNTS[index:]}
+            )
 
     async def test_very_many_accounts(self) -> None:
         """Thousands of accounts are registered, found and withdrawn in one call each."""
@@ -494,7 +596,10 @@ class RegistryContract(StoreContract):
         self.assertEqual(await self.registry.instances(names), {})
 
     async def test_a_lease_that_ran_out_hides_the_hooks(self) -> None:
-        """A dead instance is not found, although nobody has swept; one that renews after all is found again."""
+        """
+        A dead instance is not found, although nobody has swept; one that renews after all is found
+        again.
+        """
         one = await self.enlisted("1")
         await self.registry.register(one, ["a"])
         await self.lapse()
@@ -537,13 +642,16 @@ class RegistryContract(StoreContract):
         one, two = await self.enlisted("1"), await self.enlisted("2")
         await self.registry.register(one, ["a"])
         await self.registry.register(two, ["a"])
-        await self.registry.resign(one)
-        await self.registry.resign(one)
+        await self.registry.remove_instance(one)
+        await self.registry.remove_instance(one)
         self.assertEqual(await self.wanting("a"), {"a": ["2"]})
         self.assertIsNone(await self.registry.renew(one))
 
     async def test_only_the_lease_that_was_seen_is_pruned(self) -> None:
-        """An instance that renewed meanwhile is alive; only who names its present lease removes it, with its hooks."""
+        """
+        An instance that renewed meanwhile is alive; only who names its present lease removes it,
+        with its hooks.
+        """
         one, two = await self.enlisted("1"), await self.enlisted("2")
         await self.registry.register(one, ["a"])
         await self.registry.register(two, ["a"])
@@ -586,15 +694,26 @@ class RegistryContract(StoreContract):
         self.assertEqual(await self.wanting("a"), {})
 
     async def test_an_append_tells_who_wants_its_events(self) -> None:
-        """Kept as by the history, and looked up as by the registry, in one call; duplicates go out again."""
+        """
+        Kept as by the history, and looked up as by the registry, in one call; duplicates go out
+        again.
+        """
         one, two = await self.enlisted("1"), await self.enlisted("2")
         await self.registry.register(one, ["a", "b"])
         await self.registry.register(two, ["b", "d"])
         for duplicate in (False, True):
-            answers, wanted = await self.store.append([draft("a"), draft("b"), draft("c"), draft("b", "l")])
-            self.assertEqual([(answer.event.seq, answer.duplicate) for answer in answers], [(n, duplicate) for n in (1, 1, 1, 2)])
+            answers, wanted = await self.store.append(
+                [draft("a"), draft("b"), draft("c"), draft("b", "l")]
+            )
+            self.assertEqual(
+                [(answer.event.seq, answer.duplicate) for answer in answers],
+                [(n, duplicate) for n in (1, 1, 1, 2)],
+            )
             found = await wanted
-            self.assertEqual({account: sorted(instances) for account, instances in found.items()}, {"a": [one], "b": [one, two]})
+            self.assertEqual(
+                {account: sorted(instances) for account, instances in found.items()},
+                {"a": [one], "b": [one, two]},
+            )
 
     async def test_an_append_finds_hooks_as_they_are(self) -> None:
         """Put in, taken out, and run out since the append before."""

@@ -1,4 +1,6 @@
-"""A process that appends as fast as it can, and says what was accepted: for a test that kills it."""
+"""
+A process that appends as fast as it can, and says what was accepted: for a test that kills it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from asyncplumber.stores import open_store
-from asyncplumber.stores.keeping import Keeping
+from asyncplumber.stores.retention import Retention
 from tests.contracts import drafts
 
 
 async def write(uri: str, life: str) -> None:
     """Print the ids of the events of each answered append on a line."""
-    store = open_store(uri, Keeping(length=100_000), reactor)
+    store = open_store(uri, Retention(length=100_000), reactor)
     await store.start()
     turn = 0
     while True:
@@ -25,5 +27,7 @@ async def write(uri: str, life: str) -> None:
 
 
 if __name__ == "__main__":
-    Deferred.fromCoroutine(write(sys.argv[1], sys.argv[2])).addErrback(lambda failure: failure.printTraceback())
+    Deferred.fromCoroutine(write(sys.argv[1], sys.argv[2])).addErrback(
+        lambda failure: failure.printTraceback()
+    )
     reactor.run()

@@ -1,7 +1,7 @@
 """
 What every subscriber may rely on, whichever way it is connected and whatever the store is.
 
-One suite: `SubscriberContract`.  tests/test_transports.py runs it for each transport on each store.
+One suite: `SubscriberContract`.  tests/system/test_transports.py runs it for each transport on each store.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from twisted.internet.task import deferLater
 
 from asyncplumber.interfaces import IStore
 from asyncplumber.stores import open_store
-from asyncplumber.stores.keeping import Keeping
 from asyncplumber.stores.memory import MemoryStore
+from asyncplumber.stores.retention import Retention
 from asyncplumber.testing import MemoryClient, MemoryServer, Reply, replies
-from tests.contracts import Steered
-from tests.delayed_store import DelayedStore
-from tests.mongod import fresh_uri
+from harness.delayed_store import DelayedStore
+from harness.mongod import fresh_uri
+from tests.contracts import RealReactorWithFakeClock
 
 
 class Subscriber(ABC):
@@ -41,7 +41,9 @@ class Subscriber(ABC):
 
     def results(self) -> list[dict[str, Any]]:
         """The events since this was last asked."""
-        return [envelope for envelope in self.envelopes() if not envelope["type"].startswith("plumber.")]
+        return [
+            envelope for envelope in self.envelopes() if not envelope["type"].startswith("plumber.")
+        ]
 
 
 class StreamingClient(Subscriber):
@@ -82,14 +84,16 @@ class StreamingClient(Subscriber):
 
 
 class ServerCase:
-    """A server in memory, and what a test does with it.  For what is not crossed with the stores."""
+    """
+    A server in memory, and what a test does with it.  For what is not crossed with the stores.
+    """
 
     server: MemoryServer
     assertIn: Any
 
     def setUp(self) -> None:
         """A server of its own for each fact."""
-        self.server = MemoryServer(plumber={"keeping": Keeping(length=500), "linger": 1.0})
+        self.server = MemoryServer(plumber={"retention": Retention(length=500), "linger": 1.0})
 
     def post(self, *results: object, account: str = "a") -> None:
         """Results, one after the other."""
@@ -104,7 +108,7 @@ class ServerCase:
 class StoreCase(ABC):
     """A server in memory on a store that may take its time."""
 
-    keeping = Keeping(length=500)
+    retention = Retention(length=500)
     visits = 1000  # of the test that looks for leaks
     server: MemoryServer
     store: Any
@@ -123,7 +127,7 @@ class StoreCase(ABC):
             self.store = store if isinstance(store, DelayedStore) else DelayedStore(store, clock, 0)
             return self.store
 
-        self.server = MemoryServer(store=make, plumber={"keeping": self.keeping, "linger": 1.0})
+        self.server = MemoryServer(store=make, plumber={"retention": self.retention, "linger": 1.0})
         self.addCleanup(lambda: self.store.stop())
         await self.settle()
 
@@ -141,7 +145,9 @@ class StoreCase(ABC):
             await self.settle()
             seconds -= 0.5
 
-    async def request(self, method: str, path: str, *headers: tuple[str, str], body: bytes = b"") -> Reply:
+    async def request(
+        self, method: str, path: str, *headers: tuple[str, str], body: bytes = b""
+    ) -> Reply:
         """What is answered to one request, however long the store takes."""
         client = self.server.connect()
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
@@ -157,14 +163,14 @@ class OnMemory(StoreCase):
     """A store that answers at once."""
 
     def make(self, clock: Any) -> IStore:
-        return MemoryStore(self.keeping, clock)
+        return MemoryStore(self.retention, clock)
 
 
 class OnDelayed(StoreCase):
     """A store that is asked, and answers, some turns of the reactor later."""
 
     def make(self, clock: Any) -> IStore:
-        return DelayedStore(MemoryStore(self.keeping, clock, shared=True), clock, 3)
+        return DelayedStore(MemoryStore(self.retention, clock, shared=True), clock, 3)
 
 
 class OnSqlite(StoreCase):
@@ -173,7 +179,7 @@ class OnSqlite(StoreCase):
     visits = 200
 
     def make(self, clock: Any) -> IStore:
-        return open_store(f"sqlite:{self.mktemp()}", self.keeping, Steered())
+        return open_store(f"sqlite:{self.mktemp()}", self.retention, RealReactorWithFakeClock())
 
 
 class OnMongo(StoreCase):
@@ -182,7 +188,7 @@ class OnMongo(StoreCase):
     visits = 100
 
     def make(self, clock: Any) -> IStore:
-        return open_store(fresh_uri(), self.keeping, Steered())
+        return open_store(fresh_uri(), self.retention, RealReactorWithFakeClock())
 
 
 class SubscriberContract(StoreCase):
@@ -205,7 +211,9 @@ class SubscriberContract(StoreCase):
     async def post(self, *results: object, account: str = "a") -> None:
         """Results, one after the other."""
         for result in results:
-            reply = await self.request("POST", f"/hooks/{account}", body=json.dumps(result).encode())
+            reply = await self.request(
+                "POST", f"/hooks/{account}", body=json.dumps(result).encode()
+            )
             self.assertIn(reply.status, (201, 202))
 
     async def envelopes(self, subscriber: Subscriber) -> list[dict[str, Any]]:
@@ -220,7 +228,11 @@ class SubscriberContract(StoreCase):
 
     async def results(self, subscriber: Subscriber) -> list[dict[str, Any]]:
         """The events that came."""
-        return [each for each in await self.envelopes(subscriber) if not each["type"].startswith("plumber.")]
+        return [
+            each
+            for each in await self.envelopes(subscriber)
+            if not each["type"].startswith("plumber.")
+        ]
 
     async def data(self, subscriber: Subscriber) -> list[object]:
         """The results that came."""
@@ -237,7 +249,11 @@ class SubscriberContract(StoreCase):
     async def test_an_envelope_tells_everything(self) -> None:
         """The same by every way."""
         subscriber = await self.subscribe()
-        words = (("Webhook-Id", "e1"), ("Event-Type", "progress"), ("Content-Type", "application/json"))
+        words = (
+            ("Webhook-Id", "e1"),
+            ("Event-Type", "progress"),
+            ("Content-Type", "application/json"),
+        )
         await self.request("POST", "/hooks/a", *words, body=b'{"n": 1}')
         (envelope,) = await self.results(subscriber)
         self.assertEqual(envelope.pop("cursor"), subscriber.cursor)
@@ -254,15 +270,29 @@ class SubscriberContract(StoreCase):
         )
 
     async def test_odd_results_arrive_as_they_were(self) -> None:
-        """Line breaks of every kind, text of every script, bytes that are none, and what looks like the protocol itself."""
+        """
+        Line breaks of every kind, text of every script, bytes that are none, and what looks like
+        the protocol itself.
+        """
         subscriber = await self.subscribe()
-        odd = ["a\nb\r\nc\rd", "\u2028\u2029\x85\x0b\x00", "日本", "\ndata: x\n\nid: 7\n\n", {"": [None, 1e300]}, "x" * 70_000]
+        odd = [
+            "a\nb\r\nc\rd",
+            "\u2028\u2029\x85\x0b\x00",
+            "日本",
+            "\ndata: x\n\nid: 7\n\n",
+            {"": [None, 1e300]},
+            "x" * 70_000,
+        ]
         await self.post(*odd)
         body = '{"a":\n\n"\u2028"}\r\n'.encode()
         await self.request("POST", "/hooks/a", ("Content-Type", "application/json"), body=body)
         self.assertEqual(await self.data(subscriber), [*odd, {"a": "\u2028"}])
-        await self.request("POST", "/hooks/a", ("Content-Type", "application/octet-stream"), body=b"\xff\n\n\x00")
-        self.assertEqual([envelope["data_base64"] for envelope in await self.results(subscriber)], ["/woKAA=="])
+        await self.request(
+            "POST", "/hooks/a", ("Content-Type", "application/octet-stream"), body=b"\xff\n\n\x00"
+        )
+        self.assertEqual(
+            [envelope["data_base64"] for envelope in await self.results(subscriber)], ["/woKAA=="]
+        )
 
     async def test_accounts_are_apart(self) -> None:
         """Nobody gets what is for others."""
@@ -303,7 +333,9 @@ class SubscriberContract(StoreCase):
         (gap,) = [each for each in await self.envelopes(second) if each["type"] != "plumber.open"]
         epoch = first.cursor.partition(".")[0]
         told = {"from": f"{epoch}.1", "to": f"{epoch}.601", "oldest": f"{epoch}.102"}
-        self.assertEqual((gap["type"], gap["cursor"], gap["data"]), ("plumber.gap", f"{epoch}.601", told))
+        self.assertEqual(
+            (gap["type"], gap["cursor"], gap["data"]), ("plumber.gap", f"{epoch}.601", told)
+        )
         await self.post("live")
         self.assertEqual(await self.data(second), ["live"])
 
@@ -313,18 +345,26 @@ class SubscriberContract(StoreCase):
         head = json.loads((await self.request("GET", "/events/a?wait=0")).body)["cursor"]
         for cursor in (f"{head[:-1]}9", "0.1", "zzzzzzzzzzzzzzz.1"):
             subscriber = await self.subscribe(after=cursor)
-            (gap,) = [each for each in await self.envelopes(subscriber) if each["type"] != "plumber.open"]
-            self.assertEqual((gap["type"], gap["cursor"], gap["data"]["from"]), ("plumber.gap", head, cursor))
+            (gap,) = [
+                each for each in await self.envelopes(subscriber) if each["type"] != "plumber.open"
+            ]
+            self.assertEqual(
+                (gap["type"], gap["cursor"], gap["data"]["from"]), ("plumber.gap", head, cursor)
+            )
             await self.post("live")
             self.assertEqual(await self.data(subscriber), ["live"])
             head = subscriber.cursor
             subscriber.leave()
         newcomer = await self.subscribe("new", head)
         (gap,) = [each for each in await self.envelopes(newcomer) if each["type"] != "plumber.open"]
-        self.assertEqual((gap["type"], gap["cursor"][-2:], gap["data"]["from"]), ("plumber.gap", ".0", head))
+        self.assertEqual(
+            (gap["type"], gap["cursor"][-2:], gap["data"]["from"]), ("plumber.gap", ".0", head)
+        )
 
     async def test_a_receipt_counts_who_was_given_the_event(self) -> None:
-        """By whatever way: also one whose answer is written, and who is gone when the receipt is."""
+        """
+        By whatever way: also one whose answer is written, and who is gone when the receipt is.
+        """
         for count in (1, 3, 0):
             subscribers = [await self.subscribe() for _ in range(count)]
             receipt = json.loads((await self.request("POST", "/hooks/a", body=b"1")).body)
@@ -355,12 +395,16 @@ class SubscriberContract(StoreCase):
             subscriber = await self.subscribe(after=after)
             subscriber.leave()
         await self.advance(2)
-        self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.attendance)), (0, 0))
-        self.assertEqual((self.server.plumber.hub.accounts, len(self.server.listener.connections)), ([], 0))
+        self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
+        self.assertEqual(
+            (self.server.plumber.hub.accounts, len(self.server.listener.connections)), ([], 0)
+        )
         self.assertEqual(len(self.server.clock.getDelayedCalls()), quiet)
 
     async def test_a_thousand_visits_leak_nothing(self) -> None:
-        """Coming, getting something, going.  (Fewer than a thousand on a store that takes its time.)"""
+        """
+        Coming, getting something, going.  (Fewer than a thousand on a store that takes its time.)
+        """
         quiet = len(self.server.clock.getDelayedCalls())
         await self.post("first")
         cursor = ""
@@ -372,5 +416,5 @@ class SubscriberContract(StoreCase):
                 cursor = subscriber.cursor
             subscriber.leave()
         await self.advance(2)
-        self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.attendance)), (0, 0))
+        self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
         self.assertEqual(len(self.server.clock.getDelayedCalls()), quiet)

@@ -1,1 +1,1 @@
-"""The doors to the other instances."""
+"""How events get to the other instances."""

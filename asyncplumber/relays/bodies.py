@@ -14,7 +14,10 @@ from zope.interface import implementer
 
 @implementer(IBodyProducer)
 class Body:
-    """A parcel, written in one go.  treq's own way with bytes takes a turn of the global reactor for each piece."""
+    """
+    A batch, written in one go.  treq's own way with bytes takes a turn of the global reactor for
+    each piece.
+    """
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -31,7 +34,10 @@ class Body:
 
 
 class Answer(Protocol):
-    """The body of an answer; whoever stops waiting for `whole` hangs up, as there is no other use for the connection."""
+    """
+    The body of an answer; whoever stops waiting for `whole` hangs up, as there is no other use for
+    the connection.
+    """
 
     def __init__(self) -> None:
         self.whole: Deferred[bytes] = Deferred(self._hang_up)

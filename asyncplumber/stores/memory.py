@@ -10,11 +10,11 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from asyncplumber.errors import CursorLost, CursorMoved, PlumberError
-from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored, placed
-from asyncplumber.interfaces import PAGE_BYTES, IHistory, IRegistry, IStore
-from asyncplumber.stores.keeping import Keeping, check_reach
-from asyncplumber.stores.steps import InSteps
+from asyncplumber.errors import PlumberError
+from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored, event_from_draft
+from asyncplumber.interfaces import PAGE_BYTES, CursorLost, CursorMoved, IHistory, IRegistry, IStore
+from asyncplumber.stores.retention import Retention, check_reach
+from asyncplumber.stores.two_step import TwoStepAppend
 
 
 class _Log:
@@ -51,16 +51,18 @@ class _Log:
 class MemoryHistory:
     """A history in this process's memory."""
 
-    def __init__(self, keeping: Keeping, clock: Any) -> None:
-        self._keeping = keeping
+    def __init__(self, retention: Retention, clock: Any) -> None:
+        self._retention = retention
         self._clock = clock
         self._logs: dict[str, _Log] = {}
-        self._epochs: list[tuple[str, float]] = []  # of accounts without events, and when each began
+        self._epochs: list[
+            tuple[str, float]
+        ] = []  # of accounts without events, and when each began
 
     def _epoch(self, now: float) -> str:
         """The epoch of accounts without events."""
-        if not self._epochs or self._epochs[-1][1] < now - self._keeping.renewal:
-            self._epochs.append((self._keeping.epochs(now), now))
+        if not self._epochs or self._epochs[-1][1] < now - self._retention.renewal:
+            self._epochs.append((self._retention.epochs(now), now))
         return self._epochs[-1][0]
 
     def _used(self, account: str, now: float) -> Position:
@@ -79,7 +81,7 @@ class MemoryHistory:
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
         now = self._clock.seconds()
-        length, horizon = self._keeping.length, now - self._keeping.age
+        length, horizon = self._retention.length, now - self._retention.age
         stored: list[Stored | PlumberError] = []
         for draft in drafts:
             log = self._log(draft.account, now)
@@ -88,7 +90,7 @@ class MemoryHistory:
                 stored.append(Stored(before, True))
                 continue
             events = log.events
-            event = placed(draft, log.epoch, log.floor + len(events) + 1)
+            event = event_from_draft(draft, log.epoch, log.floor + len(events) + 1)
             events.append(event)
             log.times.append(now)
             log.keys[draft.key] = event
@@ -100,19 +102,25 @@ class MemoryHistory:
     def position(self, account: str) -> Deferred[Position]:
         now = self._clock.seconds()
         if (log := self._logs.get(account)) is not None:
-            log.forget(self._keeping.length, now - self._keeping.age)
+            log.forget(self._retention.length, now - self._retention.age)
         return succeed(self._used(account, now))
 
     def heads(self, accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
         now = self._clock.seconds()
         return succeed({name: self._used(name, now).cursor for name in accounts})
 
-    def read(self, account: str, cursor: Cursor, upto: int | None, limit: int, size: int = PAGE_BYTES) -> Deferred[list[Event]]:
+    def read(
+        self, account: str, cursor: Cursor, upto: int | None, limit: int, size: int = PAGE_BYTES
+    ) -> Deferred[list[Event]]:
         now = self._clock.seconds()
         position = self._used(account, now)
-        horizon = now - self._keeping.recent
+        horizon = now - self._retention.recent
         try:
-            check_reach(position, cursor, any(epoch == cursor.epoch and began >= horizon for epoch, began in self._epochs))
+            check_reach(
+                position,
+                cursor,
+                any(epoch == cursor.epoch and began >= horizon for epoch, began in self._epochs),
+            )
         except (CursorLost, CursorMoved) as error:
             return fail(error)
         if not position.head:
@@ -121,7 +129,10 @@ class MemoryHistory:
         last = position.head if upto is None else min(upto, position.head)
         page: list[Event] = []
         room = min(size, PAGE_BYTES)
-        for index in range(cursor.seq - position.floor, min(last - position.floor, cursor.seq - position.floor + limit)):
+        for index in range(
+            cursor.seq - position.floor,
+            min(last - position.floor, cursor.seq - position.floor + limit),
+        ):
             event = log.events[index]
             room -= len(event.payload)
             if page and room < 0:
@@ -132,7 +143,7 @@ class MemoryHistory:
     def begin_epoch(self) -> Deferred[str]:
         now = self._clock.seconds()
         newest = max((log.epoch for log in self._logs.values()), default="")
-        epoch = self._keeping.epoch_after(newest, now)
+        epoch = self._retention.epoch_after(newest, now)
         self._epochs = [(epoch, now)]
         for log in self._logs.values():
             log.epoch = epoch
@@ -143,10 +154,12 @@ class MemoryHistory:
     def sweep(self) -> Deferred[int]:
         now = self._clock.seconds()
         forgotten = 0
-        self._epochs = [(epoch, began) for epoch, began in self._epochs if began >= now - self._keeping.recent]
+        self._epochs = [
+            (epoch, began) for epoch, began in self._epochs if began >= now - self._retention.recent
+        ]
         for name, log in list(self._logs.items()):
-            forgotten += log.forget(self._keeping.length, now - self._keeping.age)
-            if not log.events and log.touched < now - self._keeping.numbering:
+            forgotten += log.forget(self._retention.length, now - self._retention.age)
+            if not log.events and log.touched < now - self._retention.numbering:
                 del self._logs[name]
         return succeed(forgotten)
 
@@ -155,8 +168,8 @@ class MemoryHistory:
 class MemoryRegistry:
     """A registry in this process's memory; instances that share the object see each other."""
 
-    def __init__(self, keeping: Keeping, clock: Any) -> None:
-        self._keeping = keeping
+    def __init__(self, retention: Retention, clock: Any) -> None:
+        self._retention = retention
         self._clock = clock
         self._rows: dict[str, tuple[Instance, float]] = {}
         self._hooks: dict[str, dict[str, None]] = {}
@@ -165,7 +178,7 @@ class MemoryRegistry:
     def _put(self, instance: Instance) -> Instance:
         self._renewals += 1
         row = instance._replace(lease=str(self._renewals))
-        self._rows[instance.id] = row, self._clock.seconds() + self._keeping.lease
+        self._rows[instance.id] = row, self._clock.seconds() + self._retention.lease
         return row
 
     def _unhook(self, id: str) -> None:
@@ -179,14 +192,14 @@ class MemoryRegistry:
             if not ids:
                 del self._hooks[account]
 
-    def enlist(self, instance: Instance) -> Deferred[Instance]:
+    def add_instance(self, instance: Instance) -> Deferred[Instance]:
         self._unhook(instance.id)
         return succeed(self._put(instance))
 
     def renew(self, instance: Instance) -> Deferred[Instance | None]:
         return succeed(self._put(instance) if instance.id in self._rows else None)
 
-    def resign(self, instance: Instance) -> Deferred[None]:
+    def remove_instance(self, instance: Instance) -> Deferred[None]:
         self._unhook(instance.id)
         self._rows.pop(instance.id, None)
         return succeed(None)
@@ -229,12 +242,14 @@ class MemoryRegistry:
 
 
 @implementer(IStore)
-class MemoryStore(InSteps):
+class MemoryStore(TwoStepAppend):
     """History and registry in this process's memory."""
 
-    def __init__(self, keeping: Keeping, clock: Any, *, shared: bool = False) -> None:
+    def __init__(self, retention: Retention, clock: Any, *, shared: bool = False) -> None:
         """`shared` is for tests that let several instances use one such store."""
-        super().__init__(MemoryHistory(keeping, clock), MemoryRegistry(keeping, clock), shared=shared)
+        super().__init__(
+            MemoryHistory(retention, clock), MemoryRegistry(retention, clock), shared=shared
+        )
         self._secret = secrets.token_hex(32).encode("ascii")
 
     def secret(self) -> Deferred[bytes]:

@@ -1,4 +1,7 @@
-"""One log line when a store stops answering and one when it answers again, however many calls fail in between."""
+"""
+One log line when a store stops answering and one when it answers again, however many calls fail in
+between.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ class Outage:
         """A call failed; `reason` is for the operator.  The same reason is said once."""
         if reason != self._reason:
             self._reason = reason
-            self._log.error("the store {store} is unavailable: {reason}", store=self._store, reason=reason)
+            self._log.error(
+                "the store {store} is unavailable: {reason}", store=self._store, reason=reason
+            )
 
     def over(self) -> None:
         """A call succeeded."""

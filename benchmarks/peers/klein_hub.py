@@ -1,4 +1,7 @@
-"""A hub as anyone would write it with Klein and Autobahn: what this project's own stack does without further thought."""
+"""
+A hub as anyone would write it with Klein and Autobahn: what this project's own stack does without
+further thought.
+"""
 
 from __future__ import annotations
 

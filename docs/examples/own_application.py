@@ -1,8 +1,10 @@
 """
-A Twisted application that is not asyncplumber, with asyncplumber inside.  Run it with ``twistd -ny own_application.py``.
+A Twisted application that is not asyncplumber, with asyncplumber inside.  Run it with ``twistd -ny
+own_application.py``.
 
-It keeps the last result of each account in a page of its own.  Tasks post to /plumber/hooks/{account}, on this instance
-or any other that uses the same store, and `Latest.arrived` is called here.
+It keeps the last result of each account in a page of its own.  Tasks post to
+/plumber/hooks/{account}, on this instance or any other that uses the same store, and
+`Latest.arrived` is called here.
 """
 
 import json
@@ -35,7 +37,9 @@ class Latest(Resource):
 
 steady(reactor)  # so that no timer stops when somebody sets the clock back
 port = os.environ.get("PORT", "8000")
-plumber = Plumber(os.environ.get("STORE", "sqlite:own_application.sqlite"), f"http://127.0.0.1:{port}/plumber")
+plumber = Plumber(
+    os.environ.get("STORE", "sqlite:own_application.sqlite"), f"http://127.0.0.1:{port}/plumber"
+)
 latest = Latest()
 for account in ("41", "42"):
     plumber.register(account, latest.arrived)

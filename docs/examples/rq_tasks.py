@@ -11,7 +11,7 @@ import sys
 from redis import Redis
 from rq import Callback, Queue
 
-from asyncplumber.tasks import Outbox
+from asyncplumber.client import Outbox
 
 plumber = Outbox()  # where ASYNCPLUMBER_URL says: made once, before RQ forks
 
@@ -24,13 +24,17 @@ def render(pages: int) -> dict[str, int]:
 def succeeded(job, connection, result, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
     """Tell the account, without a chance to change what becomes of the job."""
     plumber.send(job.meta["account"], result, id=job.id)
-    plumber.flush(1.0)  # RQ ends the process of a job at once: wait, but for no longer than a second
+    plumber.flush(
+        1.0
+    )  # RQ ends the process of a job at once: wait, but for no longer than a second
 
 
 def failed(job, connection, type, value, traceback) -> None:  # type: ignore[no-untyped-def]
     """The same for a job that will not be tried again."""
     if not job.retries_left:
-        plumber.send(job.meta["account"], {"error": str(value)}, id=f"{job.id}:failed", type="failure")
+        plumber.send(
+            job.meta["account"], {"error": str(value)}, id=f"{job.id}:failed", type="failure"
+        )
         plumber.flush(1.0)
 
 

@@ -1,0 +1,3 @@
+"""
+Resequencer, delivery and replay: what an accepted event goes through on its way to the subscribers.
+"""

@@ -1,0 +1,1 @@
+"""The HTTP server: requests are read, routed and answered."""

@@ -1,0 +1,1 @@
+"""What makes a task framework announce its tasks."""

@@ -1,0 +1,1 @@
+"""What ``twistd asyncplumber`` starts: the service, its worker processes, its signals."""

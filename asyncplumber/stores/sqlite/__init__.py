@@ -1,0 +1,1 @@
+"""The history and the registry in one SQLite file."""

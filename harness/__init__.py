@@ -1,0 +1,1 @@
+"""Servers, clusters and clients for tests and benchmarks."""

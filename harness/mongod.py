@@ -1,0 +1,228 @@
+"""
+A real MongoDB for the tests.
+
+`shared_uri` is one server for a whole run, started when it is first asked for.  `Mongod` is a
+server of one's own, to be killed, stopped in its tracks, and started again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from twisted.trial.unittest import SkipTest
+
+ENVIRONMENT = "ASYNCPLUMBER_TEST_MONGODB"
+UP = 20.0  # seconds; a loaded machine may need some
+# Reads a pipe whose other end its parent holds, until that is closed: so the server dies with the
+# tests, however they die. What the server prints, before it has opened its log, must not come
+# between us and its process id.
+_SHIM = """
+import os, signal, subprocess, sys
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+print(server.pid, flush=True)
+sys.stdin.buffer.read()
+try:
+    os.kill(server.pid, signal.SIGCONT)
+    server.kill()
+except OSError:
+    pass
+server.wait()
+"""
+
+
+def program() -> str:
+    """The path of a mongod.  Raises SkipTest."""
+    found = shutil.which("mongod")
+    if found:
+        return found
+    spec = importlib.util.find_spec("fiftyone")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        path = Path(folder) / "db" / "bin" / "mongod"
+        if path.exists():
+            if not os.access(path, os.X_OK):
+                path.chmod(0o755)
+            return str(path)
+    raise SkipTest(
+        f"no MongoDB: set {ENVIRONMENT} to a URI, put mongod on the PATH, or install fiftyone-db"
+    )
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Mongod:
+    """A server with a folder and a port of its own.  Not started yet."""
+
+    def __init__(self, *flags: str, replica_set: str = "", initiate: bool = True) -> None:
+        """
+        With `initiate` it is a replica set of its own; without, somebody else makes it a member of
+        one.
+        """
+        self.program = program()
+        self.port = free_port()
+        self.replica_set = replica_set
+        self._initiates = bool(replica_set) and initiate
+        self._flags = [*flags, *(["--replSet", replica_set] if replica_set else [])]
+        self._folder = tempfile.mkdtemp(prefix="asyncplumber-mongod-")
+        self._shim: subprocess.Popen[bytes] | None = None
+        self.pid = 0
+
+    @property
+    def uri(self) -> str:
+        """Without a database."""
+        return f"mongodb://127.0.0.1:{self.port}/" + (
+            f"?replicaSet={self.replica_set}" if self.replica_set else ""
+        )
+
+    def start(self) -> Mongod:
+        """Start, and wait until it takes connections."""
+        log = Path(self._folder, "log")
+        command = [
+            self.program,
+            *(
+                "--dbpath",
+                self._folder,
+                "--port",
+                str(self.port),
+                "--bind_ip",
+                "127.0.0.1",
+                "--nounixsocket",
+            ),
+            *(
+                "--wiredTigerCacheSizeGB",
+                "0.25",
+                "--wiredTigerEngineConfigString",
+                "log=(file_max=8MB,prealloc=false)",
+            ),
+            *(
+                "--setParameter",
+                "diagnosticDataCollectionEnabled=false",
+                "--setParameter",
+                "ttlMonitorSleepSecs=1",
+            ),
+            *("--logpath", str(log)),
+            *self._flags,
+        ]
+        log.unlink(missing_ok=True)
+        self._shim = subprocess.Popen(
+            [sys.executable, "-c", _SHIM, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._shim.stdout is not None
+        self.pid = int(self._shim.stdout.readline())
+        self._wait(log)
+        if self._initiates:
+            self._initiate()
+        return self
+
+    def _wait(self, log: Path) -> None:
+        deadline = time.monotonic() + UP
+        while time.monotonic() < deadline:
+            for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
+                with contextlib.suppress(ValueError):
+                    if json.loads(line).get("msg") == "Waiting for connections":
+                        return
+            assert self._shim is not None
+            if self._shim.poll() is not None:
+                break
+            time.sleep(0.02)
+        self.stop()
+        raise SkipTest("mongod does not start on this machine")
+
+    def _initiate(self) -> None:
+        import pymongo
+
+        with pymongo.MongoClient("127.0.0.1", self.port, directConnection=True) as client:
+            member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
+            with contextlib.suppress(
+                pymongo.errors.OperationFailure
+            ):  # it is initiated already, after a restart
+                client.admin.command(
+                    "replSetInitiate", {"_id": self.replica_set, "members": [member]}
+                )
+            deadline = time.monotonic() + UP
+            while (
+                not client.admin.command("hello")["isWritablePrimary"]
+                and time.monotonic() < deadline
+            ):
+                time.sleep(0.02)
+
+    def _gone(self) -> None:
+        if self._shim is not None:
+            shim, self._shim = self._shim, None
+            assert shim.stdin is not None
+            assert shim.stdout is not None
+            shim.stdin.close()
+            shim.wait()
+            shim.stdout.close()
+
+    def kill(self) -> None:
+        """
+        SIGKILL: as when the power of the machine fails, but for what the operating system already
+        has.
+        """
+        self._gone()
+
+    def pause(self) -> None:
+        """It hangs: connections stay, nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on where it was."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Kill it if it runs, and start it again with what it has on disk."""
+        self._gone()
+        Path(self._folder, "mongod.lock").unlink(missing_ok=True)
+        self.start()
+
+    def stop(self) -> None:
+        """For good."""
+        self._gone()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+_shared: list[str] = []
+
+
+def shared_uri() -> str:
+    """
+    A URI without a database, of a server that is there until the run ends.  Raises SkipTest if
+    there is none.
+    """
+    if not _shared:
+        uri = os.environ.get(ENVIRONMENT)
+        if not uri:
+            server = Mongod().start()
+            atexit.register(server.stop)
+            uri = server.uri
+        _shared.append(uri)
+    return _shared[0]
+
+
+def with_database(uri: str, name: str = "") -> str:
+    """The URI with a database of that name; of a name never used before if there is none."""
+    return urlunsplit(urlsplit(uri)._replace(path="/" + (name or f"test_{secrets.token_hex(6)}")))
+
+
+def fresh_uri() -> str:
+    """A database of one's own on the shared server.  Raises SkipTest if there is none."""
+    return with_database(shared_uri())

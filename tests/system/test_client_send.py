@@ -1,0 +1,647 @@
+"""Tests for `asyncplumber.client.send`, against a real HTTP server that answers by a script."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+from uuid import UUID
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from asyncplumber.client.retry import (
+    Address,
+    Answer,
+    Receipt,
+    Refused,
+    RetryPolicy,
+    Tries,
+    Undelivered,
+    encoded,
+)
+from asyncplumber.client.send import Sender
+from asyncplumber.event import event_from_draft
+from asyncplumber.wire.parse import drafts_of
+from harness.processes import ROOT
+
+
+class Received(NamedTuple):
+    """A request as it came in; `client` tells its connection from others, `id` its event."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    client: tuple[str, int]
+
+    @property
+    def id(self) -> str:
+        return self.headers["webhook-id"]
+
+
+Step = Callable[["_Door"], None]
+
+
+def answer(status: int, body: object = None, hang_up: bool = False, **headers: str) -> Step:
+    """
+    A step that answers so, and then may close the connection although it did not say that it would.
+    """
+
+    def step(door: _Door) -> None:
+        text = json.dumps(body).encode() if body is not None else b""
+        door.send_response_only(status)
+        for name, value in {"Content-Length": str(len(text)), **headers}.items():
+            door.send_header(name.replace("_", "-"), value)
+        door.end_headers()
+        door.wfile.write(text)
+        door.close_connection = hang_up
+
+    return step
+
+
+def receive(door: _Door) -> None:
+    """A step that gives a receipt, as a plumber does."""
+    receipt = {
+        "id": door.headers["Webhook-Id"],
+        "cursor": "e.1",
+        "duplicate": False,
+        "subscribers": 2,
+    }
+    answer(201, {"status": "ok", **receipt, "instances": {"ok": 1, "failed": 0}})(door)
+
+
+def close(door: _Door) -> None:
+    """A step that closes the connection without an answer."""
+    door.close_connection = True
+
+
+def stall(door: _Door) -> None:
+    """A step that says nothing until the test is over."""
+    door.server.over.wait()
+    door.close_connection = True
+
+
+class _Door(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.note(Received(self.path, headers, body, self.client_address))(self)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Receiver(ThreadingHTTPServer):
+    """Takes POSTs on a free port; answers by the script, then with receipts."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, *script: Step, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Door)
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.server_port}"
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
+        self.over = threading.Event()
+        self.received: list[Received] = []
+        self._script = deque(script)
+        self._news = threading.Condition()
+        self._thread = threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
+        self._thread.start()
+
+    def note(self, request: Received) -> Step:
+        with self._news:
+            self.received.append(request)
+            self._news.notify_all()
+            return self._script.popleft() if self._script else receive
+
+    def wait_for(self, number: int, seconds: float = 30.0) -> list[Received]:
+        """Wait until so many requests have come in, for so many seconds; what came in."""
+        with self._news:
+            self._news.wait_for(lambda: len(self.received) >= number, seconds)
+            return list(self.received)
+
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away is part of many a script."""
+
+    def stop(self) -> None:
+        self.over.set()
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class Time:
+    """A clock that moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.naps: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+class SenderTestCase(SynchronousTestCase):
+    def receiver(self, *script: Step, tls: ssl.SSLContext | None = None) -> Receiver:
+        receiver = Receiver(*script, tls=tls)
+        self.addCleanup(receiver.stop)
+        return receiver
+
+    def sender(
+        self, url: str, retry_policy: RetryPolicy = RetryPolicy(), **options: object
+    ) -> Sender:
+        self.time = Time()
+        sender = Sender(
+            url,
+            retry_policy=retry_policy,
+            clock=lambda: self.time.now,
+            sleep=self.time.sleep,
+            chance=lambda: 0.5,
+            **options,
+        )
+        self.addCleanup(sender.close)
+        return sender
+
+
+class SendingTests(SenderTestCase):
+    """What goes out."""
+
+    def test_post(self) -> None:
+        """A send is a POST to the account's webhook, and returns what the receipt says."""
+        receiver = self.receiver()
+        receipt = self.sender(receiver.url + "/").send(
+            "42", {"total": 7}, id="t-1", type="progress"
+        )
+        [request] = receiver.received
+        self.assertEqual(request.path, "/hooks/42")
+        self.assertEqual(request.body, b'{"total":7}')
+        self.assertEqual(request.headers["content-type"], "application/json")
+        self.assertEqual((request.id, request.headers["event-type"]), ("t-1", "progress"))
+        self.assertEqual(receipt, Receipt("t-1", "e.1", False, 2, {"ok": 1, "failed": 0}))
+
+    def test_new_id(self) -> None:
+        """Without an id each send is an event of its own."""
+        receiver = self.receiver()
+        sender = self.sender(receiver.url)
+        self.assertNotEqual(sender.send("42", 1).id, sender.send("42", 1).id)
+
+    def test_kinds_of_data(self) -> None:
+        """Text goes as text, bytes as they are, all else as JSON."""
+        self.assertEqual(encoded("é"), ("text/plain; charset=utf-8", "é".encode()))
+        self.assertEqual(encoded(b"\x00"), ("application/octet-stream", b"\x00"))
+        self.assertEqual(encoded([1, None]), ("application/json", b"[1,null]"))
+
+    def test_keys_of_a_database(self) -> None:
+        """An account or an id may be the number or the UUID that a database has as key."""
+        receiver = self.receiver()
+        key = UUID("12345678-1234-5678-1234-567812345678")
+        self.sender(receiver.url).send(42, 1, id=key)
+        self.sender(receiver.url).send(key, 1, id=7)
+        told = [(request.path, request.id) for request in receiver.received]
+        self.assertEqual(told, [("/hooks/42", str(key)), (f"/hooks/{key}", "7")])
+
+    def test_an_argument_of_another_type_is_named(self) -> None:
+        """What is no key, no text or no time is a TypeError that says which argument it is."""
+        sender = self.sender("http://127.0.0.1:1")
+        wrong = [
+            ("account", None),
+            ("account", True),
+            ("account", b"42"),
+            ("id", 1.5),
+            ("type", None),
+            ("type", 1),
+        ]
+        wrong += [("content_type", 1), ("time", 0), ("time", date(2012, 9, 28))]
+        for name, value in wrong:
+            error = self.assertRaises(
+                TypeError, sender.send, **{"account": "42", "data": 1, name: value}
+            )
+            self.assertTrue(str(error).startswith(f"{name} is "), error)
+
+    def test_dates_decimals_and_uuids(self) -> None:
+        """
+        What Python has and JSON has not goes out as text: ISO 8601, exact digits, a UUID as it is
+        written.
+        """
+        key = UUID("12345678-1234-5678-1234-567812345678")
+        noon = datetime(2012, 9, 28, 12, tzinfo=timezone(timedelta(hours=1)))
+        rich = {
+            "day": date(2012, 9, 28),
+            "at": noon,
+            "price": Decimal("1.50"),
+            "key": key,
+            "open": noon.time(),
+        }
+        text = {
+            "day": "2012-09-28",
+            "at": "2012-09-28T12:00:00+01:00",
+            "price": "1.50",
+            "key": str(key),
+        }
+        self.assertEqual(json.loads(encoded(rich)[1]), {**text, "open": "12:00:00"})
+        self.assertEqual(encoded([Decimal("1.50")]), ("application/json", b'["1.50"]'))
+        error = self.assertRaises(TypeError, encoded, {"odd": {1}})
+        self.assertEqual(str(error), "set cannot be expressed in JSON")
+
+    def test_content_type(self) -> None:
+        """A content type that is given replaces the one that was guessed."""
+        receiver = self.receiver()
+        self.sender(receiver.url).send("42", b"<a/>", content_type="application/xml")
+        self.assertEqual(receiver.received[0].headers["content-type"], "application/xml")
+
+    def test_account_in_path(self) -> None:
+        """Whatever an account's name holds, it is one segment of the path below the plumber's."""
+        receiver = self.receiver()
+        self.sender(receiver.url + "/plumber").send("a/b?ü%2F", 1)
+        self.assertEqual(receiver.received[0].path, "/plumber/hooks/a%2Fb%3F%C3%BC%252F")
+
+    def test_time(self) -> None:
+        """A time travels as a CloudEvent's, in UTC."""
+        receiver = self.receiver()
+        noon = datetime(2012, 9, 28, 12, tzinfo=timezone(timedelta(hours=1)))
+        self.sender(receiver.url).send("42", 1, id="50%", time=noon)
+        headers = receiver.received[0].headers
+        self.assertEqual((headers["ce-time"], headers["ce-id"]), ("2012-09-28T11:00:00Z", "50%25"))
+        self.assertEqual((headers["ce-specversion"], headers["ce-type"]), ("1.0", "result"))
+
+    def test_understood(self) -> None:
+        """
+        What goes out means to the plumber what it meant to the sender, with a time and without.
+        """
+        address = Address("http://127.0.0.1:8080", None, None)
+        for time, told in [(None, "arrival"), ("2012-09-28T11:00:00Z", "2012-09-28T11:00:00.000Z")]:
+            for data in ({"total": [7, None]}, "a\nb", b"\xff"):
+                sent = address.post(
+                    "42", data, id='a "b"%41', type="re port", content_type=None, time=time
+                )
+                headers = {
+                    name.lower().encode(): value.encode() for name, value in sent.headers.items()
+                }
+                [draft] = drafts_of("42", headers, sent.body, "arrival")
+                self.assertEqual((draft.id, draft.type, draft.time), ('a "b"%41', "re port", told))
+                self.assertEqual(event_from_draft(draft, "e", 1).data, data)
+
+    def test_unsendable(self) -> None:
+        """What no plumber would take is refused before anything is sent."""
+        receiver = self.receiver()
+        sender = self.sender(receiver.url)
+        for account, data, options in [
+            ("", 1, {}),
+            ("\ud800", 1, {}),
+            ("42", float("nan"), {}),
+            ("42", 1, {"id": "a\r\nX: y"}),
+            ("42", 1, {"id": ""}),
+            ("42", 1, {"type": "ü"}),
+            ("42", 1, {"time": datetime(2012, 9, 28)}),
+        ]:
+            with self.assertRaises(ValueError):
+                sender.send(account, data, **options)
+        with self.assertRaises(TypeError):
+            sender.send("42", object())
+        self.assertEqual(receiver.received, [])
+
+    def test_bad_address(self) -> None:
+        """
+        A URL that cannot be a plumber's is refused at once, and a password in it is not repeated.
+        """
+        for url in [
+            "",
+            "127.0.0.1:8080",
+            "ftp://x",
+            "http://",
+            "http://a b",
+            "http://u:pass@x",
+            "http://x/?q",
+            "http://x/#f",
+        ]:
+            error = self.assertRaises(ValueError, Sender, url)
+            self.assertNotIn("pass", str(error))
+
+    def test_token(self) -> None:
+        """A token goes out as a bearer's, and other headers beside it."""
+        receiver = self.receiver()
+        self.sender(receiver.url, token="s3cret", headers={"X-Team": "blue"}).send("42", 1)
+        headers = receiver.received[0].headers
+        self.assertEqual((headers["authorization"], headers["x-team"]), ("Bearer s3cret", "blue"))
+
+    def test_token_is_not_told(self) -> None:
+        """Neither a failure nor a token that cannot be sent puts the token into a message."""
+        receiver = self.receiver(answer(403), answer(500))
+        sender = self.sender(receiver.url, RetryPolicy(attempts=1), token="s3cret")
+        for failure in (Refused, Undelivered):
+            error = self.assertRaises(failure, sender.send, "42", 1)
+            self.assertNotIn("s3cret", f"{error} {error!r} {sender!r}")
+        for bad in ({"token": "s3cret\r\nX: y"}, {"headers": {"X-Key": "s3cret\n"}}):
+            error = self.assertRaises(ValueError, Sender, receiver.url, **bad)
+            self.assertNotIn("s3cret", str(error))
+
+    def test_environment(self) -> None:
+        """`send` goes where the environment says."""
+        receiver = self.receiver()
+        self.patch(
+            os,
+            "environ",
+            {**os.environ, "ASYNCPLUMBER_URL": receiver.url, "ASYNCPLUMBER_TOKEN": "t"},
+        )
+        self.assertEqual(client.send("42", 1, id="t-1").id, "t-1")
+        self.assertEqual(receiver.received[0].headers["authorization"], "Bearer t")
+
+    def test_needs_only_python(self) -> None:
+        """A synchronous program does not load Twisted or Celery to send."""
+        code = "import sys, asyncplumber.client; print({'twisted', 'celery', 'treq', 'zope'} & set(sys.modules))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        self.assertEqual(done.stdout, "set()\n")
+
+
+class RetryTests(SenderTestCase):
+    """What happens when it does not work at once."""
+
+    def test_again_after_503(self) -> None:
+        """An attempt that failed for now is repeated after a pause, as the same event."""
+        receiver = self.receiver(answer(503))
+        self.sender(receiver.url).send("42", 1)
+        first, second = receiver.received
+        self.assertEqual(first.id, second.id)
+        self.assertEqual(self.time.naps, [0.125])
+
+    def test_transient(self) -> None:
+        """Too slow, too many and every fault of the server are worth another attempt."""
+        receiver = self.receiver(*[answer(status) for status in (408, 429, 500, 502, 504, 507)])
+        self.sender(receiver.url).send("42", 1)
+        self.assertEqual(len(receiver.received), 7)
+
+    def test_closed_without_an_answer(self) -> None:
+        """A new connection that is closed in place of an answer is a failed attempt."""
+        receiver = self.receiver(close)
+        self.sender(receiver.url).send("42", 1)
+        self.assertEqual((len(receiver.received), len(self.time.naps)), (2, 1))
+
+    def test_no_answer(self) -> None:
+        """A server that says nothing fails the attempt after the time-out."""
+        receiver = self.receiver(stall)
+        self.sender(receiver.url, RetryPolicy(timeout=0.05)).send("42", 1)
+        self.assertEqual((len(receiver.received), len(self.time.naps)), (2, 1))
+
+    def test_nobody_there(self) -> None:
+        """A port where nobody listens is tried until the deadline, which the error tells."""
+        receiver = Receiver()
+        receiver.stop()
+        sender = self.sender(receiver.url, RetryPolicy(deadline=2.0, initial_backoff=1.0))
+        error = self.assertRaises(Undelivered, sender.send, "42", 1, id="t-1")
+        self.assertEqual((self.time.naps, error.attempts), ([0.5, 1.0], 3))
+        self.assertIn(
+            "event t-1 is undelivered after 3 attempts: ConnectionRefusedError", str(error)
+        )
+
+    def test_attempts(self) -> None:
+        """The number of attempts can be bounded as well, and the last reason is told."""
+        receiver = self.receiver(
+            *[answer(503, {"error": {"code": "unavailable", "message": "no store"}})] * 2
+        )
+        error = self.assertRaises(
+            Undelivered, self.sender(receiver.url, RetryPolicy(attempts=2)).send, "42", 1
+        )
+        self.assertEqual((error.attempts, error.reason), (2, "503 (unavailable): no store"))
+
+    def test_refused(self) -> None:
+        """What will never be accepted is not sent again; the error says what the plumber said."""
+        receiver = self.receiver(
+            answer(413, {"error": {"code": "too-large", "message": "at most 1 MiB"}})
+        )
+        error = self.assertRaises(Refused, self.sender(receiver.url).send, "42", 1)
+        self.assertEqual(
+            (error.status, error.code, error.message), (413, "too-large", "at most 1 MiB")
+        )
+        self.assertEqual(len(receiver.received), 1)
+
+    def test_refused_by_somebody_else(self) -> None:
+        """Problem details and answers without words make an error as well."""
+        receiver = self.receiver(
+            answer(403, {"type": "about:blank", "title": "Forbidden"}), answer(404)
+        )
+        sender = self.sender(receiver.url)
+        self.assertEqual(self.assertRaises(Refused, sender.send, "42", 1).message, "Forbidden")
+        self.assertEqual(self.assertRaises(Refused, sender.send, "42", 1).status, 404)
+
+    def test_redirect(self) -> None:
+        """A redirect is not followed: a result must not go where its sender did not say."""
+        other = self.receiver()
+        receiver = self.receiver(answer(307, Location=other.url + "/hooks/42"))
+        self.assertEqual(
+            self.assertRaises(Refused, self.sender(receiver.url).send, "42", 1).code, "redirect"
+        )
+        self.assertEqual(other.received, [])
+
+    def test_no_receipt(self) -> None:
+        """A success that is no receipt comes from somebody else: nothing was kept."""
+        receiver = self.receiver(answer(200, {"status": "ok"}), answer(200, [1]), answer(204))
+        sender = self.sender(receiver.url)
+        for _ in range(3):
+            self.assertEqual(self.assertRaises(Refused, sender.send, "42", 1).code, "no-receipt")
+
+
+class ScheduleTests(SynchronousTestCase):
+    """How long the pauses are."""
+
+    def pauses(self, tries: Tries, *answers: Answer) -> list[object]:
+        return [tries.answered(answer, 0.0) for answer in answers]
+
+    def test_growth(self) -> None:
+        """
+        The pause is a random part of a span that doubles up to a bound, however often it fails.
+        """
+        tries = Tries(
+            RetryPolicy(initial_backoff=1.0, max_backoff=5.0, deadline=9e9), "t", 0.0, lambda: 1.0
+        )
+        self.assertEqual([tries.failed("", 0.0) for _ in range(5)], [1.0, 2.0, 4.0, 5.0, 5.0])
+        for _ in range(2000):
+            self.assertEqual(tries.failed("", 0.0), 5.0)
+
+    def test_jitter(self) -> None:
+        """The random part may be nothing."""
+        self.assertEqual(Tries(RetryPolicy(), "t", 0.0, lambda: 0.0).failed("", 0.0), 0.0)
+
+    def test_retry_after(self) -> None:
+        """
+        The wish of the server is honoured in both its forms, within bounds; one that makes no sense
+        is not.
+        """
+        now, later, past = (
+            "Fri, 28 Sep 2012 10:00:00 GMT",
+            "Fri, 28 Sep 2012 10:00:07 GMT",
+            "Fri, 28 Sep 2012 09:00:00 GMT",
+        )
+        for asked, seconds in [
+            ("3", 3.0),
+            (later, 7.0),
+            (past, 0.0),
+            ("9" * 5000, 60.0),
+            ("soon", 0.0),
+            ("-1", 0.0),
+            ("²", 0.0),
+        ]:
+            tries = Tries(RetryPolicy(deadline=9e9), "t", 0.0, lambda: 0.0)
+            self.assertEqual(
+                self.pauses(tries, Answer(503, {"retry-after": asked, "date": now}, b"")),
+                [seconds],
+                asked,
+            )
+
+    def test_retry_after_the_deadline(self) -> None:
+        """Who is asked to wait for longer than there is time gives up at once."""
+        tries = Tries(RetryPolicy(deadline=5.0), "t", 0.0, lambda: 0.0)
+        self.assertRaises(Undelivered, tries.answered, Answer(429, {"retry-after": "5"}, b""), 0.0)
+
+    def test_last_attempt_is_short(self) -> None:
+        """No attempt may last beyond the deadline."""
+        tries = Tries(RetryPolicy(timeout=5.0, deadline=8.0), "t", 100.0, lambda: 0.0)
+        self.assertEqual((tries.timeout(100.0), tries.timeout(106.0)), (5.0, 2.0))
+
+
+class ConnectionTests(SenderTestCase):
+    """What happens to the connections."""
+
+    def test_reuse(self) -> None:
+        """One send after the other goes over the same connection."""
+        receiver = self.receiver()
+        sender = self.sender(receiver.url)
+        for number in range(3):
+            sender.send("42", number)
+        self.assertEqual(len({request.client for request in receiver.received}), 1)
+
+    def test_stale(self) -> None:
+        """
+        A connection that the server closed while it was idle costs neither a pause nor an attempt.
+        """
+        receipt = {
+            "id": "t",
+            "cursor": "e.1",
+            "duplicate": False,
+            "subscribers": 0,
+            "instances": {},
+        }
+        receiver = self.receiver(answer(202, receipt, hang_up=True))
+        sender = self.sender(receiver.url, RetryPolicy(attempts=1))
+        sender.send("42", 1)
+        sender.send("42", 2)
+        self.assertEqual([request.body for request in receiver.received], [b"1", b"2"])
+        self.assertEqual(self.time.naps, [])
+
+    def test_after_a_timeout(self) -> None:
+        """A connection with an answer outstanding is never used again."""
+        receiver = self.receiver(receive, stall)
+        sender = self.sender(receiver.url, RetryPolicy(timeout=0.05))
+        sender.send("42", 1)
+        self.assertEqual(sender.send("42", 2, id="second").id, "second")
+        clients = [request.client for request in receiver.received]
+        self.assertEqual(clients[0], clients[1])
+        self.assertNotEqual(clients[1], clients[2])
+
+    def test_threads(self) -> None:
+        """Threads may share a sender: each gets the receipt of its own event."""
+        receiver = self.receiver()
+        sender = self.sender(receiver.url)
+        wrong: list[str] = []
+
+        def work(name: str) -> None:
+            for number in range(20):
+                id = f"{name}-{number}"
+                if sender.send("42", id, id=id).id != id:
+                    wrong.append(id)
+
+        threads = [threading.Thread(target=work, args=(str(number),)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(wrong, [])
+        self.assertEqual(len({request.id for request in receiver.received}), 120)
+
+    def test_fork(self) -> None:
+        """After a fork the child dials its own connection, and leaves the parent's alone."""
+        receiver = self.receiver()
+        code = (
+            "import os, sys; from asyncplumber.client import Sender; sender = Sender(sys.argv[1])\n"
+            "sender.send('42', 1)\n"
+            "if not (child := os.fork()): sender.send('42', 2); os._exit(0)\n"
+            "os.waitpid(child, 0); sender.send('42', 3)\n"
+        )
+        subprocess.run([sys.executable, "-c", code, receiver.url], cwd=ROOT, check=True)
+        clients = {request.body: request.client for request in receiver.received}
+        self.assertEqual(clients[b"1"], clients[b"3"])
+        self.assertNotEqual(clients[b"1"], clients[b"2"])
+
+
+def certificate(folder: str) -> str:
+    """The path of a file with a certificate for 127.0.0.1 that nobody signed, and its key."""
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "plumber")])
+    now = datetime.now(UTC)
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    built = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    )
+    built = (
+        built.serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+    )
+    signed = built.add_extension(alternative, critical=False).sign(key, hashes.SHA256())
+    path = os.path.join(folder, "plumber.pem")
+    with open(path, "wb") as file:
+        file.write(signed.public_bytes(serialization.Encoding.PEM))
+        file.write(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+    return path
+
+
+class TLSTests(SenderTestCase):
+    """Over TLS."""
+
+    def setUp(self) -> None:
+        folder = self.mktemp()
+        os.makedirs(folder)
+        self.path = certificate(folder)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(self.path)
+
+    def test_unknown_authority(self) -> None:
+        """Nothing is sent to a server that cannot prove its name, and trying again is no use."""
+        receiver = self.receiver(tls=self.context)
+        error = self.assertRaises(Undelivered, self.sender(receiver.url).send, "42", 1)
+        self.assertIn("certificate verify failed", error.reason)
+        self.assertEqual((error.attempts, receiver.received), (1, []))
+
+    def test_private_authority(self) -> None:
+        """A context that knows the authority lets it through."""
+        receiver = self.receiver(tls=self.context)
+        sender = self.sender(receiver.url, tls=ssl.create_default_context(cafile=self.path))
+        self.assertEqual(sender.send("42", 1, id="t-1").id, "t-1")

@@ -1,0 +1,561 @@
+"""
+Many instances on one MongoDB act as one, whatever befalls them: real processes, real sockets, a
+real mongod.
+
+Four instances are shared by the tests, each of which has accounts of its own and leaves them as
+they were.
+"""
+
+from __future__ import annotations
+
+import atexit
+import http.client
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pymongo
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+
+from harness.clients import EventSource, LongPoll, WebSocket, ask
+from harness.cluster import LEASE, Cluster, Crowd, Node, TcpProxy, eventually, until
+from harness.mongod import with_database
+
+_shared: list[Cluster] = []
+
+
+def shared_farm() -> Cluster:
+    """
+    Four instances, there until the run ends.
+
+    They keep more than any test posts: a comparison of positions in the midst of a large POST may
+    find its beginning trimmed.
+    """
+    if not _shared:
+        cluster = Cluster(4, "--history-length", "20000")
+        atexit.register(cluster.down)
+        _shared.append(cluster)
+    return _shared[0]
+
+
+class FarmTestCase(TestCase):
+    """A cluster that is whole, and a crowd that leaves when the test ends."""
+
+    timeout = 25
+    cluster: Cluster
+
+    def make_farm(self) -> Cluster:
+        return shared_farm()
+
+    async def setUp(self) -> None:
+        self.cluster = self.make_farm()
+        self.crowd = Crowd()
+        self.ledger = self.crowd.ledger
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
+        self.addCleanup(self.cluster.log_news)
+        await self.cluster.up()
+        self.ports = self.cluster.ports
+        self.account = self.id().rpartition(".")[2]
+
+
+class RelayTests(FarmTestCase):
+    """Nothing dies."""
+
+    async def test_what_comes_in_anywhere_arrives_everywhere(self) -> None:
+        """
+        Each of four instances takes events in, and subscribers of each kind at each get all of
+        them.
+        """
+        people = await self.crowd.gather(self.ports, self.account)
+        publishers = [self.crowd.publisher([port], self.account) for port in self.ports]
+        await gatherResults([publisher.run(50) for publisher in publishers])
+        await self.crowd.settled()
+        self.assertEqual({len(each.events) for each in people}, {200})
+
+    async def test_four_writers_give_one_order(self) -> None:
+        """
+        Instances that append to one account as fast as they can give everybody the same gapless
+        order.
+        """
+        people = await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
+        writers = [self.crowd.publisher([self.ports[at % 4]], self.account) for at in range(12)]
+        await gatherResults([writer.run(40) for writer in writers])
+        await self.crowd.settled()
+        self.assertEqual(sorted(self.ledger.accepted[self.account]), list(range(1, 481)))
+        self.assertEqual([each.events for each in people], [people[0].events] * 8)
+
+    async def test_a_receipt_counts_the_farm(self) -> None:
+        """A receipt tells how many instances took the event, and how many subscribers they have."""
+        await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
+        receipt = await self.crowd.publisher(self.ports, self.account).post()
+        self.assertEqual(receipt["instances"], {"ok": 4, "failed": 0})
+        self.assertEqual(receipt["subscribers"], 8)
+
+    async def test_anybody_can_ask_who_listens(self) -> None:
+        """
+        Every instance counts the subscribers of the whole cluster, so that a task can skip what
+        nobody waits for.
+        """
+        await self.crowd.gather(self.ports[:2], self.account, [WebSocket, EventSource])
+        for node, here in zip(self.cluster.nodes, (2, 2, 0, 0), strict=True):
+            told = (await node.ask("GET", f"/accounts/{self.account}")).json
+            self.assertEqual((told["subscribers"], told["instances"], told["here"]), (4, 2, here))
+
+    async def test_a_hook_lives_as_long_as_somebody_listens(self) -> None:
+        """
+        The hook is there before the subscriber stands anywhere, survives a reload, and goes after
+        the last one.
+        """
+        hooks = lambda: self.cluster.rows("hooks", account_id=self.account)
+        (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        (hook,) = hooks()
+        self.assertEqual(urlsplit(hook["url"]).port, self.ports[0])
+        person.hang_up()
+        await until(lambda: person.connections == 2, "it comes back")
+        self.assertEqual([row["_id"] for row in hooks()], [hook["_id"]])
+        await person.end()
+        await until(lambda: not hooks(), "the hook is withdrawn")
+
+    async def test_batchs_may_come_twice_and_in_any_order(self) -> None:
+        """
+        Whatever order relayed batches come in, and however often, subscribers get each event once
+        and in order.
+        """
+        (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        publisher = self.crowd.publisher(self.ports[1:], self.account)
+        instance = self.cluster.instance_at(self.cluster.nodes[0])
+        path = f"/instances/{instance['_id']}/events"
+        await publisher.run(20)
+        rows = sorted(self.cluster.rows("events", account=self.account), key=lambda row: row["seq"])
+        names = ("account", "epoch", "seq", "id", "type", "time", "content_type")
+        batches = [
+            json.dumps([*[row[name] for name in names], row["payload"].decode()]).encode()
+            for row in rows
+        ]
+        for batch in [*reversed(batches), *batches, b"\n".join(batches[::-1])]:
+            self.assertEqual((await ask(self.ports[0], "POST", path, batch)).status, 403)
+            signature = self.cluster.signed(instance, batch)
+            self.assertEqual((await ask(self.ports[0], "POST", path, batch, signature)).status, 200)
+        await publisher.post()
+        await self.crowd.settled()
+        self.assertEqual(len(person.events), 21)
+
+    async def test_early_batchs_make_an_instance_fetch_what_is_missing(self) -> None:
+        """A batch with an event that is far ahead brings along everything before it."""
+        (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        instance = self.cluster.instance_at(self.cluster.nodes[0])
+        collection = self.cluster.collection("hooks")
+        try:
+            # Nobody knows of the subscriber, so nothing is relayed to it.
+            collection.delete_many({"account_id": self.account})
+        finally:
+            collection.database.client.close()
+        await self.crowd.publisher(self.ports[1:], self.account).run(9)
+        (row,) = self.cluster.rows("events", account=self.account, seq=9)
+        names = ("account", "epoch", "seq", "id", "type", "time", "content_type")
+        batch = json.dumps([*[row[name] for name in names], row["payload"].decode()]).encode()
+        path, signature = (
+            f"/instances/{instance['_id']}/events",
+            self.cluster.signed(instance, batch),
+        )
+        self.assertEqual((await ask(self.ports[0], "POST", path, batch, signature)).status, 200)
+        await self.crowd.settled()
+        self.assertEqual(len(person.events), 9)
+
+    async def test_a_lost_hook_delays_and_loses_nothing(self) -> None:
+        """
+        With its hook deleted by a stranger, an instance still finds what it missed at the next
+        comparison.
+        """
+        await self.crowd.gather(self.ports[:1], self.account, [WebSocket, EventSource, LongPoll])
+        collection = self.cluster.collection("hooks")
+        try:
+            collection.delete_many({"account_id": self.account})
+        finally:
+            collection.database.client.close()
+        await self.crowd.publisher(self.ports[1:], self.account).run(10)
+        await self.crowd.settled(6)
+
+    async def test_what_may_be_posted_may_be_relayed(self) -> None:
+        """
+        One event as large as a POST may be, and thousands of tiny ones in one POST, go by the relay
+        like any other.
+        """
+        await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        large = json.dumps(['"'] * 170_000).encode()
+        small = b"\n".join([b"1"] * 9_000)
+        for body, kind in ((large, "application/json"), (small, "application/x-ndjson")):
+            self.assertLess(len(body), 1024 * 1024)
+            reply = await ask(
+                self.ports[1], "POST", f"/hooks/{self.account}", body, {"Content-Type": kind}
+            )
+            receipt = reply.json.get("receipts", [reply.json])[0]
+            self.assertEqual(receipt["instances"].get("failed"), 0, receipt)
+        (person,) = self.ledger.subscribers
+        await until(lambda: len(person.events) == 9_001, "all arrive")
+
+
+def talk(uri: str, account: str, body: str, headers: dict[str, str] | None = None) -> list[int]:
+    """
+    The publisher of the talk: a driver for MongoDB, an HTTP client, and a loop.  Answers the
+    statuses.
+
+        for hook in webhook_collection.find({"account_id": id}):
+            requests.post(hook["url"], data)
+    """
+    statuses = []
+    with pymongo.MongoClient(uri) as client:
+        for hook in client.get_default_database()["hooks"].find({"account_id": account}):
+            url = urlsplit(hook["url"])
+            connection = http.client.HTTPConnection(url.hostname, url.port, timeout=5)
+            connection.request("POST", url.path, body, headers or {})
+            statuses.append(connection.getresponse().status)
+            connection.close()
+    return statuses
+
+
+class TalkTests(FarmTestCase):
+    """The protocol of 2012: look the hooks up, POST to each."""
+
+    async def publish(
+        self, account: str, body: str, headers: dict[str, str] | None = None
+    ) -> list[int]:
+        return await deferToThread(talk, self.cluster.uri, account, body, headers)
+
+    async def test_the_plain_loop_reaches_everybody(self) -> None:
+        """
+        A program that knows nothing but the collection reaches every subscriber on every instance,
+        each once.
+        """
+        people = await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
+        for number in range(3):
+            self.assertEqual(await self.publish(self.account, json.dumps({"n": number})), [201] * 4)
+        await until(lambda: all(len(each.whispers) == 3 for each in people), "all have all")
+        self.assertEqual([each.whispers for each in people], [[{"n": 0}, {"n": 1}, {"n": 2}]] * 8)
+
+    async def test_the_loop_with_an_id_is_one_event(self) -> None:
+        """Copies with the same Webhook-Id are one event: kept, in order, and once to everybody."""
+        people = await self.crowd.gather(self.ports, self.account)
+        self.assertEqual(await self.publish(self.account, "{}", {"Webhook-Id": "only"}), [201] * 4)
+        await until(lambda: all(each.events for each in people), "all have it")
+        await self.crowd.publisher(self.ports, self.account).post()
+        await until(lambda: all(len(each.events) == 2 for each in people), "and the next")
+        self.assertEqual(
+            {tuple(each.events) for each in people}, {((1, "only"), (2, f"{self.account}.0-1"))}
+        )
+
+    async def test_odd_accounts_have_hooks_too(self) -> None:
+        """The URL alone tells the account, whatever characters it is made of."""
+        account = "Jörg/№ 7?&#%2F+"
+        (person,) = await self.crowd.gather(self.ports[:1], quote(account, safe=""), [WebSocket])
+        self.assertEqual(await self.publish(account, "{}"), [201])
+        await until(lambda: person.whispers, "it arrives")
+
+    async def test_a_hook_that_is_no_more_is_gone(self) -> None:
+        """
+        An instance that does not serve the account any more answers 410, so the publisher may
+        delete the row.
+        """
+        (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        (hook,) = self.cluster.rows("hooks", account_id=self.account)
+        path = urlsplit(hook["url"]).path
+        self.assertEqual((await ask(self.ports[0], "POST", path, b"{}")).status, 201)
+        await person.end()
+        await until(
+            lambda: not self.cluster.rows("hooks", account_id=self.account), "the hook is withdrawn"
+        )
+        self.assertEqual((await ask(self.ports[0], "POST", path, b"{}")).status, 410)
+        # Another instance has taken over the address: it is not the one that was meant.
+        self.assertEqual((await ask(self.ports[1], "POST", path, b"{}")).status, 410)
+
+
+class FaultTests(FarmTestCase):
+    """Something dies, or is as good as dead."""
+
+    async def load(self, publishers: int = 2, ports: list[int] | None = None) -> None:
+        """Publishers send without a pause from now on."""
+        for _ in range(publishers):
+            self.crowd.publisher(ports or self.ports, self.account).run(pause=0.002)
+        await self.grown(20)
+
+    async def grown(self, more: int) -> None:
+        """So many more events have been accepted."""
+        goal = self.ledger.events + more
+        await until(
+            lambda: self.ledger.events >= goal, f"{goal} events accepted, not {self.ledger.events}"
+        )
+
+    async def ease(self) -> None:
+        """The publishers stop, and everybody has everything."""
+        await gatherResults([publisher.stop() for publisher in self.crowd.publishers])
+        await self.crowd.settled()
+
+    async def test_an_instance_is_killed_in_mid_broadcast(self) -> None:
+        """
+        Subscribers and publishers of an instance that is killed carry on elsewhere, and lack
+        nothing.
+        """
+        people = await self.crowd.gather(self.ports, self.account)
+        await self.load()
+        self.cluster.nodes[0].kill()
+        await self.grown(100)
+        await until(lambda: all(each.connections >= 2 for each in people[:3]), "they came back")
+        await self.ease()
+
+    async def test_the_dead_leave_no_phantom(self) -> None:
+        """
+        When the lease of a killed instance has run out, nobody counts it, and its hooks and its row
+        are swept.
+        """
+        await self.crowd.gather(self.ports[:2], self.account, [WebSocket])
+        dead = self.cluster.instance_at(self.cluster.nodes[0])["_id"]
+        gone = self.ledger.subscribers[0]
+        await gone.end()
+        self.cluster.nodes[0].kill()
+        await until(
+            lambda: not self.cluster.rows("hooks", instance=dead), "its hooks are swept", 3 * LEASE
+        )
+        await until(lambda: not self.cluster.rows("instances", _id=dead), "and its row", 3 * LEASE)
+        receipt = await self.crowd.publisher(self.ports[2:], self.account).post()
+        self.assertEqual(receipt["instances"], {"ok": 1, "failed": 0})
+
+    async def test_a_dead_instance_does_not_hold_up_a_receipt(self) -> None:
+        """
+        In the time between a death and the end of the lease, POSTs are answered at once all the
+        same.
+        """
+        (gone, _) = await self.crowd.gather(self.ports[:2], self.account, [WebSocket])
+        await gone.end()
+        self.cluster.nodes[0].kill()
+        publisher = self.crowd.publisher(self.ports[1:2], self.account)
+        receipt = await publisher.post()
+        self.assertEqual(
+            (receipt["subscribers"], receipt["instances"]), (1, {"ok": 1, "failed": 1})
+        )
+
+    async def test_mongod_is_killed_in_mid_load_and_returns(self) -> None:
+        """
+        While the database is dead POSTs are answered 503 with Retry-After, and when it is back
+        nothing is missing.
+        """
+        await self.crowd.gather(self.ports, self.account, [WebSocket, LongPoll])
+        await self.load()
+        self.cluster.mongod.kill()
+        await until(lambda: self.ledger.refused.get(503), "a POST is refused")
+        status = (await self.cluster.nodes[0].ask("GET", "/readyz")).status
+        self.assertEqual(status, 503)
+        self.cluster.mongod.restart()
+        await self.grown(100)
+        await self.ease()
+        self.assertEqual(set(self.ledger.refused), {503})
+
+    async def test_an_instance_hangs_and_wakes_up(self) -> None:
+        """
+        A peer that hangs rather than refuses delays nobody else for long, and finds what it missed
+        when it wakes up.
+        """
+        people = await self.crowd.gather(self.ports[:2], self.account, [WebSocket, EventSource])
+        sleeper = self.cluster.nodes[0]
+        sleeper.signal(signal.SIGSTOP)
+        self.addCleanup(lambda: sleeper.signal(signal.SIGCONT))
+        publisher = self.crowd.publisher(self.ports[1:], self.account)
+        receipt = await publisher.post()
+        self.assertEqual(receipt["instances"].get("pending"), 1)
+        await until(
+            lambda: all(len(each.events) == 1 for each in people[2:]), "the others have it", 2
+        )
+        await self.load(ports=self.ports[1:])
+        await until(lambda: self.lapsed(0), "its lease runs out")
+        await self.grown(100)
+        sleeper.signal(signal.SIGCONT)
+        await self.grown(20)
+        await self.ease()
+        self.assertEqual([each.connections for each in people], [1, 1, 1, 1])
+
+    def lapsed(self, at: int) -> bool:
+        """Whether nobody counts this instance any more."""
+        urls = [row["url"] for row in self.cluster.rows("instances")]
+        return not any(f":{self.ports[at]}/" in url for url in urls)
+
+    async def test_a_reader_that_stalls_is_closed_and_carries_on(self) -> None:
+        """
+        A subscriber that does not read is closed with 1013, holds up nobody, and then has
+        everything.
+        """
+        lazy, brisk = [
+            self.crowd.subscriber(WebSocket, self.ports[:1], self.account) for _ in range(2)
+        ]
+        await gatherResults([lazy.begin(), brisk.begin()])
+        lazy.connection.pauseProducing()
+        publisher = self.crowd.publisher(self.ports[:1], self.account)
+        await publisher.run(40, data="x" * 400_000)
+        await until(lambda: len(brisk.events) == 40, "the other one has everything")
+        self.assertLess(len(lazy.events), 40)
+        lazy.connection.resumeProducing()
+        await self.crowd.settled()
+        self.assertEqual(lazy.closes, [1013])
+
+    async def test_a_rolling_restart_is_invisible(self) -> None:
+        """
+        One instance after the other is stopped and started under load; clients that resume lack
+        nothing, nobody is cut off.
+        """
+        people = await self.crowd.gather(self.ports[:3], self.account)
+        await self.load(3, ports=self.ports[:3])
+        for node in self.cluster.nodes[:3]:
+            self.assertEqual(await node.stop(), -signal.SIGTERM)
+            await node.start()
+            await self.grown(20)
+        await self.ease()
+        streams = [each for each in people if not isinstance(each, LongPoll)]
+        self.assertTrue(
+            all(each.byes == len(each.closes) for each in streams),
+            [(each.byes, each.closes) for each in streams],
+        )
+        self.assertEqual(
+            {code for each in people if isinstance(each, WebSocket) for code in each.closes}, {1001}
+        )
+        self.assertEqual(
+            {status for each in people if isinstance(each, LongPoll) for status in each.closes}
+            - {200, 503},
+            set(),
+        )
+
+
+class PartitionTests(TestCase):
+    """Two instances that cannot reach each other, but both reach the database."""
+
+    timeout = 25
+
+    async def setUp(self) -> None:
+        self.cluster = shared_farm()
+        await self.cluster.up()
+        self.wires = [await TcpProxy().open() for _ in range(2)]
+        options = (
+            "--store",
+            with_database(self.cluster.mongod.uri, "partition"),
+            "--lease",
+            str(LEASE),
+            "--linger",
+            "0.5",
+        )
+        self.nodes = [
+            Node(*options, "--advertise-url", f"http://127.0.0.1:{wire.port}")
+            for wire in self.wires
+        ]
+        self.crowd = Crowd()
+        for wire, node in zip(self.wires, self.nodes, strict=True):
+            wire.target = node.port
+            self.addCleanup(lambda wire=wire: Deferred.fromCoroutine(wire.close()))
+            self.addCleanup(node.kill)
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
+        await gatherResults([Deferred.fromCoroutine(node.start()) for node in self.nodes])
+        self.ports = [node.port for node in self.nodes]
+
+    async def test_events_arrive_late_rather_than_never(self) -> None:
+        """
+        During a partition each side hears of the other's events by the history, and after it by the
+        relay again.
+        """
+        await self.crowd.gather(self.ports, "parted")
+        here, there = [self.crowd.publisher([port], "parted") for port in self.ports]
+        await gatherResults([here.run(10), there.run(10)])
+        await self.crowd.settled()
+        for wire in self.wires:
+            wire.cut()
+        await gatherResults([here.run(15), there.run(15)])
+        await self.crowd.settled(8)
+        for wire in self.wires:
+            wire.mend()
+
+        async def receipt() -> Any:
+            return (await here.post())["instances"]
+
+        await eventually(
+            receipt, lambda counts: counts == {"ok": 2, "failed": 0}, "the relay works again"
+        )
+        await self.crowd.settled()
+
+
+class SecretTests(TestCase):
+    """Two instances with a secret, whose clocks are ten minutes apart."""
+
+    timeout = 25
+
+    async def setUp(self) -> None:
+        shared = shared_farm()
+        await shared.up()
+        self.uri = with_database(shared.mongod.uri, "secret")
+        secret = os.path.abspath(self.mktemp())
+        Path(secret).write_text("sixteen bytes and more")
+        options = (
+            "--store",
+            self.uri,
+            "--lease",
+            str(LEASE),
+            "--linger",
+            "0.5",
+            "--peer-secret-file",
+            secret,
+        )
+        self.nodes = [Node(*options, skew=skew) for skew in (-300.0, 300.0)]
+        self.crowd = Crowd()
+        for node in self.nodes:
+            self.addCleanup(node.kill)
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
+        await gatherResults([Deferred.fromCoroutine(node.start()) for node in self.nodes])
+        self.ports = [node.port for node in self.nodes]
+
+    async def test_clocks_may_be_minutes_apart(self) -> None:
+        """
+        Leases, order, replay and signatures do not depend on what time an instance thinks it is.
+        """
+        people = await self.crowd.gather(self.ports, "skewed")
+        publishers = [self.crowd.publisher([port], "skewed") for port in self.ports]
+        await gatherResults([publisher.run(30) for publisher in publishers])
+        await self.crowd.settled()
+        receipt = await publishers[0].post()
+        self.assertEqual(receipt["instances"], {"ok": 2, "failed": 0})
+        for person in people:
+            person.hang_up()
+        await gatherResults([publisher.run(60) for publisher in publishers])
+        await self.crowd.settled()
+        self.assertEqual(
+            [(await node.ask("GET", "/accounts/skewed")).json["instances"] for node in self.nodes],
+            [2, 2],
+        )
+        self.nodes[1].kill()
+        await self.crowd.publisher(self.ports[:1], "skewed").run(10)
+        await self.crowd.settled()
+
+    async def test_a_stranger_is_refused(self) -> None:
+        """
+        Without the secret nobody gets a batch, a count, or an event past the history into an
+        instance.
+        """
+        await self.crowd.gather(self.ports[:1], "guarded", [WebSocket])
+        self.assertEqual(await deferToThread(talk, self.uri, "guarded", "{}"), [403])
+        with pymongo.MongoClient(self.uri) as client:
+            (hook,) = client.get_default_database()["hooks"].find({"account_id": "guarded"})
+        base = urlsplit(hook["url"]).path.removesuffix("/hooks/guarded")
+        forged = {
+            "webhook-id": "x",
+            "webhook-timestamp": "1700000000",
+            "webhook-signature": "v1,Zm9yZ2Vk",
+        }
+        for headers in ({}, forged):
+            self.assertEqual(
+                (await ask(self.ports[0], "POST", f"{base}/events", b"", headers)).status, 403
+            )
+            self.assertEqual(
+                (await ask(self.ports[0], "GET", f"{base}/accounts/guarded", b"", headers)).status,
+                403,
+            )
+        await self.crowd.publisher(self.ports[1:], "guarded").run(3)
+        await self.crowd.settled()
+        self.assertEqual(self.crowd.ledger.subscribers[0].whispers, [])

@@ -1,0 +1,344 @@
+"""MongoDB keeps the contract, on a single server and on a replica set."""
+
+from __future__ import annotations
+
+import atexit
+from typing import Any
+
+import pymongo
+from pymongo.errors import AutoReconnect
+from twisted.internet.defer import gatherResults
+from twisted.trial.unittest import TestCase
+
+from asyncplumber.event import Cursor, Instance, Stored
+from asyncplumber.interfaces import CursorMoved
+from asyncplumber.stores import open_store
+from asyncplumber.stores.retention import Retention
+from harness.mongod import Mongod, fresh_uri, with_database
+from tests.contracts import (
+    HistoryContract,
+    NewEpochContract,
+    RegistryContract,
+    SecretContract,
+    draft,
+    drafts,
+    seqs,
+)
+
+
+class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretContract, TestCase):
+    """A single server."""
+
+    timeout = 60
+
+    async def setUp(self) -> None:
+        self.uri = self.database()
+        self.client: Any = pymongo.MongoClient(self.uri)
+        self.db = self.client.get_default_database()
+        self.addCleanup(self.client.close)
+        self.addCleanup(self.client.drop_database, self.db.name)
+        await super().setUp()
+
+    def database(self) -> str:
+        return fresh_uri()
+
+    def make(self, retention: Retention) -> Any:
+        return open_store(self.uri, retention, self.reactor, self.reactor)
+
+    async def rows(self) -> int:
+        return int(self.db.accounts.count_documents({}))
+
+    def date_back(self, seconds: float) -> None:
+        """All epochs began so much earlier, by the server's clock."""
+        change = {"began": {"$subtract": ["$began", int(seconds * 1000)]}}
+        self.db.epochs.update_many({}, [{"$set": change}])
+
+    async def test_who_has_seen_nothing_loses_nothing(self) -> None:
+        """
+        The place before the first event is known by its former names too, whatever it is called
+        when that comes.
+        """
+        stands = []
+        for _ in range(5):
+            stands.append((await self.history.position("a")).cursor)
+            self.date_back(self.retention.renewal + 1)
+        self.assertEqual(len(set(stands)), 5)
+        for expected in ([], [1, 2]):
+            if expected:
+                await self.history.append(drafts(2))
+            for stand in stands:
+                with self.assertRaises(CursorMoved) as caught:
+                    await self.history.read("a", stand, None, 10)
+                self.assertEqual(
+                    seqs(await self.history.read("a", caught.exception.cursor, None, 10)), expected
+                )
+        self.db.epochs.delete_one(
+            {"_id": stands[0].epoch}
+        )  # as the server does after nearly a month
+        self.assertEqual(await self.lost("a", stands[0]), await self.history.position("a"))
+
+    async def test_a_cursor_of_a_numbering_that_was_forgotten_is_refused(self) -> None:
+        """A name is not given out again after a row with it could have been forgotten."""
+        nothing = (await self.history.position("a")).cursor
+        [stored] = await self.history.append(drafts(1))
+        self.db.accounts.delete_many({})
+        self.db.events.delete_many({})
+        self.db.epochs.delete_many({})
+        other = (await self.opened()).history
+        [again] = await other.append([draft(key="again")])
+        self.assertNotEqual(again.event.epoch, stored.event.epoch)
+        for cursor in (nothing, stored.event.cursor):
+            self.assertEqual((await self.lost("a", cursor)).epoch, again.event.epoch)
+
+    async def test_epochs_end_by_themselves(self) -> None:
+        """Sooner than rows of accounts, which the server forgets as well."""
+        information = self.db.epochs.index_information()["began"]
+        self.assertLess(information["expireAfterSeconds"], self.retention.numbering)
+        self.assertGreater(information["expireAfterSeconds"], self.retention.renewal)
+
+    async def lapse(self) -> None:
+        """Leases run by the server's clock, so they are dated back."""
+        back = {"$subtract": ["$expires_at", int(self.retention.lease * 1000) + 1000]}
+        self.db.instances.update_many({}, [{"$set": {"expires_at": back}}])
+
+    async def test_the_hook_documents_are_what_a_foreign_publisher_needs(self) -> None:
+        """Account and URL are at top level, and the URL alone tells the account."""
+        one = await self.registry.add_instance(Instance("1", "http://127.0.0.1:8000"))
+        await self.registry.register(one, ["a/ö"])
+        [hook] = self.db.hooks.find({"account_id": "a/ö"}, {"_id": 0})
+        self.assertEqual(
+            hook,
+            {"account_id": "a/ö", "url": "http://127.0.0.1:8000/hooks/a%2F%C3%B6", "instance": "1"},
+        )
+
+    async def test_hooks_of_foreign_programs_stay(self) -> None:
+        """A row without an instance belongs to no instance: no sweep and no prune removes it."""
+        foreign = [
+            {"account_id": "a", "url": "http://127.0.0.1:1/result"},
+            {"account_id": "b", "url": "http://127.0.0.1:1/result", "instance": None},
+            {"account_id": "c", "url": "http://127.0.0.1:1/result", "instance": 7},
+        ]
+        self.db.hooks.insert_many([dict(row) for row in foreign])
+        one = await self.registry.add_instance(Instance("1", "http://127.0.0.1/1"))
+        await self.registry.register(one, ["a"])
+        await self.lapse()
+        self.db.instances.insert_one({"_id": "foreign"})
+        self.assertEqual(await self.registry.sweep(), 1)
+        self.assertEqual(await self.registry.sweep(), 0)
+        two = await self.registry.add_instance(Instance("2", "http://127.0.0.1/2"))
+        await self.registry.register(two, ["a", "b", "c"])
+        self.assertEqual(await self.wanting("a", "b", "c"), {"a": ["2"], "b": ["2"], "c": ["2"]})
+        self.assertTrue(await self.registry.prune(two))
+        self.assertEqual(list(self.db.hooks.find({}, {"_id": 0}).sort("account_id")), foreign)
+        self.assertEqual(list(self.db.instances.find({})), [{"_id": "foreign"}])
+
+    async def test_a_draft_that_does_not_fit_fails_alone(self) -> None:
+        """
+        More than a document holds is refused; those beside it are stored, and numbered without a
+        gap.
+        """
+        huge = b'"data":"%b"' % (b"x" * 17_000_000)
+        answers = await self.history.append(
+            [draft(key="1"), draft(key="huge", payload=huge), draft(key="2")]
+        )
+        self.assertEqual([getattr(answer, "status", None) for answer in answers], [None, 413, None])
+        self.assertEqual(seqs([answers[0], answers[2]]), [1, 2])
+
+    async def test_a_draft_that_cannot_be_encoded_fails_alone(self) -> None:
+        """A lone surrogate is no text; those beside it are stored, and numbered without a gap."""
+        answers = await self.history.append([draft(key="1"), draft(key="\ud800"), draft(key="2")])
+        self.assertEqual([isinstance(answer, Stored) for answer in answers], [True, False, True])
+        self.assertEqual(seqs([answers[0], answers[2]]), [1, 2])
+
+    async def test_a_document_below_the_floor_is_no_duplicate(self) -> None:
+        """
+        What an insert that came much too late left below the floor is neither read nor taken for a
+        first.
+        """
+        await self.history.append(drafts(25))
+        await self.history.sweep()
+        position = await self.history.position("a")
+        zombie = {
+            **self.db.events.find_one({"seq": 20}, {"_id": 0}),
+            "seq": 8,
+            "key": "late",
+            "id": "late",
+        }
+        self.db.events.insert_one(zombie)
+        await self.lost("a", Cursor(position.epoch, 7))
+        [answer] = await self.history.append([draft(key="late")])
+        self.assertEqual((answer.duplicate, answer.event.seq), (False, 26))
+        self.assertEqual(seqs(await self.everything()), list(range(16, 27)))
+
+    async def test_a_long_history_is_trimmed_without_a_sweep(self) -> None:
+        """After appends, at most a tenth more than the length stays, and the floor is on record."""
+        for turn in range(10):
+            await self.history.append(drafts(7, prefix=f"{turn}."))
+        await self.store.stop()
+        [row] = self.db.accounts.find({"_id": "a"})
+        self.assertGreaterEqual(row["floor"], 59)
+        self.assertEqual(self.db.events.count_documents({}), 70 - row["floor"])
+
+    async def test_a_row_that_is_old_is_marked_as_used(self) -> None:
+        """
+        Whoever asks for heads, or appends, keeps the numbering from being forgotten by the server.
+        """
+        for use in (self.history.heads, self.history.position, None):
+            await self.history.append(drafts(1))
+            self.db.accounts.update_one(
+                {"_id": "a"},
+                [{"$set": {"touched": {"$subtract": ["$touched", 20 * 86400 * 1000]}}}],
+            )
+            before = self.db.accounts.find_one({"_id": "a"})["touched"]
+            if use is None:
+                other = await self.opened()
+                await other.history.append(drafts(1, prefix="other"))
+            else:
+                await use(["a"] if use == self.history.heads else "a")
+            self.assertGreater(self.db.accounts.find_one({"_id": "a"})["touched"], before)
+
+    async def test_an_older_numbering_sorted_in_front_is_seen_through(self) -> None:
+        """Remains of another epoch, whatever its name, do not change where the account stands."""
+        await self.history.append(drafts(3))
+        row = self.db.events.find_one({"seq": 2}, {"_id": 0})
+        self.db.events.insert_one({**row, "epoch": "zzz", "seq": 9, "key": "other"})
+        other = (await self.opened()).history
+        self.assertEqual((await other.position("a")).head, 3)
+        self.assertEqual(seqs(await other.append([draft(key="next")])), [4])
+
+    async def test_a_sweep_leaves_hooks_that_were_put_in_meanwhile(self) -> None:
+        """
+        An instance whose old life is swept may add_instance anew at the same time: its new hooks
+        stay.
+        """
+        for _ in range(10):
+            one = await self.registry.add_instance(Instance("1", "http://127.0.0.1/1"))
+            await self.registry.register(one, ["old", "a"])
+            await self.lapse()
+            other = (await self.opened()).registry
+            sweeping = [self.registry.sweep(), other.sweep(), self.registry.prune(one)]
+            again = await other.add_instance(one)
+            await other.register(again, ["a"])
+            await gatherResults(sweeping)
+            self.assertEqual(await self.wanting("a", "old"), {"a": ["1"]})
+            self.assertIsNotNone(await self.registry.renew(again))
+
+    def amid(self, collection: str, before: bool, happens: Any) -> None:
+        """
+        Let something happen just before, or just after, the registry's first delete in that
+        collection.
+        """
+        delete = self.registry._delete
+        pending = [happens]
+
+        async def interrupted(deadline: float, where: str, which: Any) -> int:
+            event = pending.pop() if where == collection and pending else None
+            if event is not None and before:
+                await event()
+            count = await delete(deadline, where, which)
+            if event is not None and not before:
+                await event()
+            return int(count)
+
+        self.patch(self.registry, "_delete", interrupted)
+
+    async def test_an_instance_that_enlists_while_it_is_pruned_keeps_its_new_hooks(self) -> None:
+        """Between the end of its old row and that of its old hooks it may begin its next life."""
+        one = await self.registry.add_instance(Instance("1", "http://127.0.0.1/1"))
+        await self.registry.register(one, ["old", "a"])
+        other = (await self.opened()).registry
+
+        async def next_life() -> None:
+            await other.register(await other.add_instance(one), ["a"])
+
+        self.amid("instances", False, next_life)
+        self.assertTrue(await self.registry.prune(one))
+        self.assertEqual(await self.wanting("a", "old"), {"a": ["1"]})
+
+    async def test_a_hook_taken_over_is_not_swept_with_its_former_owner(self) -> None:
+        """
+        An instance that begins at the URL of a dead one, in this moment, keeps the hooks that both
+        had.
+        """
+        one = await self.registry.add_instance(Instance("1", "http://127.0.0.1/same"))
+        await self.registry.register(one, ["a", "b"])
+        await self.lapse()
+        other = (await self.opened()).registry
+        two = await other.add_instance(Instance("2", "http://127.0.0.1/same"))
+        self.amid("hooks", True, lambda: other.register(two, ["a"]))
+        await self.registry.sweep()
+        self.assertEqual(await self.wanting("a", "b"), {"a": ["2"]})
+        self.assertEqual(self.db.hooks.count_documents({}), 1)
+
+    async def test_an_append_whose_answer_is_lost_is_ours(self) -> None:
+        """
+        When the connection breaks after the insert, the second attempt finds the first: stored
+        once, by us.
+        """
+        link = self.store._link
+        write_once = link.write_once
+        breaks = [AutoReconnect("the answer is lost")]
+
+        async def lossy(deadline: float, body: Any) -> Any:
+            answer = await write_once(deadline, body)
+            if breaks:
+                raise breaks.pop()
+            return answer
+
+        self.patch(link, "write_once", lossy)
+        answers = await self.history.append([*drafts(2), draft("b")])
+        self.assertEqual(
+            [(answer.event.seq, answer.duplicate) for answer in answers],
+            [(1, False), (2, False), (1, False)],
+        )
+        self.assertEqual(self.db.events.count_documents({}), 3)
+
+    async def test_a_changed_limit_changes_the_index(self) -> None:
+        """
+        A store opened with another age does not stumble over the index that the first one made.
+        """
+        await self.opened(Retention(length=10, age=90 * 86400.0))
+        self.assertEqual(
+            self.db.accounts.index_information()["touched"]["expireAfterSeconds"], 900 * 86400
+        )
+
+    async def test_what_was_read_is_durable(self) -> None:
+        """
+        A reader who is told of another's event, not yet in the journal, waits for the journal
+        first.
+        """
+        if self.store._link.replicated:
+            return
+        await self.history.append(drafts(1))
+        row = self.db.events.find_one({}, {"_id": 0})
+        flushes = self.flushes()
+        self.db.events.insert_one({**row, "seq": 2, "key": "unjournalled"})
+        self.assertEqual((await self.history.position("a")).head, 2)
+        self.assertEqual(self.flushes(), flushes + 1)
+        self.assertEqual(
+            seqs(await self.history.read("a", Cursor(row["epoch"], 0), None, 10)), [1, 2]
+        )
+        await self.history.heads(["a"])
+        self.assertEqual(self.flushes(), flushes + 1)
+
+    def flushes(self) -> int:
+        """How often something was deleted: that is how a reader waits for the journal."""
+        return int(self.db.command("serverStatus")["metrics"]["commands"]["delete"]["total"])
+
+
+_replica_set: list[Mongod] = []
+
+
+class ReplicaSetTests(MongoTests):
+    """A replica set of one."""
+
+    def database(self) -> str:
+        if not _replica_set:
+            server = Mongod(replica_set="plumber").start()
+            atexit.register(server.stop)
+            _replica_set.append(server)
+        return with_database(_replica_set[0].uri)
+
+    async def test_a_majority_is_asked(self) -> None:
+        """What is written waits for it, and what is read has it."""
+        self.assertTrue(self.store._link.replicated)

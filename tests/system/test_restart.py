@@ -1,0 +1,97 @@
+"""A `Plumber` that is stopped and started again, in a tree of services, on every store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.filepath import FilePath
+from twisted.trial.unittest import TestCase
+
+from asyncplumber import Event, Plumber
+from asyncplumber.core.callbacks import CallbackSubscriber
+from harness.core import CoreCase
+from harness.mongod import fresh_uri
+
+SOON = 10.0  # seconds
+
+
+class RestartTests(TestCase):
+    """Nothing is lost over a stop, and all works after it."""
+
+    async def until(self, condition: Any, told: Any = str) -> None:
+        for _ in range(int(SOON / 0.02)):
+            if condition():
+                return
+            await deferLater(reactor, 0.02, lambda: None)
+        self.fail(f"not in time: {told()}")
+
+    async def check(self, store: str) -> None:
+        """Stop, start, stop without waiting for it, start, as services of a tree."""
+        tree = MultiService()
+        plumber = Plumber(store)
+        plumber.setServiceParent(tree)
+        before: list[Any] = []
+        after: list[Any] = []
+        plumber.register("a", lambda event: before.append(event.data))
+        tree.startService()
+        await plumber.opened
+        await self.until(lambda: plumber.hub.count("a") == 1)
+        await plumber.send("a", b"1")
+        await self.until(lambda: before == [1])
+        await tree.stopService()
+        plumber.register("a", lambda event: after.append(event.data), after="earliest")
+        tree.startService()
+        await plumber.opened
+        receipt = await plumber.send("a", b"2")
+        self.assertEqual(receipt.event.seq, 2)
+        await self.until(lambda: (before, after) == ([1, 2], [1, 2]), lambda: (before, after))
+        stopped = tree.stopService()
+        tree.startService()
+        await plumber.opened
+        await plumber.send("a", b"3")
+        await self.until(lambda: (before, after) == ([1, 2, 3], [1, 2, 3]), lambda: (before, after))
+        await stopped
+        await tree.stopService()
+
+    def test_memory(self) -> None:
+        """The history stays as long as the process."""
+        return Deferred.fromCoroutine(self.check("memory:"))  # type: ignore[return-value]
+
+    def test_sqlite(self) -> None:
+        """The file is opened anew."""
+        return Deferred.fromCoroutine(self.check(f"sqlite:{FilePath(self.mktemp()).path}"))  # type: ignore[return-value]
+
+    def test_mongodb(self) -> None:
+        """There are new connections, and what was known by the old ones is forgotten."""
+        return Deferred.fromCoroutine(self.check(fresh_uri()))  # type: ignore[return-value]
+
+
+class CallbackTests(CoreCase):
+    def test_what_waits_at_a_stop_is_called_with_afterwards(self) -> None:
+        """
+        A callback that takes its time is given each event once, also those that waited for it when
+        all was stopped.
+        """
+        seqs: list[int] = []
+        calls: list[Deferred[None]] = []
+
+        def slow(event: Event) -> Deferred[None]:
+            seqs.append(event.seq)
+            calls.append(Deferred())
+            return calls[-1]
+
+        subscriber = CallbackSubscriber(self.hub, "a", slow, None, self.clock)
+        subscriber.resume()
+        self.publish(3)
+        subscriber.stop()
+        self.publish(1)
+        subscriber.resume()
+        self.clock.advance(0)
+        while calls:
+            calls.pop().callback(None)
+            self.clock.advance(0)
+        self.assertEqual(seqs, [1, 2, 3, 4])

@@ -1,0 +1,150 @@
+"""
+The example for RQ as its reader would run it: a real Redis server, a real worker, which forks for
+each job.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+from urllib.request import urlopen
+
+from redis import Redis
+from redis.exceptions import ConnectionError as NotYet
+from rq import Queue, Retry
+from rq.job import Job
+from twisted.python.filepath import FilePath
+from twisted.trial.unittest import SynchronousTestCase
+
+from harness.processes import ROOT, Process, start_server
+from tests.system.test_client_send import Receiver, Step, answer, stall
+
+EXAMPLES = ROOT / "docs" / "examples"
+SOON = 30.0  # seconds that a worker may take on a busy machine
+HELD_UP = 10.0  # seconds; a job that waited for an absent plumber to answer would take 30
+
+
+class RQTests(SynchronousTestCase):
+    """What is left of a job when its result is announced, or cannot be."""
+
+    if shutil.which("redis-server") is None:
+        skip = "no redis-server on the PATH"
+
+    def setUp(self) -> None:
+        folder = Path(mkdtemp(prefix="asyncplumber-test-"))
+        self.addCleanup(FilePath(folder).remove)
+        self.socket = folder / "redis.sock"
+        server = Process(
+            ["redis-server", "--port", "0", "--unixsocket", str(self.socket), "--save", ""]
+        )
+        self.addCleanup(server.stop)
+        self.redis = Redis(unix_socket_path=str(self.socket))
+        self.addCleanup(self.redis.close)
+        self.until(self.is_up, "redis answers")
+        self.queue = Queue(connection=self.redis)
+
+    def is_up(self) -> bool:
+        try:
+            return bool(self.redis.ping())
+        except NotYet:
+            return False
+
+    def until(self, condition: Any, what: str) -> None:
+        end = time.monotonic() + SOON
+        while not condition():
+            self.assertLess(time.monotonic(), end, f"not in time: {what}")
+            time.sleep(0.02)
+
+    def environment(self, url: str) -> dict[str, str]:
+        paths = f"{ROOT}:{EXAMPLES}"
+        return {"ASYNCPLUMBER_URL": url, "PYTHONPATH": paths, "REDIS_URL": f"unix://{self.socket}"}
+
+    def worker(self, url: str) -> Process:
+        code = "import sys; from rq.cli import main; sys.exit(main())"
+        worker = Process(
+            [sys.executable, "-c", code, "worker", "--url", f"unix://{self.socket}"],
+            self.environment(url),
+        )
+        self.addCleanup(worker.kill)
+        worker.wait_for("Listening on default")
+        return worker
+
+    def ended(self, job: Job, worker: Process) -> float:
+        """
+        Wait until the job has ended well, and its process too.  Seconds that it took from its
+        beginning.
+        """
+        began = time.monotonic()
+        self.until(
+            lambda: job.get_status(refresh=True) in ("finished", "failed"), "the job has ended"
+        )
+        took = time.monotonic() - began
+        self.assertEqual(job.get_status(), "finished", worker.output)
+        return took
+
+    def run_example(self, url: str) -> tuple[Job, Process]:
+        """Start a job as the example's reader does."""
+        worker = self.worker(url)
+        command = [sys.executable, str(EXAMPLES / "rq_tasks.py"), "42"]
+        subprocess.run(command, env=self.environment(url), check=True, capture_output=True)
+        ids = [
+            *self.queue.get_job_ids(),
+            *self.queue.started_job_registry.get_job_ids(cleanup=False),
+        ]
+        ids += self.queue.finished_job_registry.get_job_ids(cleanup=False)
+        return Job.fetch(ids[0], connection=self.redis), worker
+
+    def test_a_result_arrives(self) -> None:
+        """
+        The process of a job ends without a close_going_away, and its event is in the history all
+        the same.
+        """
+        server = start_server()
+        self.addCleanup(server.kill)
+        job, worker = self.run_example(server.url)
+        self.ended(job, worker)
+        with urlopen(f"{server.url}/events/42?after=earliest&wait=20") as answer:
+            said = answer.read().decode()
+        self.assertIn(f'"id":"{job.id}"', said)
+        self.assertIn('"data":{"pages":3}', said)
+
+    def test_a_job_stays_finished_though_nobody_listens_there(self) -> None:
+        """With the plumber away a job that succeeded is not FAILED, and ends without delay."""
+        gone = Receiver()
+        gone.stop()
+        job, worker = self.run_example(gone.url)
+        self.assertLess(self.ended(job, worker), HELD_UP)
+        worker.wait_for("1 event is not sent within 1 seconds")
+
+    def test_a_job_stays_finished_though_the_plumber_hangs(self) -> None:
+        """The same with one that takes the connection and says nothing, or refuses."""
+        for step in (stall, answer(413)):
+            receiver = self.receiver(step)
+            job, worker = self.run_example(receiver.url)
+            self.assertLess(self.ended(job, worker), HELD_UP)
+            self.assertEqual(len(receiver.wait_for(1)), 1)
+            worker.stop()
+            self.redis.flushall()
+
+    def receiver(self, *script: Step) -> Receiver:
+        receiver = Receiver(*script)
+        self.addCleanup(receiver.stop)
+        return receiver
+
+    def test_sending_as_a_job_of_its_own(self) -> None:
+        """
+        Where no result may be lost the sending is a job itself: RQ keeps it, and runs it again if
+        it failed.
+        """
+        receiver = self.receiver(answer(403), answer(403))
+        worker = self.worker(receiver.url)
+        job = self.queue.enqueue(
+            "asyncplumber.client.send", "42", {"total": 7}, id="t-1", retry=Retry(max=3)
+        )
+        self.ended(job, worker)
+        self.assertEqual([request.id for request in receiver.received], ["t-1"] * 3)

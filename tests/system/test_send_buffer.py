@@ -1,0 +1,383 @@
+"""What waits for one client stays in order and within bounds, in memory and in the kernel."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from twisted.internet import reactor, ssl
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import SSL4ClientEndpoint, connectProtocol
+from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
+from twisted.internet.testing import StringTransport
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from asyncplumber.testing import MemoryServer
+from asyncplumber.transports.progress import progress
+from asyncplumber.transports.send_buffer import SendBuffer
+
+
+class MemoryTests(SynchronousTestCase):
+    """On a transport that is no plain socket: it says when it is full."""
+
+    def setUp(self) -> None:
+        self.transport = StringTransport()
+        self.overflows: list[int] = []
+        self.send_buffer = SendBuffer(
+            self.transport, lambda: self.overflows.append(self.send_buffer.unsent), 10
+        )
+
+    def test_what_can_be_sent_is_not_held(self) -> None:
+        """It goes to the transport at once, in order."""
+        for word in (b"a", b"b", b"c"):
+            self.send_buffer.write(word)
+        self.assertEqual((self.transport.value(), self.send_buffer.unsent), (b"abc", 0))
+
+    def test_what_waits_goes_out_in_order(self) -> None:
+        """As soon as there is room, before anything newer."""
+        self.send_buffer.pauseProducing()
+        self.send_buffer.pauseProducing()
+        self.send_buffer.write(b"a")
+        self.send_buffer.write(b"b")
+        self.assertEqual((self.transport.value(), self.send_buffer.unsent), (b"", 2))
+        self.send_buffer.resumeProducing()
+        self.send_buffer.write(b"c")
+        self.assertEqual((self.transport.value(), self.send_buffer.unsent), (b"abc", 0))
+
+    def test_too_much_is_told_once(self) -> None:
+        """
+        Not at the limit, and not for one message however large; only when more is to come than
+        that.
+        """
+        self.send_buffer.pauseProducing()
+        self.send_buffer.write(b"x" * 10)
+        self.send_buffer.write(b"y" * 100)
+        self.assertEqual(self.overflows, [])
+        self.send_buffer.write(b"z")
+        self.send_buffer.write(b"z")
+        self.assertEqual(len(self.overflows), 1)
+        self.send_buffer.resumeProducing()
+        self.assertEqual(self.transport.value(), b"")
+
+    def test_last_words_are_sent_after_an_overflow(self) -> None:
+        """And after all that is still to be sent, without one."""
+        self.send_buffer.pauseProducing()
+        self.send_buffer.write(b"waits ")
+        self.send_buffer.write_final(b"goodbye")
+        self.assertEqual(self.transport.value(), b"waits goodbye")
+        self.send_buffer.write(b"x" * 11)
+        self.send_buffer.write(b"overflows")
+        self.send_buffer.write_final(b"!")
+        self.assertEqual((self.transport.value(), len(self.overflows)), (b"waits goodbye!", 1))
+
+    def test_drained_fires_when_nothing_waits(self) -> None:
+        """At once, or later, or when it never will."""
+        self.successResultOf(self.send_buffer.drained())
+        self.send_buffer.pauseProducing()
+        self.send_buffer.write(b"a")
+        waiters = [self.send_buffer.drained(), self.send_buffer.drained()]
+        for waiter in waiters:
+            self.assertNoResult(waiter)
+        self.send_buffer.resumeProducing()
+        for waiter in waiters:
+            self.successResultOf(waiter)
+
+    def test_who_waits_for_a_lost_connection_is_released(self) -> None:
+        """So that a replay to it ends; and later writes do no harm."""
+        for lose in (self.send_buffer.forget, self.send_buffer.stopProducing):
+            self.send_buffer.pauseProducing()
+            waiter = self.send_buffer.drained()
+            lose()
+            self.send_buffer.write(b"a")
+            self.successResultOf(self.send_buffer.drained())
+            if lose == self.send_buffer.forget:
+                self.successResultOf(waiter)
+        self.assertEqual(self.overflows, [])
+
+    def test_flush_leaves_everything_to_the_transport(self) -> None:
+        """Which has no producer then, and so can close."""
+        self.send_buffer.pauseProducing()
+        self.send_buffer.write(b"a")
+        self.send_buffer.write(b"b")
+        self.send_buffer.flush()
+        self.assertEqual(self.transport.value(), b"ab")
+        self.assertIs(self.transport.producer, None)
+
+
+class Server(Protocol):
+    """The server's end of a connection; fires its Deferred with itself."""
+
+    def __init__(self, made: Deferred[Any]) -> None:
+        self.made = made
+        self.lost: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        self.made.callback(self)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.lost.callback(None)
+
+
+class SocketTests(TestCase):
+    """On a real socket with small buffers."""
+
+    async def setUp(self) -> None:
+        made: Deferred[Any] = Deferred()
+        factory = Factory.forProtocol(lambda: Server(made))  # type: ignore[arg-type]
+        port: Any = reactor.listenTCP(0, factory, interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.addCleanup(port.stopListening)
+        self.client = socket.socket()
+        self.addCleanup(self.client.close)
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.client.connect(("127.0.0.1", port.getHost().port))
+        self.server = await made
+        self.transport = self.server.transport
+        self.transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.addCleanup(self.gone)
+        self.overflows: list[int] = []
+
+    def gone(self) -> Deferred[None]:
+        self.transport.abortConnection()
+        return self.server.lost  # type: ignore[no-any-return]
+
+    def send_buffer(self, limit: int = 1024 * 1024) -> SendBuffer:
+        """An send_buffer for the server's end."""
+        return SendBuffer(self.transport, lambda: self.overflows.append(1), limit)
+
+    async def heard(self, size: int) -> bytes:
+        """So many bytes, as the client reads them."""
+
+        def read() -> bytes:
+            self.client.settimeout(10)
+            data = b""
+            while len(data) < size:
+                data += self.client.recv(4096)
+            return data
+
+        return await deferToThread(read)
+
+    async def test_bytes_go_to_the_socket_at_once(self) -> None:
+        """Before the reactor has a turn."""
+        self.send_buffer().write(b"now")
+        self.client.settimeout(5)
+        self.assertEqual(self.client.recv(10), b"now")
+
+    async def test_a_half_sent_message_is_never_overtaken(self) -> None:
+        """Whatever the kernel took of each, the client reads all, in order."""
+        send_buffer = self.send_buffer()
+        messages = [b"%06d" % number * (1 + number % 500) for number in range(400)]
+        for message in messages:
+            send_buffer.write(message)
+        self.assertGreater(send_buffer.unsent, 100_000)
+        drained = send_buffer.drained()
+        expected = b"".join(messages)
+        self.assertEqual(await self.heard(len(expected)), expected)
+        await drained
+        self.assertEqual(send_buffer.unsent, 0)
+        send_buffer.write(b"direct again")
+        self.assertEqual(await self.heard(12), b"direct again")
+
+    async def test_what_is_said_together_is_one_write(self) -> None:
+        """
+        The answer to a handshake and the first event go in one piece; and nothing is held back
+        afterwards.
+        """
+        send_buffer = self.send_buffer()
+        writes: list[bytes] = []
+        send = send_buffer._send
+        assert send is not None
+        send_buffer._send = lambda data: writes.append(data) or send(data)  # type: ignore[func-returns-value]
+        send_buffer.corked(lambda: [send_buffer.write(data) for data in (b"head ", b"first")])
+        send_buffer.write(b" second")
+        self.assertEqual(writes, [b"head first", b" second"])
+        self.assertEqual(await self.heard(17), b"head first second")
+
+    async def test_what_waits_goes_first_when_it_is_passed_on(self) -> None:
+        """
+        The answer to an earlier request may still wait when the connection becomes a stream, with a
+        bound of its own.
+        """
+        send_buffer = self.send_buffer()
+        first = b"x" * 300_000
+        send_buffer.write(first)
+        self.assertFalse(send_buffer.ready)
+        send_buffer.rebind(lambda: self.overflows.append(2), 10_000_000)
+        send_buffer.write(b"second")
+        self.assertEqual(await self.heard(len(first) + 6), first + b"second")
+        self.assertEqual(self.overflows, [])
+
+    async def test_a_reader_that_does_not_read_is_bounded(self) -> None:
+        """One that reads, however much it is sent, is not."""
+        send_buffer = self.send_buffer(10_000)
+        for _ in range(50):
+            send_buffer.write(b"x" * 20_000)
+            await send_buffer.drained() if not send_buffer.unsent else await self.heard(20_000)
+        self.assertEqual(self.overflows, [])
+        for _ in range(1000):
+            send_buffer.write(b"x" * 1000)
+        self.assertEqual(self.overflows, [1])
+        self.assertLess(send_buffer.unsent, 12_000)
+
+    async def test_the_transport_calls_when_it_is_empty(self) -> None:
+        """
+        What we rely on: a pull producer is asked when the buffer has gone out, each time, and not
+        before.
+        """
+        calls: list[int] = []
+
+        class Producer:
+            def resumeProducing(self) -> None:
+                calls.append(len(transport.dataBuffer))
+
+            def stopProducing(self) -> None:
+                calls.append(-1)
+
+        transport = self.transport
+        transport.registerProducer(Producer(), False)
+        self.assertEqual(calls, [0])
+        transport.write(b"x" * 500_000)
+        self.assertEqual(calls, [0])
+        await self.heard(500_000)
+        await deferLater(reactor, 0, lambda: None)  # type: ignore[arg-type]
+        self.assertEqual(calls, [0, 0])
+
+    async def test_a_lost_connection_raises_nothing(self) -> None:
+        """Neither before the reactor notices, nor after."""
+        send_buffer = self.send_buffer()
+        self.client.close()
+        for _ in range(3):
+            send_buffer.write(b"x" * 1000)
+        await self.server.lost
+        send_buffer.write(b"x")
+        self.assertEqual(self.overflows, [])
+
+
+def certificate() -> ssl.PrivateCertificate:
+    """One that we signed ourselves, for this test."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
+        now + datetime.timedelta(days=1)
+    )
+    builder = builder.add_extension(
+        x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
+    )
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    formats = (
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return ssl.PrivateCertificate.loadPEM(pem + key.private_bytes(*formats))
+
+
+class Collector(Protocol):
+    """A client that keeps what it hears, and says when it is enough."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.waiting: list[tuple[bytes, Deferred[None]]] = []
+        self.lost: Deferred[None] = Deferred()
+
+    def hears(self, words: bytes) -> Deferred[None]:
+        """@return: Deferred that fires when these words have come."""
+        heard: Deferred[None] = Deferred()
+        self.waiting.append((words, heard))
+        self.dataReceived(b"")
+        return heard
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+        due = [heard for words, heard in self.waiting if words in self.data]
+        self.waiting = [(words, heard) for words, heard in self.waiting if words not in self.data]
+        for heard in due:
+            heard.callback(None)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.lost.callback(None)
+
+
+class TlsTests(TestCase):
+    """TLS has records of its own: nothing goes past them to the socket."""
+
+    async def setUp(self) -> None:
+        self.server = MemoryServer(body_limit=1000)
+        own = certificate()
+        port: Any = reactor.listenSSL(0, self.server.listener, own.options(), interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.addCleanup(port.stopListening)
+        options = ssl.optionsForClientTLS("localhost", trustRoot=ssl.Certificate(own.original))
+        endpoint = SSL4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port, options)
+        self.client: Any = await connectProtocol(endpoint, Collector())
+        self.addCleanup(self.gone)
+        # Twisted's own, about what it does with pyOpenSSL; no other warning is let pass.
+        self.addCleanup(
+            lambda: self.assertEqual(
+                [w for w in self.flushWarnings() if "pyOpenSSL" not in w["message"]], []
+            )
+        )
+
+    def gone(self) -> Deferred[None]:
+        if not self.client.lost.called:
+            self.client.transport.abortConnection()
+        return self.client.lost  # type: ignore[no-any-return]
+
+    async def heard(self, words: bytes) -> None:
+        """Wait until the client has heard this; the server's clock goes on meanwhile."""
+        heard = self.client.hears(words)
+        while not heard.called:
+            self.server.settle()
+            await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
+        await heard
+
+    async def test_a_stream_and_what_follows_it(self) -> None:
+        """Many events, small and large, are decrypted in order."""
+        self.client.transport.write(
+            b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
+        )
+        await self.heard(b"plumber.open")
+        for number in range(200):
+            self.server.post("a", b'"%d%b"' % (number, b"x" * 900))
+        await self.heard(b'"199x')
+        numbers = [int(part.partition(b"x")[0]) for part in self.client.data.split(b'"data":"')[1:]]
+        self.assertEqual(numbers, list(range(200)))
+        self.assertTrue(ISSLTransport.providedBy(self.client.transport))
+
+    async def test_what_the_client_takes_is_seen_below_tls(self) -> None:
+        """The books of TCP are found: everything was taken, or so many bytes were."""
+        self.client.transport.write(
+            b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
+        )
+        await self.heard(b"plumber.open")
+        (subscriber,) = self.server.clients
+        self.client.transport.pauseProducing()
+        for _ in range(200):
+            self.server.post("a", b'"%b"' % (b"x" * 900))
+        for _ in range(20):
+            self.server.post("a", b'"%b"' % (b"x" * 900))
+            await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
+        transport: Any = subscriber.transport  # type: ignore[attr-defined]
+        self.assertIsNotNone(transport.socket)
+        mark = progress(transport)
+        self.assertIsInstance(mark, bytes | None)
+        self.client.transport.resumeProducing()
+        while progress(transport) is not None:
+            self.server.settle()
+            await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
+
+    async def test_a_refusal_is_read_although_the_body_is_not_taken(self) -> None:
+        """And the connection is closed."""
+        head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+        self.client.transport.write(head + os.urandom(50_000))
+        await self.heard(b"413 ")
+        await self.client.lost

@@ -1,0 +1,1 @@
+"""Tests in memory: no network, no other process.  They are the fast tier."""

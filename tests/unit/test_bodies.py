@@ -1,0 +1,154 @@
+"""Large bodies have a bound in all, whatever they wait for, and their memory is given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from asyncplumber.http.bodies import LARGE, MUCH, QUIET, Bodies
+from asyncplumber.stores.memory import MemoryStore
+from asyncplumber.stores.retention import Retention
+from asyncplumber.testing import MemoryClient, MemoryServer, replies
+
+LIMIT = 4 * LARGE
+
+
+def post(body: bytes) -> bytes:
+    """A POST as it goes over the wire."""
+    return b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
+class LimitTests(SynchronousTestCase):
+    """A server with room for four bodies of 64 KiB, whose store hangs when a test says so."""
+
+    def setUp(self) -> None:
+        self.appends: list[Deferred[Any]] = []
+        self.hangs = False
+        self.server = MemoryServer(store=self.make_store, body_limit=2 * LIMIT, bodies_limit=LIMIT)
+        self.bodies = self.server.listener.bodies
+
+    def make_store(self, clock: Any) -> MemoryStore:
+        store = MemoryStore(Retention(), clock)
+        append = store.append
+
+        def perhaps(drafts: Any) -> Deferred[Any]:
+            if not self.hangs:
+                return append(drafts)
+            self.appends.append(Deferred())
+            return self.appends[-1]
+
+        self.patch(store, "append", perhaps)
+        return store
+
+    def sent(self, data: bytes) -> MemoryClient:
+        client = self.server.connect()
+        client.say(data)
+        return client
+
+    def statuses(self, client: MemoryClient) -> list[int]:
+        return [reply.status for reply in replies(client.heard())]
+
+    def test_bodies_that_are_being_sent_count_with_what_has_come_of_them(self) -> None:
+        """
+        Exactly the limit is taken; a byte more is 429, with a time to come back, and a small body
+        is taken all the same.
+        """
+        whole = post(b"x" * (2 * LARGE))
+        first = self.sent(whole[:-1])
+        second = self.sent(whole[:-1])
+        self.assertEqual(self.bodies.held, LIMIT - 2)
+        first.say(whole[-1:])
+        self.assertEqual(self.statuses(first), [202])
+        self.assertEqual(self.bodies.held, 2 * LARGE - 1)
+        third = self.sent(whole[:-1])
+        second.say(b"xx")  # what is after the body is not of it
+        self.assertEqual(self.statuses(second)[:1], [202])
+        fourth, fifth = self.sent(whole[:-1]), self.sent(post(b"x" * (2 * LARGE)))
+        [reply] = replies(fifth.heard())
+        self.assertEqual((reply.status, reply.headers[b"retry-after"]), (429, b"1"))
+        self.assertEqual(self.statuses(self.sent(post(b"x" * LARGE))), [202])
+        for client in (third, fourth):
+            client.leave()
+        self.server.settle()
+        self.assertEqual(self.bodies.held, 0)
+
+    def test_bodies_that_wait_for_the_store_count_until_they_are_answered(self) -> None:
+        """A store that hangs does not make memory grow; what is answered makes room."""
+        self.hangs = True
+        waiting = [self.sent(post(b"x" * (2 * LARGE))) for _ in range(2)]
+        self.assertEqual(self.bodies.held, LIMIT)
+        self.assertEqual(self.statuses(self.sent(post(b"x" * (LARGE + 1)))), [429])
+        self.server.advance(5)
+        self.assertEqual([self.statuses(client) for client in waiting], [[503], [503]])
+        self.assertEqual(self.bodies.held, 0)
+        self.hangs = False
+        for append in self.appends:
+            append.callback(([], None))
+        self.server.settle()
+        self.assertEqual(self.statuses(self.sent(post(b"x" * (LARGE + 1)))), [202])
+
+    def test_one_alone_may_be_larger(self) -> None:
+        """The limit of a single body is another one."""
+        self.assertEqual(self.statuses(self.sent(post(b"x" * (2 * LIMIT)))), [202])
+        self.assertEqual(self.statuses(self.sent(post(b"x" * (2 * LIMIT + 1)))), [413])
+        self.assertEqual(self.bodies.held, 0)
+
+    def test_chunks_count_as_they_come(self) -> None:
+        """Nobody has to say beforehand how much it will be."""
+        head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunk = b"%x\r\n%b\r\n" % (LARGE, b"x" * LARGE)
+        other = self.sent(head + chunk * 2)
+        client = self.sent(head + chunk)
+        self.assertEqual(self.bodies.held, 2 * LARGE)
+        client.say(chunk)
+        self.assertEqual(self.bodies.held, LIMIT)
+        client.say(chunk)
+        self.assertEqual(self.statuses(client), [429])
+        self.assertEqual(self.bodies.held, 2 * LARGE)
+        other.say(b"0\r\n\r\n")
+        self.assertEqual((self.statuses(other), self.bodies.held), ([202], 0))
+
+    def test_a_body_that_came_in_pieces_is_whole(self) -> None:
+        """In two, in three, and byte by byte."""
+        body = bytes(range(32, 127)) * 3
+        for step in (len(body) - 1, 100, 1):
+            client = self.sent(post(body)[: -len(body)])
+            for start in range(0, len(body), step):
+                client.say(body[start : start + step])
+            self.assertEqual(self.statuses(client), [202])
+        history = self.server.plumber.store.history
+        position = self.successResultOf(history.position("a"))
+        events = self.successResultOf(history.read("a", position.cursor._replace(seq=0), None, 10))
+        self.assertEqual(len({event.payload for event in events}), 1)
+
+
+class GiveBackTests(SynchronousTestCase):
+    """When freed memory goes back to the operating system."""
+
+    def test_once_and_some_seconds_after_much_was_held(self) -> None:
+        """Not while something is held, not for little, not again and again."""
+        given: list[int] = []
+        bodies = Bodies(10 * MUCH, release=lambda: given.append(1))
+        for _ in range(2 * QUIET):
+            bodies.tick()
+        bodies.has_room(MUCH, MUCH)
+        bodies.release(MUCH)
+        for _ in range(2 * QUIET):
+            bodies.tick()
+        self.assertEqual(given, [])
+        bodies.has_room(MUCH + 1, MUCH + 1)
+        for _ in range(2 * QUIET):
+            bodies.tick()
+        self.assertEqual(given, [])
+        bodies.release(MUCH + 1)
+        for _ in range(QUIET - 1):
+            bodies.tick()
+        self.assertEqual(given, [])
+        for _ in range(2 * QUIET):
+            bodies.tick()
+        self.assertEqual(given, [1])
