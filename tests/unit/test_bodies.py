@@ -133,7 +133,7 @@ class GiveBackTests(SynchronousTestCase):
     def test_once_and_some_seconds_after_much_was_held(self) -> None:
         """Not while something is held, not for little, not again and again."""
         given: list[int] = []
-        bodies = Bodies(10 * MUCH, release=lambda: given.append(1))
+        bodies = Bodies(10 * MUCH, give_back=lambda: given.append(1))
         for _ in range(2 * QUIET):
             bodies.tick()
         bodies.has_room(MUCH, MUCH)
