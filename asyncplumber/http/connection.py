@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from asyncplumber._twisted_compat import replace_protocol
 from asyncplumber.errors import PlumberError, TooSlow, to_client_error
 from asyncplumber.http.reader import Reader
 from asyncplumber.http.request import Request
@@ -318,9 +319,6 @@ class Connection:
         self._backlog.clear()
         self._listen_or_not()
         transport, self.transport = self.transport, None
-        if hasattr(transport, "wrappedProtocol"):
-            transport.wrappedProtocol = protocol
-        else:
-            transport.protocol = protocol
+        replace_protocol(transport, protocol)
         self.house.clients.reads.take(transport)
         return transport, self._outbox, rest

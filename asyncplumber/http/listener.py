@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Site
 from zope.interface import implementer
 
+from asyncplumber._twisted_compat import limit_accepts
 from asyncplumber.auth.hosts import Hosts
 from asyncplumber.auth.origins import Origins
 from asyncplumber.core.channel import Channel
@@ -90,9 +91,7 @@ class Listener(Factory):
         self.bodies = Bodies(bodies_limit)
         self.request_timeout, self.idle_timeout = request_timeout, idle_timeout
         self.connections: set[Connection] = set()
-        self.ports: list[
-            Any
-        ] = []  # on which we listen, as far as they can be told how much to accept
+        self.ports: list[Any] = []  # on which we listen
         self.stopping = False
         self.now = clock.seconds()  # as of the last tick: the deadlines need no better
         self._webhook = webhook
@@ -124,10 +123,7 @@ class Listener(Factory):
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: Any) -> Any:
-        for port in self.ports:
-            port.numberAccepts = (
-                ACCEPTS  # Twisted takes more at each turn, as long as there are more
-            )
+        limit_accepts(self.ports, ACCEPTS)
         return Connection(self)
 
     def start(self) -> None:

@@ -27,10 +27,10 @@ from twisted.internet.defer import (
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web._newclient import RequestNotSent, ResponseNeverReceived
-from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseNeverReceived
 from zope.interface import implementer
 
+from asyncplumber._twisted_compat import RequestNotSent
 from asyncplumber.auth.signatures import PeerSigner, batchs_target
 from asyncplumber.event import Event, Instance
 from asyncplumber.interfaces import IRegistry, IRelay, RelayFailed

@@ -106,7 +106,7 @@ class Server(Service):
     def privilegedStartService(self) -> None:
         """Listen, while a daemon still has the rights to."""
         self._ports = [listen(endpoint, self._listener, name) for endpoint, name in self._endpoints]
-        self._listener.ports = [port for port in self._ports if hasattr(port, "numberAccepts")]
+        self._listener.ports = list(self._ports)
 
     def startService(self) -> None:
         if not self._ports:

@@ -19,6 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from asyncplumber._twisted_compat import reactor_of, replace_reactor
+
 DOSE = 32  # streams read in a turn of the reactor: about a millisecond if all of them have ended
 
 
@@ -120,7 +122,7 @@ class DosedReadsOf:
         """
         if not hasattr(select, "epoll") or not isinstance(transport, tcp.Connection):
             return
-        reactor: Any = transport.reactor
+        reactor = reactor_of(transport)
         if not isinstance(reactor, DosedReads):
             reads = self._of.get(reactor)
             if reads is None:
@@ -129,9 +131,9 @@ class DosedReadsOf:
                 except OSError:  # no file descriptor is left: the next stream will try again
                     return
             transport.stopReading()
-            transport.reactor = reads  # type: ignore[assignment]
+            replace_reactor(transport, reads)
             try:
                 transport.startReading()
             except OSError:  # the system watches no more by epoll: the reactor has its own
-                transport.reactor = reactor
+                replace_reactor(transport, reactor)
                 transport.startReading()

@@ -10,6 +10,8 @@ from fcntl import ioctl
 from termios import TIOCOUTQ
 from typing import Any
 
+from asyncplumber._twisted_compat import socket_of, unsent_bytes
+
 # Where struct tcp_info (linux/tcp.h) has what is used here: segments sent and not acknowledged,
 # bytes acknowledged, bytes not sent yet.  The kernel only ever appends to it; the last is there
 # since 4.6.
@@ -26,8 +28,8 @@ def progress(transport: Any) -> object | None:
     UNIX sockets and elsewhere it tells how full the buffers on this side are: there also new bytes
     make another mark, as long as the buffers have room.
     """
-    own: socket.socket | None = getattr(transport, "socket", None)
-    waiting, sent = getattr(transport, "dataBuffer", b""), getattr(transport, "offset", 0)
+    own = socket_of(transport)
+    waiting, sent = unsent_bytes(transport)
     queued = 0
     if own is not None and sys.platform == "linux":
         try:
@@ -38,4 +40,4 @@ def progress(transport: Any) -> object | None:
             queued = int.from_bytes(ioctl(own, TIOCOUTQ, bytes(4)), sys.byteorder)
         except OSError:  # the connection is lost; the reactor notices when it reads
             return None
-    return (queued, len(waiting), sent) if queued or len(waiting) > sent else None
+    return (queued, waiting, sent) if queued or waiting > sent else None

@@ -15,17 +15,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet import tcp
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPullProducer, IPushProducer, ISSLTransport
 from zope.interface import implementer
 
+from asyncplumber._twisted_compat import is_plain_socket, socket_of
+
 UNSENT = 1024 * 1024  # bytes that may wait for one client; beyond that it is too slow
 CHUNK = 128 * 1024  # bytes handed to the transport at once
-
-
-def _is_plain(transport: Any) -> bool:
-    return isinstance(transport, tcp.Connection) and not getattr(transport, "TLS", False)
 
 
 @implementer(IPushProducer, IPullProducer)
@@ -61,8 +58,9 @@ class SendBuffer:
         self._send: Callable[[bytes], int] | None = None
         self.limit = limit
         self.unsent = 0
-        if _is_plain(transport):
-            self._send = transport.socket.send
+        own = socket_of(transport) if is_plain_socket(transport) else None
+        if own is not None:
+            self._send = own.send
             transport.registerProducer(self, False)
         else:
             transport.registerProducer(self, True)

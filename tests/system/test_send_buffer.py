@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import socket
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ClientEndpoint, connectProtocol
@@ -24,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from asyncplumber.testing import MemoryServer
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.send_buffer import SendBuffer
+from harness.certificates import certificate
 
 
 class MemoryTests(SynchronousTestCase):
@@ -259,27 +255,6 @@ class SocketTests(TestCase):
         await self.server.lost
         send_buffer.write(b"x")
         self.assertEqual(self.overflows, [])
-
-
-def certificate() -> ssl.PrivateCertificate:
-    """One that we signed ourselves, for this test."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
-        now + datetime.timedelta(days=1)
-    )
-    builder = builder.add_extension(
-        x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
-    )
-    pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-    formats = (
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return ssl.PrivateCertificate.loadPEM(pem + key.private_bytes(*formats))
 
 
 class Collector(Protocol):

@@ -1,0 +1,87 @@
+"""
+Every attribute of Twisted that this package uses and that Twisted does not document as public.
+
+Nothing else in the package names them.  ``tests/unit/test_twisted_compat.py`` has a test for each,
+which fails if a release of Twisted renames one or gives it another meaning.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import IProtocol
+
+# Raised before the first byte of a request was sent.  ``twisted.web.client`` exports its siblings,
+# but not this one.
+from twisted.web._newclient import RequestNotSent
+
+__all__ = [
+    "RequestNotSent",
+    "is_plain_socket",
+    "limit_accepts",
+    "reactor_of",
+    "replace_protocol",
+    "replace_reactor",
+    "socket_of",
+    "unsent_bytes",
+]
+
+
+def is_plain_socket(transport: Any) -> bool:
+    """Tell whether bytes for the client can go to the socket as they are: TCP or UNIX, no TLS."""
+    return isinstance(transport, tcp.Connection) and not getattr(transport, "TLS", False)
+
+
+def socket_of(transport: Any) -> socket.socket | None:
+    """
+    Return the socket of a transport, also of one below TLS.
+
+    None for a transport without one, as in memory, and for a connection that is lost.
+    """
+    found: socket.socket | None = getattr(transport, "socket", None)
+    return found
+
+
+def unsent_bytes(transport: Any) -> tuple[int, int]:
+    """
+    Return what the reactor has left to send in its current buffer.
+
+    Returns:
+        The size of the buffer, and how many bytes of it were handed to the socket already.  What
+        was written since the buffer was filled is not counted.
+    """
+    return len(getattr(transport, "dataBuffer", b"")), getattr(transport, "offset", 0)
+
+
+def replace_protocol(transport: Any, protocol: IProtocol) -> None:
+    """Let another protocol have the bytes and the end of a connection, also of one with TLS."""
+    if hasattr(transport, "wrappedProtocol"):
+        transport.wrappedProtocol = protocol
+    else:
+        transport.protocol = protocol
+
+
+def reactor_of(transport: tcp.Connection) -> Any:
+    """Return the reactor that watches the socket of this transport."""
+    return transport.reactor
+
+
+def replace_reactor(transport: tcp.Connection, reactor: Any) -> None:
+    """Let another reactor watch the socket.  The transport is not being read at this moment."""
+    transport.reactor = reactor
+
+
+def limit_accepts(ports: Iterable[Any], count: int) -> None:
+    """
+    Let each port accept about ``count`` connections in one turn of the reactor.
+
+    Twisted raises the number by 20 after each turn that used it up, so a storm of new connections
+    would starve the open ones.  Call this for each new connection: then a turn takes at most 20
+    more than ``count``.  A port that has no such number is left alone.
+    """
+    for port in ports:
+        if hasattr(port, "numberAccepts"):
+            port.numberAccepts = count

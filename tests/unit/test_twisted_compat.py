@@ -1,0 +1,270 @@
+"""What ``_twisted_compat`` uses of Twisted is there, and means what we rely on."""
+
+from __future__ import annotations
+
+import ast
+import re
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import ssl, tcp, unix
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+from twisted.test.iosim import IOPump, connect, makeFakeClient, makeFakeServer
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web import client as web_client
+from twisted.web.client import HTTPConnectionPool
+
+import asyncplumber
+from asyncplumber import _twisted_compat
+from asyncplumber._twisted_compat import (
+    RequestNotSent,
+    is_plain_socket,
+    limit_accepts,
+    reactor_of,
+    replace_protocol,
+    replace_reactor,
+    socket_of,
+    unsent_bytes,
+)
+from harness.certificates import certificate
+
+# Names by which the package could reach past the public interface of Twisted.
+PRIVATE = re.compile(
+    r"\.socket\.(send|getsockopt)|\.TLS\b|[\"']TLS[\"']|\.wrappedProtocol\b|\.numberAccepts\b"
+    r"|\.dataBuffer\b|[\"'](dataBuffer|numberAccepts|wrappedProtocol)[\"']"
+    r"|transport\.(protocol|reactor|socket)\b"
+)
+
+
+class Listener(Protocol):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.lost = False
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.lost = True
+
+
+class ConnectionTests(SynchronousTestCase):
+    """A connection of Twisted's over a pair of sockets, and a reactor that only remembers."""
+
+    def setUp(self) -> None:
+        self.reactor = MemoryReactorClock()
+        own, self.other = socket.socketpair()
+        own.setblocking(False)
+        self.addCleanup(self.other.close)
+        self.addCleanup(own.close)
+        self.own = own
+        self.first = Listener()
+        self.connection = tcp.Server(own, self.first, ("127.0.0.1", 1), None, 0, self.reactor)
+        self.first.makeConnection(self.connection)
+
+    def test_the_socket_is_the_one_that_was_given(self) -> None:
+        """What is sent on it arrives at the other end at once."""
+        found = socket_of(self.connection)
+        self.assertIs(found, self.own)
+        assert found is not None
+        self.assertEqual(found.send(b"now"), 3)
+        self.assertEqual(self.other.recv(10), b"now")
+
+    def test_a_transport_in_memory_has_no_socket(self) -> None:
+        """None, and no bytes that wait for a socket."""
+        transport = StringTransport()
+        self.assertIsNone(socket_of(transport))
+        self.assertEqual(unsent_bytes(transport), (0, 0))
+        self.assertFalse(is_plain_socket(transport))
+
+    def test_a_connection_is_plain_until_tls_begins(self) -> None:
+        """After ``startTLS`` bytes on the socket would break the records."""
+        self.assertTrue(is_plain_socket(self.connection))
+        self.connection.startTLS(ssl.CertificateOptions(), normal=True)
+        self.assertFalse(is_plain_socket(self.connection))
+
+    def test_another_protocol_gets_the_bytes(self) -> None:
+        """From the next read on; and the end of the connection."""
+        second = Listener()
+        self.other.send(b"one")
+        self.connection.doRead()
+        replace_protocol(self.connection, second)
+        self.other.send(b"two")
+        self.connection.doRead()
+        self.assertEqual((self.first.data, second.data), (b"one", b"two"))
+        self.connection.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual((self.first.lost, second.lost), (False, True))
+
+    def test_another_reactor_watches_the_socket(self) -> None:
+        """Each call of ``startReading`` asks the reactor of the moment."""
+        self.connection.startReading()
+        self.assertIs(reactor_of(self.connection), self.reactor)
+        self.connection.stopReading()
+        other = MemoryReactorClock()
+        replace_reactor(self.connection, other)
+        self.connection.startReading()
+        self.assertIs(reactor_of(self.connection), other)
+        watched = [self.connection in each.readers for each in (self.reactor, other)]
+        self.assertEqual(watched, [False, True])
+
+    def test_what_is_left_to_send_is_told(self) -> None:
+        """The buffer fills at the first attempt to send, and empties as the other end reads."""
+        data = b"x" * 5_000_000
+        self.connection.write(data)
+        self.connection.doWrite()
+        size, sent = unsent_bytes(self.connection)
+        self.assertEqual(size, len(data))
+        self.assertTrue(0 < sent < size)
+        self.assertEqual(len(self.other.recv(sent, socket.MSG_WAITALL)), sent)
+        self.connection.doWrite()
+        self.assertGreater(unsent_bytes(self.connection)[1], sent)
+
+
+class TlsTests(SynchronousTestCase):
+    """Two ends of TLS in memory."""
+
+    def test_another_protocol_gets_the_bytes_of_tls(self) -> None:
+        """Decrypted, from the next record on; and the transport is not plain."""
+        self.clock = MemoryReactorClock()
+        own = certificate()
+        first, second = Listener(), Listener()
+        trust = ssl.optionsForClientTLS("localhost", trustRoot=ssl.Certificate(own.original))
+        server = self.wrapped(own.options(), False, first)
+        client = self.wrapped(trust, True, Listener())
+        pump = connect(server, makeFakeServer(server), client, makeFakeClient(client))
+        pump.flush()
+        self.say(client, pump, b"one")
+        self.assertFalse(is_plain_socket(first.transport))
+        replace_protocol(first.transport, second)
+        self.say(client, pump, b"two")
+        self.assertEqual((first.data, second.data), (b"one", b"two"))
+        # Twisted's own warnings about what it does with pyOpenSSL.
+        self.flushWarnings()
+
+    def say(self, client: Any, pump: IOPump, data: bytes) -> None:
+        """Send some bytes, which TLS puts together until the reactor turns."""
+        client.wrappedProtocol.transport.write(data)
+        self.clock.advance(0)
+        pump.flush()
+
+    def wrapped(self, options: Any, is_client: bool, protocol: Protocol) -> Any:
+        """Build the TLS layer around a protocol."""
+        factory = Factory.forProtocol(lambda: protocol)  # type: ignore[arg-type]
+        return TLSMemoryBIOFactory(options, is_client, factory, self.clock).buildProtocol(
+            IPv4Address("TCP", "127.0.0.1", 0)
+        )
+
+
+class LimitingFactory(Factory):
+    """Limits its port again for each connection, as our listener does."""
+
+    def __init__(self, ports: list[tcp.Port]) -> None:
+        self.ports = ports
+        self.built = 0
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        self.built += 1
+        limit_accepts([*self.ports, object()], 5)
+        return Protocol()
+
+
+class PortTests(SynchronousTestCase):
+    """A port of Twisted's at which very many wait."""
+
+    def test_one_turn_accepts_no_more_than_the_limit(self) -> None:
+        """Without it Twisted raises its own limit after each such turn."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        ports: list[tcp.Port] = []
+        factory = LimitingFactory(ports)
+        port = unix.Port(f"{folder.name}/socket", factory, 100, reactor=MemoryReactorClock())
+        port.startListening()
+        self.addCleanup(port.connectionLost, Failure(ConnectionDone()))
+        for _ in range(60):
+            client = socket.socket(socket.AF_UNIX)
+            self.addCleanup(client.close)
+            client.connect(f"{folder.name}/socket")
+        port.numberAccepts = 7
+        port.doRead()
+        self.assertEqual(factory.built, 7)
+        self.assertEqual(port.numberAccepts, 27)
+        factory.built = 0
+        ports.append(port)
+        limit_accepts(ports, 5)
+        port.doRead()
+        self.assertEqual(factory.built, 5)
+
+
+class HttpClientTests(SynchronousTestCase):
+    """The error of an HTTP client whose request was not sent."""
+
+    def test_a_request_that_was_not_sent_fails_with_this(self) -> None:
+        """On a connection that is closing already: it can be sent again without a doubt."""
+        protocol = web_client.HTTP11ClientProtocol()
+        protocol.makeConnection(StringTransport())
+        protocol.abort()
+        request: Any = object()
+        failure = self.failureResultOf(protocol.request(request))
+        failure.trap(RequestNotSent)
+
+    def test_a_pool_is_still_public(self) -> None:
+        """The pool and the siblings of the error are exported; this one error is not."""
+        self.assertTrue(callable(HTTPConnectionPool))
+        self.assertIn("ResponseNeverReceived", web_client.__all__)
+        self.assertNotIn("RequestNotSent", web_client.__all__)
+
+
+class OnePlaceTests(SynchronousTestCase):
+    """The rest of the package keeps to what Twisted documents."""
+
+    def sources(self) -> dict[str, str]:
+        """Return the text of each module but ``_twisted_compat``."""
+        folder = Path(asyncplumber.__file__).parent
+        own = Path(_twisted_compat.__file__)
+        return {
+            str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+            for path in sorted(folder.rglob("*.py"))
+            if path != own
+        }
+
+    def test_no_private_module_is_imported_elsewhere(self) -> None:
+        """A name with an underscore, in a module of Twisted's."""
+        found = []
+        for name, text in self.sources().items():
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("twisted"):
+                    words = [*(node.module or "").split("."), *(each.name for each in node.names)]
+                    found += [(name, word) for word in words if word.startswith("_")]
+        self.assertEqual(found, [])
+
+    def test_no_private_attribute_is_named_elsewhere(self) -> None:
+        """Of transports and ports."""
+        found = [
+            f"{name}: {line.strip()}"
+            for name, text in self.sources().items()
+            for line in text.splitlines()
+            if PRIVATE.search(line)
+        ]
+        self.assertEqual(found, [])
+
+    def test_each_name_has_a_test(self) -> None:
+        """What is exported is used here."""
+        here = Path(__file__).read_text(encoding="utf-8")
+        self.assertEqual(
+            [
+                name
+                for name in _twisted_compat.__all__
+                if not re.search(rf"\b{name}\(|trap\({name}", here)
+            ],
+            [],
+        )
