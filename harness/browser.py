@@ -25,7 +25,7 @@ from typing import Any
 
 from harness.processes import ROOT, Process
 
-CLIENT = ROOT / "asyncplumber" / "web" / "static" / "asyncplumber.js"
+CLIENT = ROOT / "asyncplumber" / "http" / "static" / "asyncplumber.js"
 DEADLINE = 30.0  # seconds; for a busy machine, and for a client that waits before it comes back
 LOOK = 0.02  # seconds between two looks at the page
 FLAGS = [

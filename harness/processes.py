@@ -125,6 +125,10 @@ class Process:
         Idempotent.
         """
         self.terminate()
+        return self.wait(seconds)
+
+    def wait(self, seconds: float = STOP) -> int:
+        """Wait until it ends by itself.  The same status; `ProcessFailed` if it had to be killed."""
         try:
             self._child.wait(seconds)
         except subprocess.TimeoutExpired:

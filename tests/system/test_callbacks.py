@@ -285,7 +285,7 @@ class AsyncioTests(SynchronousTestCase):
         application = Process([sys.executable, "-m", "tests.asyncio_application"])
         self.addCleanup(application.kill)
         application.wait_for(r'^\["(all|failed)"')
-        self.assertEqual(application.stop(), 0, application.output)
+        self.assertEqual(application.wait(), 0, application.output)
         said = [
             json.loads(line) for line in application.output.splitlines() if line.startswith("[")
         ]

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from asyncplumber import client
 from asyncplumber.client.retry import (
     Address,
     Answer,

@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 from asyncplumber.errors import Unavailable
 from asyncplumber.event import Cursor, Instance, Stored
 from asyncplumber.stores import open_store
-from asyncplumber.stores.mongo.store import link as mongo_link
+from asyncplumber.stores.mongo import link as mongo_link
 from asyncplumber.stores.retention import Retention
 from harness.mongod import Mongod, with_database
 from tests.contracts import RealReactorWithFakeClock, draft, drafts, seqs

@@ -22,10 +22,10 @@ from twisted.trial.unittest import SkipTest, TestCase
 from asyncplumber.errors import Unavailable
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
-from asyncplumber.stores.sqlite.store import checkpoint as sqlite_checkpoint
-from asyncplumber.stores.sqlite.store import file as sqlite_file
-from asyncplumber.stores.sqlite.store import file_identity as sqlite_place
-from asyncplumber.stores.sqlite.store import store as sqlite
+from asyncplumber.stores.sqlite import checkpoint as sqlite_checkpoint
+from asyncplumber.stores.sqlite import file as sqlite_file
+from asyncplumber.stores.sqlite import file_identity as sqlite_place
+from asyncplumber.stores.sqlite import store as sqlite
 from harness.processes import start_server
 from tests.contracts import draft, drafts, seqs
 

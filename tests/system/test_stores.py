@@ -18,8 +18,8 @@ from asyncplumber.interfaces import CursorMoved
 from asyncplumber.stores import open_store
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
-from asyncplumber.stores.sqlite.store import appender as sqlite_append
-from asyncplumber.stores.sqlite.store import file as sqlite_file
+from asyncplumber.stores.sqlite import appender as sqlite_append
+from asyncplumber.stores.sqlite import file as sqlite_file
 from tests.contracts import (
     HistoryContract,
     NewEpochContract,

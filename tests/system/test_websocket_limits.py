@@ -24,7 +24,17 @@ from asyncplumber.transports.frame_parser import (
     FrameParser,
 )
 from asyncplumber.transports.stream import CLOSING
-from tests.unit.test_websocket import BINARY, CLOSE, PING, PONG, TEXT, Socket, frames, handshake, said
+from tests.unit.test_websocket import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    Socket,
+    frames,
+    handshake,
+    said,
+)
 
 EMPTY = said(b"", 0, final=False)
 

@@ -199,7 +199,7 @@ class WorkersTests(EmbeddedTestCase):
         for number in (signal.SIGTERM, signal.SIGKILL):
             await gatherResults([publisher.run(25) for publisher in publishers])
             for _ in range(10):
-                accepted = await told("accepted_total")
+                accepted = await told("events_accepted_total")
                 self.assertGreaterEqual(accepted, seen)
                 seen = accepted
             self.assertEqual(
@@ -207,19 +207,19 @@ class WorkersTests(EmbeddedTestCase):
                 people,
             )
             await eventually(
-                lambda: told("accepted_total"),
+                lambda: told("events_accepted_total"),
                 lambda count: count == self.ledger.events,
                 "all are counted",
             )
             before = begun(self.node)
             os.kill(children(self.node.pid)[0], number)
             while begun(self.node) == before:
-                self.assertGreaterEqual(await told("accepted_total"), seen)
+                self.assertGreaterEqual(await told("events_accepted_total"), seen)
             await eventually(
                 lambda: told("subscribers"), lambda count: count == people, "all are back"
             )
         self.assertEqual(seen, self.ledger.events)
-        self.assertEqual([await told("accepted_total") for _ in range(20)], [seen] * 20)
+        self.assertEqual([await told("events_accepted_total") for _ in range(20)], [seen] * 20)
 
     async def test_workers_do_not_outlive_their_parent(self) -> None:
         """When the parent is killed its workers stop, as after a SIGTERM."""
