@@ -23,6 +23,7 @@ from asyncplumber.http.request import Request
 from asyncplumber.http.responses import Response, error_response
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.send_buffer import SendBuffer
+from asyncplumber.transports.stream import Detached
 
 if TYPE_CHECKING:
     from asyncplumber.http.listener import Listener
@@ -306,7 +307,7 @@ class Connection:
         else:
             self.hang_up()
 
-    def detach(self, protocol: Any) -> tuple[Any, SendBuffer, bytes]:
+    def detach(self, protocol: Any) -> Detached:
         """
         The connection is a stream from now on, and `protocol` has it.
 
@@ -320,5 +321,4 @@ class Connection:
         self._listen_or_not()
         transport, self.transport = self.transport, None
         replace_protocol(transport, protocol)
-        self.house.clients.reads.take(transport)
-        return transport, self._outbox, rest
+        return Detached(transport, self._outbox, rest)

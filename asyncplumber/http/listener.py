@@ -34,11 +34,16 @@ from asyncplumber.http.connection import Connection
 from asyncplumber.http.gate import Gate
 from asyncplumber.http.request import Request
 from asyncplumber.http.request_channel import RequestChannel
-from asyncplumber.http.responses import Response, error_response
+from asyncplumber.http.responses import (
+    Response,
+    error_response,
+    event_stream_head,
+    poll_response,
+)
 from asyncplumber.http.webhook import Webhook, account_of
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.frame_parser import FrameParserPool
-from asyncplumber.transports.long_poll import LongPoll
+from asyncplumber.transports.long_poll import LongPoll, PollResult
 from asyncplumber.transports.send_buffer import UNSENT
 from asyncplumber.transports.sse import EventStream
 from asyncplumber.transports.websocket import WebSocketStream, handshake
@@ -302,10 +307,8 @@ class Listener(Factory):
         self, connection: Connection, call: Request, channel: Channel, after: Cursor | str | None
     ) -> None:
         stream = EventStream(channel, self.clients, self._clock, chunked=call.is_current)
-        stream.begin(connection, stream.head(self._cors_lines(call)), self.unsent_limit, after)
-
-    def _cors_lines(self, call: Request) -> bytes:
-        return b"".join([b"%b: %b\r\n" % header for header in self._origins.cors(call.headers)])
+        head = event_stream_head(chunked=call.is_current, headers=self._origins.cors(call.headers))
+        stream.begin(connection, head, self.unsent_limit, after)
 
     def _serve_poll(
         self,
@@ -320,12 +323,15 @@ class Listener(Factory):
 
         def leave(reason: Any) -> None:
             self._polls.discard(poll)
-            poll.leave()
+            poll.cancel()
 
-        def answered(answer: Response) -> Response:
+        def answered(result: PollResult | Failure) -> Response:
             self._polls.discard(poll)
-            return self._allowing(call, answer)
+            if isinstance(result, Failure):
+                error = to_client_error(result, self._log, "a long-poll failed")
+                return self._allowing(call, error_response(error))
+            return self._allowing(call, poll_response(result))
 
         connection.gone = leave
-        connection.reply_later(call, poll.answer.addCallback(answered))
+        connection.reply_later(call, poll.result.addBoth(answered))
         channel.subscribe(poll, after)

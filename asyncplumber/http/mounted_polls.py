@@ -15,7 +15,7 @@ from asyncplumber.core.hub import Hub
 from asyncplumber.errors import NotImplementedHere
 from asyncplumber.event import Cursor
 from asyncplumber.http.listener import Listener
-from asyncplumber.http.responses import Response
+from asyncplumber.http.responses import Response, poll_response
 from asyncplumber.http.webhook import account_of
 from asyncplumber.transports.long_poll import LongPoll
 from asyncplumber.wire.parse import Headers
@@ -55,17 +55,17 @@ class MountedPolls:
     ) -> Deferred[Response]:
         poll = LongPoll(channel, self._hub.clock, wait)
         if ended:
-            poll.leave()  # the client has gone
-            return poll.answer
+            poll.cancel()  # the client has gone
+            return poll.result.addCallback(poll_response)
 
         def leave(_: Any) -> None:
             self._polls.discard(poll)
-            poll.leave()
+            poll.cancel()
 
         self._polls.add(poll)
         request.notifyFinish().addBoth(leave)
         channel.subscribe(poll, after)
-        return poll.answer
+        return poll.result.addCallback(poll_response)
 
     def dismiss(self) -> None:
         """Response all that wait."""

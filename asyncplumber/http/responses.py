@@ -14,6 +14,7 @@ from twisted.web.http import datetimeToString
 
 from asyncplumber.errors import MethodNotAllowed, PlumberError
 from asyncplumber.event import Receipt
+from asyncplumber.transports.long_poll import PollResult
 
 JSON = b"application/json"
 _REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
@@ -27,6 +28,12 @@ def _beginning(status: int, content_type: bytes) -> bytes:
         content_type,
     )
 
+
+_EVENT_STREAM = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    b"Cache-Control: no-store, no-transform\r\nX-Accel-Buffering: no\r\n"
+    b"X-Content-Type-Options: nosniff\r\n%b%b%b\r\n"
+)
 
 _date = (0, b"")  # the second since 1970, and its line
 
@@ -64,9 +71,27 @@ class Response(NamedTuple):
         )
 
 
+def event_stream_head(*, chunked: bool, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """Return the head of a response of Server-Sent Events, which has no end.
+
+    Args:
+        chunked: Whether the body comes in chunks (HTTP/1.1); if not, the connection's end ends it.
+        headers: Further headers.
+    """
+    # With chunks there is no "Connection: close": Node takes any end after it for a clean one.
+    framing = b"Transfer-Encoding: chunked\r\n" if chunked else b"Connection: close\r\n"
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    return _EVENT_STREAM % (date_line(), framing, lines)
+
+
 def json_response(status: int, value: object, *headers: tuple[bytes, bytes]) -> Response:
     """`value` as JSON."""
     return Response(status, JSON, json.dumps(value).encode("ascii") + b"\n", headers)
+
+
+def poll_response(result: PollResult) -> Response:
+    """Return the response to a long-poll."""
+    return Response(200, JSON, result.body, ((b"Cache-Control", b"no-store"),))
 
 
 def error_response(error: PlumberError) -> Response:

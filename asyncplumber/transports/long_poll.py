@@ -1,62 +1,76 @@
-"""Subscribers by long-poll: one answer with what there is, as soon as there is something."""
+"""Subscribers by long-poll: one response with the events there are, as soon as there are some."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
 from asyncplumber.core.channel import Channel
 from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Position
-from asyncplumber.http.responses import Response, error_response
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap
 
-REPLAY_TIMEOUT = 5.0  # seconds that a long-poll waits for the store before it is answered 503
-ENVELOPES = 1024 * 1024  # bytes in one answer to a long-poll, at which it stops to take more
+REPLAY_TIMEOUT = 5.0  # seconds that a long-poll waits for the store before it fails with 503
+MAX_RESPONSE_BYTES = 1024 * 1024  # of envelopes in one response; a single one may be larger
+
+
+class PollResult(NamedTuple):
+    """What a long-poll returns to its client."""
+
+    envelopes: list[bytes]
+    cursor: Cursor  # where the client stands after them
+
+    @property
+    def body(self) -> bytes:
+        """The result as JSON."""
+        cursor = str(self.cursor).encode("ascii")
+        return b'{"events":[%b],"cursor":"%b"}\n' % (b",".join(self.envelopes), cursor)
 
 
 @implementer(ISubscriber)
 class LongPoll:
+    """One long-poll: a result as soon as there is an event, or an empty one after the wait.
+
+    The wait begins when everything in the history has been looked at, however long the store
+    takes for that.
     """
-    One long-poll: an answer as soon as there is an event, or an empty one when the wait runs out.
 
-    The wait begins when everything that is kept was looked at, however long the store takes for it.
-    """
+    page_size = MAX_RESPONSE_BYTES
 
-    page_size = ENVELOPES
-
-    def __init__(self, channel: Channel, clock: Any, wait: float) -> None:
-        """`wait` is in seconds."""
-        self.answer: Deferred[Response] = Deferred()
+    def __init__(self, channel: Channel, clock: IReactorTime, wait: float) -> None:
+        """``wait`` is in seconds."""
+        #: Fires with the result, or fails with a `PlumberError`.
+        self.result: Deferred[PollResult] = Deferred()
         self._channel = channel
         self._clock = clock
         self._wait = wait
-        self._stand: Cursor | None = None  # None: it is not known yet
+        self._cursor: Cursor | None = None  # None: not known yet
         self._envelopes: list[bytes] = []
         self._size = 0
-        self._late: Any = clock.callLater(REPLAY_TIMEOUT, self.end, Unavailable())
-        self._soon: Any = None
+        self._timeout: IDelayedCall = clock.callLater(REPLAY_TIMEOUT, self.end, Unavailable())
+        self._next_turn: IDelayedCall | None = None
 
     @property
     def account(self) -> str:
-        """Whose events it is sent."""
+        """The account whose events it is sent."""
         return self._channel.account
 
     def opened(self, cursor: Cursor) -> None:
-        self._stand = cursor
+        self._cursor = cursor
 
     def caught_up(self) -> None:
-        self._late.cancel()
-        self._late = self._clock.callLater(self._wait, self._answer)
+        self._timeout.cancel()
+        self._timeout = self._clock.callLater(self._wait, self._finish)
 
     def deliver(self, batch: Delivery) -> None:
         for event, text in zip(batch.events, batch.envelopes, strict=True):
-            if self._envelopes and self._size + len(text) > ENVELOPES:
-                self._answer()
+            if self._envelopes and self._size + len(text) > MAX_RESPONSE_BYTES:
+                self._finish()
                 return
             self._take(text, event.cursor if event.epoch else None)
 
@@ -66,34 +80,32 @@ class LongPoll:
     def _take(self, envelope: bytes, cursor: Cursor | None) -> None:
         self._envelopes.append(envelope)
         self._size += len(envelope)
-        self._stand = cursor or self._stand
-        if self._soon is None:
-            # In the reactor's next turn: the rest of a replay's page, or of a burst, comes along.
-            self._soon = self._clock.callLater(0, self._answer)
+        self._cursor = cursor or self._cursor
+        if self._next_turn is None:
+            # The rest of a replay's page, or of a burst, arrives in this turn of the reactor.
+            self._next_turn = self._clock.callLater(0, self._finish)
 
     def drained(self) -> Deferred[None]:
         return succeed(None)
 
-    def _answer(self) -> None:
-        cursor = str(self._stand).encode("ascii")
-        body = b'{"events":[%b],"cursor":"%b"}\n' % (b",".join(self._envelopes), cursor)
-        self._finish(Response(200, b"application/json", body, ((b"Cache-Control", b"no-store"),)))
+    def _finish(self) -> None:
+        assert self._cursor is not None  # `opened` comes before anything else
+        self.cancel()
+        if not self.result.called:
+            self.result.callback(PollResult(self._envelopes, self._cursor))
 
-    def _finish(self, answer: Response) -> None:
-        self.leave()
-        if not self.answer.called:
-            self.answer.callback(answer)
-
-    def leave(self) -> None:
-        """The client is gone, or answered."""
+    def cancel(self) -> None:
+        """Stop waiting: the client has disconnected, or has its result."""
         self._channel.unsubscribe(self)
-        for timer in (self._late, self._soon):
+        for timer in (self._timeout, self._next_turn):
             if timer is not None and timer.active():
                 timer.cancel()
 
     def end(self, error: PlumberError | None) -> None:
-        if self._envelopes or (error is None and self._stand is not None):
-            self._answer()
-        else:
-            # Where a client stands that is not known yet cannot be told: it keeps its own cursor.
-            self._finish(error_response(error or Unavailable("this instance is about to stop")))
+        if self._envelopes or (error is None and self._cursor is not None):
+            self._finish()
+            return
+        # The client is told no cursor, because it is not known yet: it keeps its own.
+        self.cancel()
+        if not self.result.called:
+            self.result.errback(error or Unavailable("this instance is about to stop"))

@@ -1,14 +1,14 @@
-"""
-Subscribers by Server-Sent Events (WHATWG HTML, 9.2) and by long-poll; and what every stream has in
-common.
+"""What WebSocket and Server-Sent Events clients have in common.
 
-A stream takes over its connection from the HTTP parser: what is sent goes by its `SendBuffer`.
+A stream takes over its connection from the HTTP server.  From then on it is the protocol of the
+transport, and everything it sends goes through the connection's ``SendBuffer``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
+from typing import Protocol as Interface
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol
@@ -17,18 +17,32 @@ from zope.interface import implementer
 from asyncplumber.core.channel import Channel
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Position
-from asyncplumber.http.connection import Connection
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.send_buffer import SendBuffer
 from asyncplumber.wire.delivery import Delivery
 
-CLOSING = 5.0  # seconds in which a client must take some of the last bytes, or go
+CLOSE_TIMEOUT = 5.0  # seconds in which a closing client must take some bytes, or is cut off
+
+
+class Detached(NamedTuple):
+    """What an HTTP connection hands over to a stream."""
+
+    transport: Any
+    send_buffer: SendBuffer  # may still hold bytes of earlier responses
+    unread: bytes  # what the client has sent after its request
+
+
+class StreamConnection(Interface):
+    """What a stream needs of the HTTP connection that it takes over."""
+
+    def detach(self, protocol: IProtocol) -> Detached:
+        """Make ``protocol`` the transport's protocol, and let go of the connection."""
 
 
 class SlowReader(PlumberError):
-    """More waits for this client than it is worth; it is to come back with its cursor."""
+    """Too many bytes are queued for this client.  It may reconnect and resume from its cursor."""
 
     status, code, default = (
         503,
@@ -39,16 +53,16 @@ class SlowReader(PlumberError):
 
 @implementer(IProtocol, ISubscriber)
 class Stream(ABC):
-    """
-    A connected client that is sent events until one side has had enough.  One per connection, so it
-    is kept small.
+    """A connected client that is sent events until one side closes.
+
+    There is one per connection, often ten thousands of them, so it has few attributes.
     """
 
     __slots__ = (
-        "_attendance",
         "_channel",
+        "_clients",
         "_clock",
-        "_ending",
+        "_close_timer",
         "_group",
         "send_buffer",
         "transport",
@@ -56,38 +70,43 @@ class Stream(ABC):
 
     def __init__(self, channel: Channel, clients: ConnectedClients, clock: Any) -> None:
         self._channel = channel
-        self._attendance = clients
+        self._clients = clients
         self._clock = clock
         self._group = clients.enter(self)
-        self._ending: Any = None  # the timer that hangs up on a client that does not go
+        self._close_timer: Any = None  # runs from the close on; cuts off a client that stays
         self.transport: Any = None
         self.send_buffer: SendBuffer = None  # type: ignore[assignment]  # there from `begin` on
 
     @property
     def account(self) -> str:
-        """Whose events it is sent."""
+        """The account whose events it is sent."""
         return self._channel.account
 
     @property
     def page_size(self) -> int:
-        """Bytes of a replay that may wait for it."""
+        """Bytes of a replay that may be queued for it."""
         return self.send_buffer.limit
 
     def begin(
-        self, connection: Connection, head: bytes, limit: int, after: Cursor | str | None
+        self, connection: StreamConnection, head: bytes, limit: int, after: Cursor | str | None
     ) -> None:
-        """
-        Take over the connection, answer with `head`, and subscribe.  `limit` is that of the
-        `SendBuffer`, in bytes.
-        """
-        self.transport, self.send_buffer, said = connection.detach(self)
-        self.send_buffer.rebind(self._overflow, limit)
-        # Nearly always the first event about the stream follows at once: one write for both.
-        self.send_buffer.corked(lambda: self._enter(head, after))
-        if said:
-            self.dataReceived(said)
+        """Take over the connection, send the response ``head``, and subscribe.
 
-    def _enter(self, head: bytes, after: Cursor | str | None) -> None:
+        Args:
+            connection: The HTTP connection whose request is answered by this stream.
+            head: Status line and headers of the response.
+            limit: Bytes that may be queued for the client; see ``SendBuffer``.
+            after: Where the client resumes; None for live events only.
+        """
+        self.transport, self.send_buffer, unread = connection.detach(self)
+        self._clients.reads.take(self.transport)
+        self.send_buffer.rebind(self._overflow, limit)
+        # The first event about the stream nearly always follows at once: one write for both.
+        self.send_buffer.corked(lambda: self._open(head, after))
+        if unread:
+            self.dataReceived(unread)
+
+    def _open(self, head: bytes, after: Cursor | str | None) -> None:
         self.send_buffer.write(head)
         self._channel.subscribe(self, after)
 
@@ -96,21 +115,21 @@ class Stream(ABC):
     def makeConnection(self, transport: Any) -> None:
         self.transport = transport
 
-    def connectionMade(self) -> None:  # it was, before we took over
-        pass
+    def connectionMade(self) -> None:  # noqa: B027
+        """Do nothing: the connection was made before the stream took it over."""
 
     @abstractmethod
     def dataReceived(self, data: bytes) -> None:
-        """The client says something."""
+        """Take what the client sends."""
 
     def connectionLost(self, reason: Any) -> None:
         self._channel.unsubscribe(self)
-        self._attendance.leave(self, self._group)
+        self._clients.leave(self, self._group)
         self.send_buffer.forget()
-        if self._ending is not None and self._ending.active():
-            self._ending.cancel()
+        if self._close_timer is not None and self._close_timer.active():
+            self._close_timer.cancel()
 
-    # ISubscriber, as far as it does not depend on the transport's words
+    # ISubscriber: what differs between transports is abstract
 
     @abstractmethod
     def deliver(self, batch: Delivery) -> None: ...
@@ -123,20 +142,18 @@ class Stream(ABC):
 
     @abstractmethod
     def beat(self) -> None:
-        """
-        Say something that means nothing; hang up on a client that has been silent for too long.
-        """
+        """Send a heartbeat; cut off a client that has shown no sign of life for too long."""
 
     @abstractmethod
     def close_going_away(self, reconnect_after: float) -> None:
-        """Advise the client to come back after so many seconds, and close."""
+        """Tell the client to come back after so many seconds, and close."""
 
     @abstractmethod
     def end(self, error: PlumberError | None) -> None:
-        """Close, and say why if the transport has a way to."""
+        """Close, and tell the client why if the transport has a way to."""
 
-    def caught_up(self) -> None:  # not abstract: no stream has to do anything
-        """A stream goes on as before."""
+    def caught_up(self) -> None:  # noqa: B027
+        """Do nothing: a stream treats replayed and live events alike."""
 
     def drained(self) -> Deferred[None]:
         return self.send_buffer.drained()
@@ -145,36 +162,37 @@ class Stream(ABC):
         self.end(SlowReader())
 
     def abort(self) -> None:
-        """Hang up at once."""
+        """Close the connection at once, and drop what is queued."""
         self.transport.abortConnection()
 
     @property
-    def is_leaving(self) -> bool:
-        """Whether the last word is said."""
-        return self._ending is not None
+    def is_closing(self) -> bool:
+        """Whether everything that this stream will ever send has been written."""
+        return self._close_timer is not None
 
-    def _leave(self) -> None:
-        """
-        Serve it no more, and let it take the last words and go.
+    def _stop_serving(self) -> None:
+        """Unsubscribe, and give the client time to take the last bytes and to close.
 
-        A client that has taken nothing for `CLOSING` seconds is hung up on.  One that is slow is
-        not: a reset would destroy what is on its way.
+        A client that takes nothing for ``CLOSE_TIMEOUT`` seconds is cut off.  A slow one is not,
+        because a reset would destroy what is on its way.
         """
         self._channel.unsubscribe(self)
-        if self._ending is None:
+        if self._close_timer is None:
             self._wait_for_end()
 
     def _wait_for_end(self) -> None:
-        self._ending = self._clock.callLater(CLOSING, self._end_or_wait, progress(self.transport))
+        self._close_timer = self._clock.callLater(
+            CLOSE_TIMEOUT, self._abort_or_wait, progress(self.transport)
+        )
 
-    def _end_or_wait(self, before: object | None) -> None:
+    def _abort_or_wait(self, before: object | None) -> None:
         if progress(self.transport) == before:
             self.abort()
         else:
             self._wait_for_end()
 
     def _close(self) -> None:
-        """Close after what is in the transport has been sent, but do not wait for ever."""
-        self._leave()
+        """Close when the transport has sent what it has; see ``_stop_serving`` for how long."""
+        self._stop_serving()
         self.send_buffer.flush()
         self.transport.loseConnection()

@@ -154,7 +154,7 @@ class WebSocketStream(Stream):
         """
         if data[:1] == _CLOSE:
             self.send_buffer.write_final(data)
-            self._leave()
+            self._stop_serving()
         else:
             self.send_buffer.write(data)
 
@@ -183,7 +183,7 @@ class WebSocketStream(Stream):
         self.send_buffer.write(frame(gap(self.account, cursor, position)))
 
     def beat(self) -> None:
-        if self.is_leaving:
+        if self.is_closing:
             return
         # A ping is behind what waits, and tells nothing about a slow reader: what it takes does.
         before, self._progress = self._progress, progress(self.transport)
@@ -197,7 +197,7 @@ class WebSocketStream(Stream):
             self.send_buffer.write(PING)
 
     def close_going_away(self, reconnect_after: float) -> None:
-        if not self.is_leaving:
+        if not self.is_closing:
             self.send_buffer.write(
                 frame(notice("plumber.bye", self.account, None, reconnect_after=reconnect_after))
             )

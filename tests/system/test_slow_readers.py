@@ -20,7 +20,7 @@ from asyncplumber.http.listener import REQUEST_TIMEOUT
 from asyncplumber.testing import MemoryServer
 from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.progress import progress
-from asyncplumber.transports.stream import CLOSING
+from asyncplumber.transports.stream import CLOSE_TIMEOUT
 from asyncplumber.transports.websocket import SILENT
 from tests.unit.test_websocket import CLOSE, PING, PONG, TEXT, frames, handshake, said
 
@@ -176,19 +176,19 @@ class SlowReaderTests(TestCase):
         self.assertFalse(await self.pass_time(150))
         (*events, (opcode, payload)) = frames(self.data)
         self.assertGreater(len(events), 1)
-        self.assertGreater(len(self.data), CLOSING * SPEED)
+        self.assertGreater(len(self.data), CLOSE_TIMEOUT * SPEED)
         self.assertEqual((opcode, int.from_bytes(payload[:2], "big")), (CLOSE, 1013))
 
     async def test_one_that_stops_reading_at_the_end_is_hung_up_on(self) -> None:
-        """It has taken nothing for `CLOSING` seconds."""
+        """It has taken nothing for `CLOSE_TIMEOUT` seconds."""
         self.server.listener.unsent_limit = 300_000
         await self.subscribe()
         for _ in range(8):
             self.server.post("a", json.dumps("x" * 100_000).encode())
-        await self.pass_time(CLOSING, SPEED)
+        await self.pass_time(CLOSE_TIMEOUT, SPEED)
         self.assertEqual(len(self.server.clients), 1)
         await self.stuck()
-        await self.pass_time(3 * CLOSING, 0)
+        await self.pass_time(3 * CLOSE_TIMEOUT, 0)
         self.assertEqual(len(self.server.clients), 0)
 
     async def test_an_event_stream_that_ends_is_read_to_its_end(self) -> None:
@@ -200,7 +200,7 @@ class SlowReaderTests(TestCase):
         for _ in range(8):
             self.server.post("a", json.dumps("x" * 100_000).encode())
         self.assertFalse(await self.pass_time(100))
-        self.assertGreater(len(self.data), CLOSING * SPEED)
+        self.assertGreater(len(self.data), CLOSE_TIMEOUT * SPEED)
 
     async def poll(self) -> None:
         """Ask for all that is kept, on a connection that is to be closed after the answer."""

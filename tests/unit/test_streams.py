@@ -14,8 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.testing import MemoryServer, replies
 from asyncplumber.transports.connected_clients import HEARTBEAT
-from asyncplumber.transports.long_poll import ENVELOPES
-from asyncplumber.transports.stream import CLOSING
+from asyncplumber.transports.long_poll import MAX_RESPONSE_BYTES
+from asyncplumber.transports.stream import CLOSE_TIMEOUT
 from tests.subscribers import ServerCase, StreamingClient, Subscriber
 
 
@@ -220,7 +220,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         slow.client.read()
         drained.events()
         stopped = self.server.stop()
-        self.server.advance(CLOSING + 1)
+        self.server.advance(CLOSE_TIMEOUT + 1)
         self.successResultOf(stopped)
         self.assertEqual(drained.events()[-1]["event"], "plumber.bye")
         for source in (drained, slow):
@@ -241,7 +241,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         self.assertEqual(self.server.plumber.hub.count("a"), 1)
         got = len(self.data(slow))
         self.assertLess(0, got)
-        self.server.advance(CLOSING + 1)
+        self.server.advance(CLOSE_TIMEOUT + 1)
         self.assertIs(slow.client.ended, ConnectionAborted)
         self.assertEqual(got + len(self.data(EventSource(self.server, after=slow.cursor))), 30)
 
@@ -324,9 +324,9 @@ class LongPollTests(ServerCase, SynchronousTestCase):
 
     def test_one_answer_is_bounded(self) -> None:
         """The rest comes with the next; an event that is larger than the bound comes alone."""
-        sizes = [ENVELOPES // 3] * 4 + [ENVELOPES * 9 // 10]
-        self.server = MemoryServer(body_limit=2 * ENVELOPES)
-        for size in (*sizes, ENVELOPES + 1000, 1):
+        sizes = [MAX_RESPONSE_BYTES // 3] * 4 + [MAX_RESPONSE_BYTES * 9 // 10]
+        self.server = MemoryServer(body_limit=2 * MAX_RESPONSE_BYTES)
+        for size in (*sizes, MAX_RESPONSE_BYTES + 1000, 1):
             self.server.post("a", b'"%b"' % (b"x" * size))
         cursor, counts = "earliest", []
         while events := (answer := self.get(f"wait=0&after={cursor}"))["events"]:

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from asyncplumber.testing import MemoryServer, replies
 from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.frame_parser import MESSAGE, FrameParser
-from asyncplumber.transports.stream import CLOSING
+from asyncplumber.transports.stream import CLOSE_TIMEOUT
 from asyncplumber.transports.websocket import SILENT
 from tests.subscribers import ServerCase, StreamingClient
 
@@ -296,7 +296,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         found = slow.frames()
         self.assertEqual((found[-1][0], found[-1][1][:2]), (CLOSE, (1013).to_bytes(2, "big")))
         cursor = json.loads(found[-2][1])["cursor"]
-        self.server.advance(CLOSING + 1)
+        self.server.advance(CLOSE_TIMEOUT + 1)
         self.assertIs(slow.client.ended, ConnectionAborted)
         self.assertEqual(len(found) - 1 + len(self.data(self.subscribe(after=cursor))), 30)
 
@@ -337,7 +337,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
             self.assertEqual((opcode, payload[:2]), (CLOSE, (1001).to_bytes(2, "big")))
         polite.client.say(said((1001).to_bytes(2, "big"), CLOSE))
         self.assertEqual((polite.client.ended, rude.client.ended), (ConnectionDone, None))
-        self.server.advance(CLOSING + 2)
+        self.server.advance(CLOSE_TIMEOUT + 2)
         self.assertIs(rude.client.ended, ConnectionAborted)
         self.successResultOf(stopped)
         self.assertEqual(self.server.clock.getDelayedCalls(), [])
@@ -348,5 +348,5 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         socket.client.reading = False
         socket.client.say(said(b"", CLOSE))
         self.assertIs(socket.client.ended, None)
-        self.server.advance(CLOSING + 1)
+        self.server.advance(CLOSE_TIMEOUT + 1)
         self.assertIs(socket.client.ended, ConnectionAborted)
