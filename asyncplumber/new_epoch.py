@@ -4,7 +4,7 @@ STORE``.
 
 Numbers that were given out after the backup are given out again.  Clients that know them would take
 new events for old ones; by the new epoch they are told of a gap instead.  See
-``docs/operating.rst``.
+``docs/howto/backup.rst``.
 """
 
 from __future__ import annotations

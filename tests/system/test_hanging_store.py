@@ -14,7 +14,7 @@ from harness.clients import sleep
 from harness.cluster import Cluster, eventually
 
 MEGABYTE = 1_000_000
-PROMISED = 5.0  # seconds, by docs/operating.rst
+PROMISED = 5.0  # seconds, by docs/howto/cluster.rst
 LOADED = 1.5  # seconds that a loaded machine may add
 
 

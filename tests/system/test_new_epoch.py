@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from harness.processes import ROOT, Server, start_server
 
-PAGE = (ROOT / "docs" / "operating.rst").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/howto/backup.rst").read_text(encoding="utf-8")
 LEASE = 1.0
 
 

@@ -42,6 +42,14 @@ class PluginTests(TestCase):
 
 
 class ProjectTests(TestCase):
+    def test_importing_it_loads_neither_twisted_nor_a_reactor(self) -> None:
+        """A program that only sends does not pay for the server."""
+        code = "import asyncplumber, sys; print({'twisted', 'treq', 'klein'} & set(sys.modules))"
+        said = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        self.assertEqual(said.stdout.strip(), "set()", said.stderr)
+
     def test_every_public_name_exists(self) -> None:
         """What `__all__` promises is there."""
         for name in asyncplumber.__all__:

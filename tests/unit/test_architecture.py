@@ -208,9 +208,7 @@ class LayerTests(SynchronousTestCase):
 
     def test_each_library_is_used(self) -> None:
         """A place for a library that nobody imports is out of date."""
-        used = {
-            name.partition(".")[0] for tree in self.known.values() for name in imports(tree)
-        }
+        used = {name.partition(".")[0] for tree in self.known.values() for name in imports(tree)}
         self.assertEqual({*LIBRARIES, *CLIENT_LIBRARIES} - used, set())
 
     def test_tests_and_benchmarks_do_not_import_each_other(self) -> None:
@@ -288,9 +286,7 @@ class PlantedViolationTests(SynchronousTestCase):
 
     def test_an_import_inside_a_function(self) -> None:
         """It counts as well."""
-        root = self.plant(
-            wire__sse="def f():\n    import asyncplumber.core.hub", core__hub=""
-        )
+        root = self.plant(wire__sse="def f():\n    import asyncplumber.core.hub", core__hub="")
         self.assertEqual(upward(modules(root)), ["wire.sse imports core.hub"])
 
     def test_neighbours_that_import_each_other(self) -> None:
@@ -323,9 +319,7 @@ class PlantedViolationTests(SynchronousTestCase):
             core__leases="from asyncplumber.core.hub import Hub",
         )
         self.assertEqual(upward(modules(root)), [])
-        self.assertEqual(
-            cycles(modules(root)), ["core.channel <-> core.hub <-> core.replay"]
-        )
+        self.assertEqual(cycles(modules(root)), ["core.channel <-> core.hub <-> core.replay"])
 
     def test_a_library_in_a_second_place(self) -> None:
         """Klein outside the routes, and one that has no place at all."""

@@ -28,7 +28,9 @@ class CloseCodeTests(SynchronousTestCase):
         """
         Beside 4401 and 4403, which mirror HTTP, it names the codes that the client takes as final.
         """
-        sentence = re.search(r"unless the code is one of ([^.]+)\.", text("docs/protocol.rst"))
+        sentence = re.search(
+            r"unless the code is one of ([^.]+)\.", text("docs/reference/protocol.rst")
+        )
         assert sentence is not None
         named = {int(code) for code in re.findall(r"\d{4}", sentence[1])}
         self.assertEqual(named, self.final | {4401, 4403})
@@ -36,7 +38,9 @@ class CloseCodeTests(SynchronousTestCase):
     def test_the_table_of_the_protocol_page(self) -> None:
         """Each row says the same as the sentence."""
         rows = re.findall(
-            r"^(\d{4})  .*  (yes|no|with a new one)$", text("docs/protocol.rst"), re.MULTILINE
+            r"^(\d{4})  .*  (yes|no|with a new one)$",
+            text("docs/reference/protocol.rst"),
+            re.MULTILINE,
         )
         self.assertGreaterEqual(len(rows), 10)
         for code, answer in rows:
@@ -45,6 +49,8 @@ class CloseCodeTests(SynchronousTestCase):
 
     def test_the_table_of_the_client_page(self) -> None:
         """The row of the final codes is the client's list."""
-        row = re.search(r"^WebSocket ([\d, ]+?)  +no$", text("docs/client.rst"), re.MULTILINE)
+        row = re.search(
+            r"^WebSocket ([\d, ]+?)  +no$", text("docs/reference/javascript.rst"), re.MULTILINE
+        )
         assert row is not None
         self.assertEqual({int(code) for code in row[1].split(",")}, self.final)
