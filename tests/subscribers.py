@@ -1,7 +1,7 @@
 """
 What every subscriber may rely on, whichever way it is connected and whatever the store is.
 
-One suite: `SubscriberContract`.  tests/system/test_transports.py runs it for each transport on each store.
+One suite, ``SubscriberContract``; ``test_transports`` runs it for each transport on each store.
 """
 
 from __future__ import annotations
@@ -17,70 +17,11 @@ from asyncplumber.interfaces import IStore
 from asyncplumber.stores import open_store
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
-from asyncplumber.testing import MemoryClient, MemoryServer, Reply, replies
+from asyncplumber.testing import MemoryServer, Reply, replies
 from harness.delayed_store import DelayedStore
+from harness.memory_subscribers import MemorySubscriber
 from harness.mongod import fresh_uri
 from tests.contracts import RealReactorWithFakeClock
-
-
-class Subscriber(ABC):
-    """A client of one account, whatever it speaks."""
-
-    @abstractmethod
-    def envelopes(self) -> list[dict[str, Any]]:
-        """What has come since this was last asked, notices among it."""
-
-    @abstractmethod
-    def leave(self) -> None:
-        """Go away without a word."""
-
-    @property
-    @abstractmethod
-    def cursor(self) -> str:
-        """Where it stands, by what it was told so far."""
-
-    def results(self) -> list[dict[str, Any]]:
-        """The events since this was last asked."""
-        return [
-            envelope for envelope in self.envelopes() if not envelope["type"].startswith("plumber.")
-        ]
-
-
-class StreamingClient(Subscriber):
-    """A client whose answer goes on and on."""
-
-    def __init__(self, server: MemoryServer, request: bytes, after: str) -> None:
-        self.client: MemoryClient = server.connect()
-        self.client.say(request)
-        self._head: bytes | None = None
-        self._data = b""
-        self._cursor = after
-
-    @property
-    def head(self) -> bytes:
-        """Status line and headers of the answer; empty while they have not come."""
-        self._listen()
-        return self._head or b""
-
-    def body(self) -> bytes:
-        """What has come after the head since this was last asked."""
-        self._listen()
-        data, self._data = (self._data, b"") if self._head is not None else (b"", self._data)
-        return data
-
-    def _listen(self) -> None:
-        self._data += self.client.heard()
-        if self._head is None:
-            head, blank, rest = self._data.partition(b"\r\n\r\n")
-            if blank:
-                self._head, self._data = head, rest
-
-    def leave(self) -> None:
-        self.client.leave()
-
-    @property
-    def cursor(self) -> str:
-        return self._cursor
 
 
 class ServerCase:
@@ -100,7 +41,7 @@ class ServerCase:
         for result in results:
             self.assertIn(self.server.post(account, json.dumps(result).encode()).status, (201, 202))
 
-    def data(self, subscriber: Subscriber) -> list[object]:
+    def data(self, subscriber: MemorySubscriber) -> list[object]:
         """The results that came."""
         return [envelope["data"] for envelope in subscriber.results()]
 
@@ -198,11 +139,11 @@ class SubscriberContract(StoreCase):
     assertIn: Any
     assertLess: Any
 
-    def connect(self, account: str, after: str) -> Subscriber:
+    def connect(self, account: str, after: str) -> MemorySubscriber:
         """A client that asks for the account's events."""
         raise NotImplementedError
 
-    async def subscribe(self, account: str = "a", after: str = "") -> Subscriber:
+    async def subscribe(self, account: str = "a", after: str = "") -> MemorySubscriber:
         """A client that is connected, and stands somewhere."""
         subscriber = self.connect(account, after)
         await self.settle()
@@ -216,7 +157,7 @@ class SubscriberContract(StoreCase):
             )
             self.assertIn(reply.status, (201, 202))
 
-    async def envelopes(self, subscriber: Subscriber) -> list[dict[str, Any]]:
+    async def envelopes(self, subscriber: MemorySubscriber) -> list[dict[str, Any]]:
         """Everything that came, notices among it."""
         found: list[dict[str, Any]] = []
         while True:
@@ -226,7 +167,7 @@ class SubscriberContract(StoreCase):
                 return found
             found += news
 
-    async def results(self, subscriber: Subscriber) -> list[dict[str, Any]]:
+    async def results(self, subscriber: MemorySubscriber) -> list[dict[str, Any]]:
         """The events that came."""
         return [
             each
@@ -234,7 +175,7 @@ class SubscriberContract(StoreCase):
             if not each["type"].startswith("plumber.")
         ]
 
-    async def data(self, subscriber: Subscriber) -> list[object]:
+    async def data(self, subscriber: MemorySubscriber) -> list[object]:
         """The results that came."""
         return [envelope["data"] for envelope in await self.results(subscriber)]
 

@@ -9,8 +9,8 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from harness.frames import PING, client_frame, handshake_request
 from harness.processes import Server, start_server
-from tests.unit.test_websocket import PING, handshake, said
 
 HEAD = b"Host: localhost\r\nConnection: close\r\n"
 
@@ -52,7 +52,7 @@ REQUESTS = {
     posted(b"/hooks/a", b"1\n2", b"Content-Type: application/x-ndjson\r\n"): 202,
     posted(b"/hooks", LARGE): 202,
     posted(b"/instances/x/events", b"x" * 200_000): 410,
-    handshake("/events/b") + said(b"", PING): 101,
+    handshake_request("/events/b") + client_frame(b"", PING): 101,
     got(b"/events/b")[:-2] + b"Accept: text/event-stream\r\n\r\n": 200,
 }
 

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from asyncplumber.testing import MemoryServer
 from asyncplumber.transports.dosed_reads import DOSE, DosedReads
-from tests.unit.test_websocket import PING, PONG, frames, handshake, said
+from harness.frames import PING, PONG, client_frame, handshake_request, server_frames
 
 NO_EPOLL = None if hasattr(select, "epoll") else "this system has no epoll"
 
@@ -186,14 +186,14 @@ class VanishingTests(TestCase):
         for _ in range(4 * DOSE + 1):
             client = socket.create_connection(("127.0.0.1", port.getHost().port))
             self.addCleanup(client.close)
-            client.sendall(handshake())
+            client.sendall(handshake_request())
             clients.append(client)
         *leaving, staying = clients
         while len(server.clients) < len(clients):
             await self.turn(server)
         for client in leaving:
             client.close()
-        staying.sendall(said(b"here", PING))
+        staying.sendall(client_frame(b"here", PING))
         counts = [len(server.clients)]
         while counts[-1] > 1:
             await self.turn(server)
@@ -208,7 +208,7 @@ class VanishingTests(TestCase):
                 heard += staying.recv(65536)
             except BlockingIOError:
                 continue
-        self.assertEqual(frames(heard.partition(b"\r\n\r\n")[2])[-1], (PONG, b"here"))
+        self.assertEqual(server_frames(heard.partition(b"\r\n\r\n")[2])[-1], (PONG, b"here"))
         staying.close()
         while len(server.clients):
             await self.turn(server)

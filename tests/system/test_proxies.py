@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import TestCase
 
+from harness.frames import handshake_request
 from harness.processes import Server, start_server
 from harness.proxies import (
     NO_HAPROXY,
@@ -23,7 +24,6 @@ from harness.proxies import (
     start_haproxy,
     start_nginx,
 )
-from tests.unit.test_websocket import handshake
 
 HIDDEN = ("/metrics", "/instances/x/events", "/instances/x/hooks/a", "/instances/x/accounts/a")
 PUBLISHERS = 8
@@ -148,7 +148,7 @@ class PathFacts:
         server = self.server()
         port = self.proxy(server.port).port
         with socket.create_connection(("127.0.0.1", port), 10) as client:
-            client.sendall(handshake())
+            client.sendall(handshake_request())
             heard = b""
             while b"plumber.open" not in heard:
                 heard += client.recv(65536)

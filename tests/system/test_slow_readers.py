@@ -22,7 +22,7 @@ from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.stream import CLOSE_TIMEOUT
 from asyncplumber.transports.websocket import SILENT
-from tests.unit.test_websocket import CLOSE, PING, PONG, TEXT, frames, handshake, said
+from harness.frames import CLOSE, PING, PONG, TEXT, client_frame, handshake_request, server_frames
 
 SPEED = 12_000  # bytes a second
 EVENT = 1_000_000  # bytes
@@ -75,7 +75,7 @@ class SlowReaderTests(TestCase):
     async def subscribe(self, head: bytes = b"") -> None:
         """Have the stream open."""
         await self.turns(5)
-        self.client.send(head or handshake())
+        self.client.send(head or handshake_request())
         while b"plumber.open" not in self.data:
             await self.read(65536)
         for subscriber in self.server.clients:
@@ -128,7 +128,7 @@ class SlowReaderTests(TestCase):
         self.server.post("a", json.dumps("x" * EVENT).encode())
         self.assertGreater(EVENT / SPEED, (SILENT + 2) * HEARTBEAT)
         self.assertTrue(await self.pass_time(EVENT / SPEED + 2))
-        found = [payload for opcode, payload in frames(self.data) if opcode == TEXT]
+        found = [payload for opcode, payload in server_frames(self.data) if opcode == TEXT]
         self.assertEqual(len(json.loads(found[-1])["data"]), EVENT)
 
     async def test_it_is_pinged_again_when_it_has_everything(self) -> None:
@@ -138,8 +138,8 @@ class SlowReaderTests(TestCase):
         await self.pass_time(EVENT / SPEED + 2)
         self.data = b""
         await self.pass_time(HEARTBEAT)
-        self.assertEqual(frames(self.data), [(PING, b"")])
-        self.client.send(said(b"", PONG))
+        self.assertEqual(server_frames(self.data), [(PING, b"")])
+        self.client.send(client_frame(b"", PONG))
         self.assertTrue(await self.pass_time(SILENT * HEARTBEAT))
         self.assertFalse(await self.pass_time(HEARTBEAT + 1))
 
@@ -174,7 +174,7 @@ class SlowReaderTests(TestCase):
             self.server.post("a", json.dumps("x" * 100_000).encode())
         self.assertEqual(self.server.plumber.hub.count("a"), 0)
         self.assertFalse(await self.pass_time(150))
-        (*events, (opcode, payload)) = frames(self.data)
+        (*events, (opcode, payload)) = server_frames(self.data)
         self.assertGreater(len(events), 1)
         self.assertGreater(len(self.data), CLOSE_TIMEOUT * SPEED)
         self.assertEqual((opcode, int.from_bytes(payload[:2], "big")), (CLOSE, 1013))

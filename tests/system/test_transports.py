@@ -12,32 +12,31 @@ from twisted.trial.unittest import TestCase
 
 from asyncplumber.testing import replies
 from asyncplumber.transports.long_poll import REPLAY_TIMEOUT
+from harness.memory_subscribers import MemoryEventSource, MemoryLongPoll, MemoryWebSocket
 from tests.subscribers import OnDelayed, OnMemory, OnMongo, OnSqlite, SubscriberContract
-from tests.unit.test_streams import EventSource, LongPolling
-from tests.unit.test_websocket import Socket
 
 
 class ByWebSocket(SubscriberContract):
     """WebSocket subscribers."""
 
-    def connect(self, account: str, after: str) -> Socket:
-        return Socket(self.server, account, after)
+    def connect(self, account: str, after: str) -> MemoryWebSocket:
+        return MemoryWebSocket(self.server, account, after)
 
 
 class BySse(SubscriberContract):
     """Subscribers of Server-Sent Events."""
 
-    def connect(self, account: str, after: str) -> EventSource:
-        return EventSource(self.server, account, after)
+    def connect(self, account: str, after: str) -> MemoryEventSource:
+        return MemoryEventSource(self.server, account, after)
 
 
 class ByLongPoll(SubscriberContract):
     """Clients that poll, and poll again."""
 
-    def connect(self, account: str, after: str) -> LongPolling:
-        return LongPolling(self.server, account, after)
+    def connect(self, account: str, after: str) -> MemoryLongPoll:
+        return MemoryLongPoll(self.server, account, after)
 
-    async def subscribe(self, account: str = "a", after: str = "") -> LongPolling:
+    async def subscribe(self, account: str = "a", after: str = "") -> MemoryLongPoll:
         # Without a cursor from where it stands now, so that nothing falls between two polls.
         after = after or (await self.poll("wait=0", account))["cursor"]
         subscriber = self.connect(account, after)

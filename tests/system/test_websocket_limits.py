@@ -23,20 +23,20 @@ from asyncplumber.transports.frame_parser import (
     MESSAGE,
     FrameParser,
 )
-from asyncplumber.transports.stream import CLOSING
-from tests.unit.test_websocket import (
+from asyncplumber.transports.stream import CLOSE_TIMEOUT
+from harness.frames import (
     BINARY,
     CLOSE,
     PING,
     PONG,
     TEXT,
-    Socket,
-    frames,
-    handshake,
-    said,
+    client_frame,
+    handshake_request,
+    server_frames,
 )
+from harness.memory_subscribers import MemoryWebSocket
 
-EMPTY = said(b"", 0, final=False)
+EMPTY = client_frame(b"", 0, final=False)
 
 
 class LimitTests(SynchronousTestCase):
@@ -45,13 +45,13 @@ class LimitTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.server = MemoryServer()
 
-    def subscribe(self) -> Socket:
+    def subscribe(self) -> MemoryWebSocket:
         """A client that has been told where it stands."""
-        socket = Socket(self.server)
+        socket = MemoryWebSocket(self.server)
         socket.frames()
         return socket
 
-    def slowly(self, socket: Socket, frame: bytes, count: int) -> None:
+    def slowly(self, socket: MemoryWebSocket, frame: bytes, count: int) -> None:
         """Say a frame so many times, no faster than is allowed."""
         for _ in range(count):
             self.server.advance(1 / FRAME_RATE)
@@ -61,7 +61,7 @@ class LimitTests(SynchronousTestCase):
         """Empty ones count; one more ends the connection with 1009."""
         for opcode in (TEXT, BINARY):
             socket = self.subscribe()
-            socket.client.say(said(b"", opcode, final=False))
+            socket.client.say(client_frame(b"", opcode, final=False))
             self.slowly(socket, EMPTY, FRAGMENTS - 1)
             self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
             socket.client.say(EMPTY)
@@ -72,9 +72,9 @@ class LimitTests(SynchronousTestCase):
         socket = self.subscribe()
         for _ in range(2):
             self.server.advance(FRAME_BURST / FRAME_RATE)
-            self.slowly(socket, said(b"x", final=False), 1)
-            self.slowly(socket, said(b"x", 0, final=False), FRAGMENTS - 2)
-            self.slowly(socket, said(b"x", 0), 1)
+            self.slowly(socket, client_frame(b"x", final=False), 1)
+            self.slowly(socket, client_frame(b"x", 0, final=False), FRAGMENTS - 2)
+            self.slowly(socket, client_frame(b"x", 0), 1)
         self.assertEqual({opcode for opcode, _ in socket.frames()} - {PING}, set())
 
     def test_nothing_of_a_message_is_kept(self) -> None:
@@ -85,7 +85,7 @@ class LimitTests(SynchronousTestCase):
             return sys.getsizeof(thing) + sum(held(each) for each in inner)
 
         socket = self.subscribe()
-        frame = said(b"x" * MESSAGE, final=False)
+        frame = client_frame(b"x" * MESSAGE, final=False)
         for start in range(0, len(frame), 64):
             socket.client.say(frame[start : start + 64])
         gc.collect()
@@ -96,39 +96,39 @@ class LimitTests(SynchronousTestCase):
         ]
         mine = next(ear for ear in ears if ear.inside_message)
         self.assertLess(sum(held(value) for value in vars(mine).values()), 4096)
-        socket.client.say(said(b"x", 0))
+        socket.client.say(client_frame(b"x", 0))
         self.assertEqual(socket.closed()[0], 1009)
 
     def test_so_many_frames_at_once(self) -> None:
         """All of a burst are heard; one more ends the connection with 1008."""
         socket = self.subscribe()
-        socket.client.say(said(b"", PING) * FRAME_BURST)
+        socket.client.say(client_frame(b"", PING) * FRAME_BURST)
         self.assertEqual(socket.frames(), [(PONG, b"")] * FRAME_BURST)
-        socket.client.say(said(b"", PING))
+        socket.client.say(client_frame(b"", PING))
         self.assertEqual(socket.closed()[0], 1008)
 
     def test_so_many_frames_a_second(self) -> None:
         """What was used up comes back with time, and no more than a burst of it is saved up."""
         socket = self.subscribe()
         for _ in range(3):
-            socket.client.say(said(b"", PONG) * FRAME_BURST)
+            socket.client.say(client_frame(b"", PONG) * FRAME_BURST)
             self.server.advance(FRAME_BURST / FRAME_RATE)
         self.server.advance(10)
-        socket.client.say(said(b"", PONG) * FRAME_BURST)
+        socket.client.say(client_frame(b"", PONG) * FRAME_BURST)
         self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
         self.server.advance(0.5)
-        socket.client.say(said(b"", PONG) * (FRAME_RATE // 2))
+        socket.client.say(client_frame(b"", PONG) * (FRAME_RATE // 2))
         self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
-        socket.client.say(said(b"", PONG))
+        socket.client.say(client_frame(b"", PONG))
         self.assertEqual(socket.closed()[0], 1008)
 
     def test_a_frame_in_pieces_is_one_frame(self) -> None:
         """It is counted when it begins, however small the pieces are."""
         socket = self.subscribe()
-        frame = said(b"x" * (2 * FRAME_BURST))
+        frame = client_frame(b"x" * (2 * FRAME_BURST))
         for byte in frame:
             socket.client.say(bytes([byte]))
-        socket.client.say(said(b"", PING))
+        socket.client.say(client_frame(b"", PING))
         self.assertEqual(socket.frames(), [(PONG, b"")])
 
     def test_what_follows_a_flood_is_not_looked_at(self) -> None:
@@ -137,7 +137,7 @@ class LimitTests(SynchronousTestCase):
         begun: list[int] = []
         begin = FrameParser.onFrameBegin
         self.patch(FrameParser, "onFrameBegin", lambda ear: begun.append(1) or begin(ear))
-        flood = said(b"") * 10_000
+        flood = client_frame(b"") * 10_000
         for _ in range(10):
             socket.client.say(flood)
         self.assertEqual(len(begun), FRAME_BURST + 1)
@@ -147,10 +147,10 @@ class LimitTests(SynchronousTestCase):
         """It has a few seconds to read why, and is then hung up on, read or not."""
         socket = self.subscribe()
         socket.client.reading = False
-        socket.client.say(said(b"") * (FRAME_BURST + 1))
+        socket.client.say(client_frame(b"") * (FRAME_BURST + 1))
         self.assertEqual(self.server.plumber.hub.count("a"), 0)
-        for _ in range(int(CLOSING) + 2):
-            socket.client.say(said(b"") * 100)
+        for _ in range(int(CLOSE_TIMEOUT) + 2):
+            socket.client.say(client_frame(b"") * 100)
             self.server.advance(1)
         self.assertIs(socket.client.ended, ConnectionAborted)
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
@@ -158,10 +158,10 @@ class LimitTests(SynchronousTestCase):
     def test_violations_are_one_line_in_an_interval(self) -> None:
         """With the reason, and with the address of the first client; none for each frame."""
         wrong = [
-            said(b"x", masked=False),
-            said(b"\xff") * 3,
-            said(b"", 3),
-            said(b"x" * (MESSAGE + 1)),
+            client_frame(b"x", masked=False),
+            client_frame(b"\xff") * 3,
+            client_frame(b"", 3),
+            client_frame(b"x" * (MESSAGE + 1)),
         ]
         with capturedLogs() as events:
             for _ in range(20):
@@ -173,7 +173,7 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(lines, [f"a WebSocket client is {reason}"])
         self.server.advance(INTERVAL)
         with capturedLogs() as events:
-            self.subscribe().client.say(said(b"") * (FRAME_BURST + 1))
+            self.subscribe().client.say(client_frame(b"") * (FRAME_BURST + 1))
         (line,) = [str(formatEvent(event)) for event in events]
         self.assertIn("1008: too many frames", line)
         self.assertIn(f"{peer} (and 79 more like this", line)
@@ -181,11 +181,11 @@ class LimitTests(SynchronousTestCase):
     def test_a_flood_is_of_one_client_alone(self) -> None:
         """The others share the parser that it had, and are heard as before."""
         flooder, other = self.subscribe(), self.subscribe()
-        other.client.say(said(b"half", PING)[:5])
-        flooder.client.say(said(b"") * (FRAME_BURST + 1))
-        other.client.say(said(b"half", PING)[5:])
+        other.client.say(client_frame(b"half", PING)[:5])
+        flooder.client.say(client_frame(b"") * (FRAME_BURST + 1))
+        other.client.say(client_frame(b"half", PING)[5:])
         third = self.subscribe()
-        third.client.say(said(b"third", PING))
+        third.client.say(client_frame(b"third", PING))
         self.assertEqual(other.frames(), [(PONG, b"half")])
         self.assertEqual(third.frames(), [(PONG, b"third")])
 
@@ -203,17 +203,17 @@ class RealSocketTests(TestCase):
 
         def flood() -> bytes:
             with socket.create_connection(("127.0.0.1", port.getHost().port), 10) as client:
-                client.sendall(handshake())
+                client.sendall(handshake_request())
                 data = b""
                 while b"plumber.open" not in data:
                     data += client.recv(65536)
-                client.sendall(said(b"") * 50_000)
+                client.sendall(client_frame(b"") * 50_000)
                 while piece := client.recv(65536):
                     data += piece
-                client.sendall(said(b"") * 50_000)
+                client.sendall(client_frame(b"") * 50_000)
             return data.partition(b"\r\n\r\n")[2]
 
-        (opcode, payload) = frames(await deferToThread(flood))[-1]
+        (opcode, payload) = server_frames(await deferToThread(flood))[-1]
         self.assertEqual((opcode, int.from_bytes(payload[:2], "big")), (CLOSE, 1008))
         while len(server.clients):
             await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ own.
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone
@@ -16,89 +15,8 @@ from asyncplumber.testing import MemoryServer, replies
 from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.long_poll import MAX_RESPONSE_BYTES
 from asyncplumber.transports.stream import CLOSE_TIMEOUT
-from tests.subscribers import ServerCase, StreamingClient, Subscriber
-
-
-def parsed(stream: bytes) -> list[dict[str, str]]:
-    """
-    The events of a stream, read as the specification says (WHATWG HTML, 9.2.6), with the last event
-    id of each.
-    """
-    events = []
-    last_id = ""
-    event: dict[str, str] = {}
-    lines = re.split("\r\n|\n|\r", stream.decode())
-    for line in lines[:-1]:
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if not line:
-            if "data" in event:
-                events.append({"event": "message", **event, "id": last_id})
-            event = {}
-        elif name == "data":
-            event["data"] = event["data"] + "\n" + value if "data" in event else value
-        elif name == "id":
-            last_id = value
-        elif name in ("event", "retry"):
-            event[name] = value
-    return events
-
-
-def dechunked(data: bytes) -> tuple[bytes, bytes]:
-    """
-    What whole chunks carry (RFC 9112, 7.1), and the rest.  Raises ValueError at the last chunk,
-    which never comes.
-    """
-    found = b""
-    while b"\r\n" in data:
-        head, _, rest = data.partition(b"\r\n")
-        size = int(head, 16)
-        if len(rest) < size + 2:
-            break
-        if not size or rest[size : size + 2] != b"\r\n":
-            raise ValueError(f"the stream ends, or is no chunk: {data[:20]!r}")
-        found += rest[:size]
-        data = rest[size + 2 :]
-    return found, data
-
-
-class EventSource(StreamingClient):
-    """A client of Server-Sent Events."""
-
-    def __init__(
-        self,
-        server: MemoryServer,
-        account: str = "a",
-        after: str = "",
-        *lines: str,
-        version: str = "1.1",
-    ) -> None:
-        head = [
-            f"GET /events/{account} HTTP/{version}",
-            "Host: localhost",
-            "Accept: text/event-stream",
-            *lines,
-        ]
-        if after:
-            head.append(f"Last-Event-ID: {after}")
-        super().__init__(server, "\r\n".join([*head, "", ""]).encode(), after)
-        self._chunks = b""
-
-    def body(self) -> bytes:
-        if b"\r\nTransfer-Encoding: chunked" not in self.head:
-            return super().body()
-        data, self._chunks = dechunked(self._chunks + super().body())
-        return data
-
-    def events(self) -> list[dict[str, str]]:
-        """What has come, as a browser reads it."""
-        events = parsed(self.body())
-        for event in events:
-            self._cursor = event["id"] or self._cursor
-        return events
-
-    def envelopes(self) -> list[dict[str, Any]]:
-        return [json.loads(event["data"]) for event in self.events()]
+from harness.memory_subscribers import MemoryEventSource
+from tests.subscribers import ServerCase
 
 
 class EventStreamTests(ServerCase, SynchronousTestCase):
@@ -106,7 +24,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
 
     def test_the_head_keeps_middle_boxes_from_holding_it_back(self) -> None:
         """Neither caches nor buffers; and the browser is told how soon to come back."""
-        source = EventSource(self.server)
+        source = MemoryEventSource(self.server)
         self.assertTrue(source.head.startswith(b"HTTP/1.1 200 OK\r\n"))
         for line in (
             b"Content-Type: text/event-stream",
@@ -118,7 +36,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
 
     def test_a_record_has_id_type_and_envelope(self) -> None:
         """The type is the record's, the cursor its id, and the data one line of JSON."""
-        source = EventSource(self.server)
+        source = MemoryEventSource(self.server)
         source.events()
         self.server.post("a", b"1", ("Event-Type", "progress"))
         heard = source.body()
@@ -126,18 +44,22 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
 
     def test_a_name_for_the_stream_comes_first(self) -> None:
         """So that a client that is lost at once knows where it stood."""
-        (opened,) = EventSource(self.server).events()
+        (opened,) = MemoryEventSource(self.server).events()
         self.assertEqual(opened["event"], "plumber.open")
         self.assertRegex(opened["id"], r"^[0-9a-z]+\.0$")
 
     def test_the_header_wins_over_the_query(self) -> None:
         """The query is that of the page's first connection."""
         self.post(1, 2)
-        epoch = EventSource(self.server, after="earliest").events()[-1]["id"].partition(".")[0]
-        source = EventSource(self.server, f"a?last_event_id={epoch}.0", f"{epoch}.1")
+        epoch = (
+            MemoryEventSource(self.server, after="earliest").events()[-1]["id"].partition(".")[0]
+        )
+        source = MemoryEventSource(self.server, f"a?last_event_id={epoch}.0", f"{epoch}.1")
         self.assertEqual(self.data(source), [2])
         for name in ("lastEventId", "last_event_id", "lastEventID", "after"):
-            self.assertEqual(self.data(EventSource(self.server, f"a?{name}={epoch}.1")), [2], name)
+            self.assertEqual(
+                self.data(MemoryEventSource(self.server, f"a?{name}={epoch}.1")), [2], name
+            )
 
     def test_a_polyfill_resumes_by_its_query_although_the_url_names_where_it_began(self) -> None:
         """
@@ -145,31 +67,35 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         first connection.
         """
         self.post(1, 2, 3)
-        epoch = EventSource(self.server, after="earliest").events()[-1]["id"].partition(".")[0]
+        epoch = (
+            MemoryEventSource(self.server, after="earliest").events()[-1]["id"].partition(".")[0]
+        )
         self.assertEqual(
-            self.data(EventSource(self.server, f"a?after=earliest&lastEventId={epoch}.2")), [3]
+            self.data(MemoryEventSource(self.server, f"a?after=earliest&lastEventId={epoch}.2")),
+            [3],
         )
 
     def test_an_empty_id_is_none(self) -> None:
         """In the header as in the query: then the next place counts that a client may name."""
         self.post(1, 2)
         self.assertEqual(
-            self.data(EventSource(self.server, "a?after=earliest", "", "Last-Event-ID:")), [1, 2]
+            self.data(MemoryEventSource(self.server, "a?after=earliest", "", "Last-Event-ID:")),
+            [1, 2],
         )
         self.assertEqual(
-            self.data(EventSource(self.server, "a?lastEventId=&after=earliest")), [1, 2]
+            self.data(MemoryEventSource(self.server, "a?lastEventId=&after=earliest")), [1, 2]
         )
 
     def test_a_heartbeat_is_a_comment(self) -> None:
         """It comes in time, and is no event."""
-        source = EventSource(self.server)
+        source = MemoryEventSource(self.server)
         source.events()
         self.server.advance(HEARTBEAT + 1)
         self.assertEqual(source.body(), b":\n\n")
 
     def test_older_clients_are_served_as_well(self) -> None:
         """HTTP/1.0 has no chunks, and needs none here."""
-        source = EventSource(self.server, version="1.0")
+        source = MemoryEventSource(self.server, version="1.0")
         self.post(1)
         self.assertEqual(self.data(source), [1])
         self.assertNotIn(b"chunked", source.head)
@@ -177,7 +103,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
     def test_named_origins_can_read_it(self) -> None:
         """The head says so."""
         self.server = MemoryServer(origins=["https://app.example"])
-        source = EventSource(self.server, "a", "", "Origin: https://app.example")
+        source = MemoryEventSource(self.server, "a", "", "Origin: https://app.example")
         self.assertIn(b"Access-Control-Allow-Origin: https://app.example", source.head)
 
     def test_what_was_answered_before_is_not_overtaken(self) -> None:
@@ -194,7 +120,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
 
     def test_farewell_names_a_time_to_come_back(self) -> None:
         """As a notice, and as what a browser heeds; then the connection is closed."""
-        source = EventSource(self.server)
+        source = MemoryEventSource(self.server)
         source.events()
         stopped = self.server.stop()
         self.server.advance(1)
@@ -209,7 +135,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         No last chunk is sent: clients that take a clean end for the end of everything
         (fetch-event-source) come back.
         """
-        drained, slow = EventSource(self.server), EventSource(self.server)
+        drained, slow = MemoryEventSource(self.server), MemoryEventSource(self.server)
         self.assertIn(b"Transfer-Encoding: chunked", drained.head.split(b"\r\n"))
         self.assertNotIn(
             b"Connection: close", drained.head
@@ -233,7 +159,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         Its last words are whole records; it comes back with its cursor and has missed nothing.
         """
         self.server = MemoryServer(unsent_limit=10_000)
-        slow, quick = EventSource(self.server), EventSource(self.server)
+        slow, quick = MemoryEventSource(self.server), MemoryEventSource(self.server)
         slow.events()
         slow.client.reading = False
         self.post(*["x" * 1000] * 30)
@@ -243,45 +169,9 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         self.assertLess(0, got)
         self.server.advance(CLOSE_TIMEOUT + 1)
         self.assertIs(slow.client.ended, ConnectionAborted)
-        self.assertEqual(got + len(self.data(EventSource(self.server, after=slow.cursor))), 30)
-
-
-class LongPolling(Subscriber):
-    """A client that polls, and polls again."""
-
-    def __init__(self, server: MemoryServer, account: str = "a", after: str = "") -> None:
-        self._server = server
-        self._account = account
-        self._cursor = after
-        self.poll()
-
-    def poll(self) -> None:
-        """Ask for what comes after what came."""
-        self.client = self._server.connect()
-        self.client.say(
-            f"GET /events/{self._account}?after={self._cursor} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        self.assertEqual(
+            got + len(self.data(MemoryEventSource(self.server, after=slow.cursor))), 30
         )
-
-    def envelopes(self) -> list[dict[str, Any]]:
-        found = []
-        while heard := self.client.heard():
-            answer = json.loads(replies(heard)[0].body)
-            found += answer["events"]
-            self._cursor = answer["cursor"]
-            self.client.leave()
-            self.poll()
-        return found
-
-    def leave(self) -> None:
-        self.client.leave()
-
-    @property
-    def cursor(self) -> str:
-        if not self._cursor:
-            # Nothing came: the answer to an empty poll says where the client stands.
-            reply = self._server.request("GET", f"/events/{self._account}?wait=0")
-            self._cursor = json.loads(reply.body)["cursor"]
-        return self._cursor
 
 
 class LongPollTests(ServerCase, SynchronousTestCase):
