@@ -238,7 +238,6 @@ class ISubscriber(Interface):
     this subscriber only.
     """
 
-    account = Attribute("str")
     page_size = Attribute(
         "int: bytes that it takes at once in a replay, as its transport writes them; or one event"
     )

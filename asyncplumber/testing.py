@@ -43,8 +43,7 @@ class RecordingSubscriber:
 
     page_size = PAGE_BYTES
 
-    def __init__(self, account: str = "a") -> None:
-        self.account = account
+    def __init__(self) -> None:
         self.events: list[Event] = []
         self.stand: Cursor | None = None
         self.gaps: list[tuple[Cursor, Position]] = []

@@ -13,7 +13,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from asyncplumber.core.channel import Channel
 from asyncplumber.core.hub import Hub
+from asyncplumber.core.subscription import Subscription
 from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
 from asyncplumber.interfaces import PAGE_BYTES, IRelay, ISubscriber, RelayFailed
@@ -38,8 +40,7 @@ def event(seq: int, epoch: str = "e", account: str = "a", payload: bytes = b'"da
 class Recorder:
     """A subscriber that writes down all it is told."""
 
-    def __init__(self, account: str = "a") -> None:
-        self.account = account
+    def __init__(self) -> None:
         self.page_size = PAGE_BYTES
         self.told: list[tuple[Any, ...]] = []
         self.events: list[Event] = []
@@ -47,6 +48,23 @@ class Recorder:
         self.ended: list[PlumberError | None] = []
         self.room: Deferred[None] | None = None  # what `drained` answers; None: there is room
         self.on_deliver: Callable[[Delivery], None] = lambda batch: None
+        self._subscription: Subscription | None = None
+
+    def subscribe(self, channel: Channel, after: Cursor | str | None = None) -> None:
+        """Subscribe to this channel."""
+        self._subscription = channel.subscribe(self)
+        self._subscription.start(after)
+
+    def cancel(self) -> None:
+        """End the latest subscription, if there is one."""
+        if self._subscription is not None:
+            self._subscription.cancel()
+
+    @property
+    def account(self) -> str:
+        """The account of its latest subscription."""
+        assert self._subscription is not None
+        return self._subscription.account
 
     @property
     def seqs(self) -> list[int]:
@@ -211,6 +229,6 @@ class CoreCase(SynchronousTestCase):
     def subscribed(
         self, after: Cursor | str | None = None, account: str = "a", hub: Hub | None = None
     ) -> Recorder:
-        subscriber = Recorder(account)
-        self.successResultOf((hub or self.hub).admit(account)).subscribe(subscriber, after)
+        subscriber = Recorder()
+        subscriber.subscribe(self.successResultOf((hub or self.hub).admit(account)), after)
         return subscriber

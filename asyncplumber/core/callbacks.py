@@ -21,6 +21,7 @@ from zope.interface import implementer
 from asyncplumber.core.awaitables import as_deferred
 from asyncplumber.core.channel import Channel
 from asyncplumber.core.hub import Hub
+from asyncplumber.core.subscription import Subscription
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Event, Position
 from asyncplumber.interfaces import PAGE_BYTES, ISubscriber
@@ -57,7 +58,7 @@ class CallbackSubscriber:
         self._call = _caller(callback)
         self._after = after
         self._clock = clock
-        self._channel: Channel | None = None
+        self._subscription: Subscription | None = None
         self._queue: deque[Event] = deque()
         self._calling = False
         self._awaited: Any = None  # held, as asyncio's loop only has weak references to its tasks
@@ -74,8 +75,8 @@ class CallbackSubscriber:
 
     def _admitted(self, channel: Channel) -> None:
         if not self._stopped:
-            self._channel = channel
-            channel.subscribe(self, self._after)
+            self._subscription = channel.subscribe(self)
+            self._subscription.start(self._after)
 
     def _not_admitted(self, failure: Any) -> None:
         self._log.warn(
@@ -107,9 +108,9 @@ class CallbackSubscriber:
             self._retry.cancel()
 
     def _leave(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.unsubscribe(self)
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            subscription.cancel()
         self._release()
 
     def _release(self) -> None:
@@ -154,7 +155,7 @@ class CallbackSubscriber:
         return waiter
 
     def end(self, error: PlumberError | None) -> None:
-        self._channel = None
+        self._subscription = None
         self._try_again()
 
     # Calling

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from asyncplumber.core.delivery_counts import DeliveryCounts
 from asyncplumber.core.replay import PAGE, Replay
 from asyncplumber.core.resequencer import Resequencer
+from asyncplumber.core.subscription import Subscription
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Position, event_from_draft
 from asyncplumber.interfaces import CursorLost, CursorMoved, ISubscriber
@@ -39,10 +40,8 @@ class Channel:
     def __init__(self, account: str, hub: Hub) -> None:
         self.account = account
         self.delivered: Cursor | None = None  # None: not open yet
-        self.live: dict[
-            ISubscriber, Cursor
-        ] = {}  # with the very `delivered` at which each went live
-        self._joining: dict[ISubscriber, Replay] = {}
+        self.live: dict[Subscription, None] = {}
+        self._joining: dict[Subscription, None] = {}
         self._hub = hub
         self._order = Resequencer()
         self._given = DeliveryCounts()
@@ -59,13 +58,18 @@ class Channel:
 
     def when_open(self) -> Deferred[Channel]:
         """A Deferred of this channel that fires when it is open.  Fails with `Unavailable`."""
-        waiter: Deferred[Channel] = Deferred()
+        waiter: Deferred[Channel] = Deferred(self._give_up)
         if self._waiters is None:
             waiter.callback(self)
         else:
             self._waiters.append(waiter)
             self._hub.waiting += 1
         return waiter
+
+    def _give_up(self, waiter: Deferred[Channel]) -> None:
+        if self._waiters is not None:
+            self._waiters.remove(waiter)
+            self._hub.waiting -= 1
 
     def open_at(self, cursor: Cursor) -> None:
         """
@@ -76,7 +80,8 @@ class Channel:
         is_missing = self._order.begin(cursor)
         self.drain()
         for waiter in self._admitted():
-            waiter.callback(self)
+            if not waiter.called:
+                waiter.callback(self)
         self._leave_open()
         if is_missing:
             self.catch_up()
@@ -84,7 +89,8 @@ class Channel:
     def fail_open(self, error: PlumberError) -> None:
         """It cannot be opened: those who wait are told why."""
         for waiter in self._admitted():
-            waiter.errback(error)
+            if not waiter.called:
+                waiter.errback(error)
 
     def _admitted(self) -> list[Deferred[Channel]]:
         waiters, self._waiters = self._waiters or [], None
@@ -121,71 +127,76 @@ class Channel:
 
     # Subscribers come and go
 
-    def subscribe(self, subscriber: ISubscriber, after: Cursor | str | None) -> None:
+    def subscribe(self, subscriber: ISubscriber) -> Subscription:
         """
-        Serve this subscriber from now on: live events, or after a `Cursor` (or `EARLIEST`) what it
-        missed and then live.
-
-        The channel is open.  The subscriber is told where it stands by `opened` before anything
-        else, and leaves by `unsubscribe`, which it may do at any time.
+        Add a subscriber.  The channel is open.  Nothing is delivered before `Subscription.start`.
         """
         self._stay()
         self._hub.subscribers += 1
+        subscription = Subscription(self, subscriber)
+        self._joining[subscription] = None
+        return subscription
+
+    def start(self, subscription: Subscription, after: Cursor | str | None) -> None:
+        """See `Subscription.start`."""
+        if not self.is_joining(subscription):
+            return
         if after is None or after == self.delivered:
-            self.go_live(subscriber, False)
+            self.go_live(subscription, False)
         else:
-            replay = self._joining[subscriber] = Replay(self, self._hub, subscriber, after)
-            replay.start()
+            Replay(self, self._hub, subscription, after).start()
 
-    def unsubscribe(self, subscriber: ISubscriber) -> None:
-        """Serve it no more.  Harmless if it is not served."""
-        if (
-            self.live.pop(subscriber, None) is not None
-            or self._joining.pop(subscriber, None) is not None
-        ):
-            self._hub.subscribers -= 1
-            self._leave_open()
+    def remove(self, subscription: Subscription) -> None:
+        """See `Subscription.cancel`."""
+        if subscription in self.live:
+            del self.live[subscription]
+        elif subscription in self._joining:
+            del self._joining[subscription]
+        else:
+            return
+        self._hub.subscribers -= 1
+        self._leave_open()
 
-    def is_joining(self, subscriber: ISubscriber, replay: Replay) -> bool:
-        """Whether this subscriber is still on this way to the live ones."""
-        return self._joining.get(subscriber) is replay
+    def is_joining(self, subscription: Subscription) -> bool:
+        """Whether it is neither live nor cancelled."""
+        return subscription in self._joining
 
-    def go_live(self, subscriber: ISubscriber, opened: bool) -> None:
+    def go_live(self, subscription: Subscription, opened: bool) -> None:
         """
         From here on it gets what the live ones get.  `opened` says whether it was told where it
         stands.
         """
         assert self.delivered is not None
-        self._joining.pop(subscriber, None)
-        self.live[subscriber] = self.delivered
+        del self._joining[subscription]
+        self.live[subscription] = None
         if not opened:
-            self.tell(subscriber, subscriber.opened, self.delivered)
-        self.tell(subscriber, subscriber.caught_up)
+            self.tell(subscription, subscription.subscriber.opened, self.delivered)
+        self.tell(subscription, subscription.subscriber.caught_up)
 
-    def tell(self, subscriber: ISubscriber, word: Callable[..., None], *words: Any) -> None:
+    def tell(self, subscription: Subscription, word: Callable[..., None], *words: Any) -> None:
         """Call one method of a live subscriber, guarded."""
-        if subscriber in self.live:
+        if subscription in self.live:
             try:
                 word(*words)
             except Exception:
-                self._broken(subscriber)
+                self._broken(subscription)
 
-    def dismiss(self, subscriber: ISubscriber, error: PlumberError) -> None:
-        """Serve it no more, and tell it why."""
-        self.unsubscribe(subscriber)
+    def dismiss(self, subscription: Subscription, error: PlumberError) -> None:
+        """See `Subscription.end`."""
+        self.remove(subscription)
         try:
-            subscriber.end(error)
+            subscription.subscriber.end(error)
         except Exception:
             self._log.failure(
                 "a subscriber of {account} raised when it was told to end", account=self.account
             )
 
-    def _broken(self, subscriber: ISubscriber) -> None:
+    def _broken(self, subscription: Subscription) -> None:
         """
         What one subscriber raises ends that one, with a line in the log, and nobody else notices.
         """
         self._log.failure("a subscriber of {account} raised, and is dropped", account=self.account)
-        self.dismiss(subscriber, PlumberError("the subscriber broke"))
+        self.dismiss(subscription, PlumberError("the subscriber broke"))
 
     # Events arrive
 
@@ -278,7 +289,7 @@ class Channel:
                 self._given.add(batch.events, len(listeners))  # as good as given
                 self._serve_in_slices(batch, listeners, 0)
                 return
-            self._serve(batch, listeners, self.delivered)
+            self._serve(batch, listeners)
             live = len(self.live)
             # Who left meanwhile was too slow to take it.
             self._given.add(batch.events, live if live < len(listeners) else len(listeners))
@@ -306,30 +317,25 @@ class Channel:
         are.
         """
         listeners = list(self.live)
-        self._serve(Delivery([event_from_draft(draft, "", 0)]), listeners, None)
+        self._serve(Delivery([event_from_draft(draft, "", 0)]), listeners)
         return len(listeners)
 
-    def _serve(
-        self, batch: Delivery, listeners: Sequence[ISubscriber], joined: Cursor | None
-    ) -> None:
-        """
-        Serve those of the listeners that are still live; whoever went live at `joined`, the very
-        object, stands behind it.
-        """
+    def _serve(self, batch: Delivery, listeners: Sequence[Subscription]) -> None:
+        """Serve those of the listeners that are still live."""
         live = self.live
-        for subscriber in listeners:
-            if live.get(subscriber, joined) is not joined:
+        for subscription in listeners:
+            if subscription in live:
                 try:
-                    subscriber.deliver(batch)
+                    subscription.subscriber.deliver(batch)
                 except Exception:
-                    self._broken(subscriber)
+                    self._broken(subscription)
 
-    def _serve_in_slices(self, batch: Delivery, listeners: list[ISubscriber], start: int) -> None:
+    def _serve_in_slices(self, batch: Delivery, listeners: list[Subscription], start: int) -> None:
         """
         Serve some now and the rest in the reactor's next turns; what arrives meanwhile goes out
         together afterwards.
         """
-        self._serve(batch, listeners[start : start + SLICE], self.delivered)
+        self._serve(batch, listeners[start : start + SLICE])
         start += SLICE
         if start < len(listeners):
             self._hub.clock.callLater(0, self._serve_in_slices, batch, listeners, start)
@@ -348,8 +354,8 @@ class Channel:
         stood = self.delivered
         self.delivered = position.cursor
         is_missing = self._order.jump(position)
-        for subscriber in list(self.live):
-            self.tell(subscriber, subscriber.missed, stood, position)
+        for subscription in list(self.live):
+            self.tell(subscription, subscription.subscriber.missed, stood, position)
         self.drain()
         if is_missing:
             self.catch_up()

@@ -86,9 +86,10 @@ class Hub:
         """
         Open the account's channel, or find it open; the caller then subscribes to it without delay.
 
-        @return: Deferred, already fired where the channel is open.  Fails with `Unavailable` while
-        the store is away,
-            and with `TooManyRequests` at the limit of subscribers.
+        Returns:
+            A Deferred, already fired where the channel is open.  It can be cancelled.  Fails with
+            `Unavailable` while the store is away, and with `TooManyRequests` at the limit of
+            subscribers.
         """
         if self._stopping is not None:
             return fail(self._stopping)

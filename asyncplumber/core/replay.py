@@ -15,6 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from asyncplumber.core.subscription import Subscription
 from asyncplumber.errors import to_client_error
 from asyncplumber.event import EARLIEST, Cursor, Event, Position
 from asyncplumber.interfaces import CursorLost, CursorMoved, ISubscriber
@@ -33,11 +34,12 @@ class Replay:
     _log = Logger()
 
     def __init__(
-        self, channel: Channel, hub: Hub, subscriber: ISubscriber, after: Cursor | str
+        self, channel: Channel, hub: Hub, subscription: Subscription, after: Cursor | str
     ) -> None:
         self._channel = channel
         self._hub = hub
-        self._subscriber = subscriber
+        self._subscription = subscription
+        self._subscriber: ISubscriber = subscription.subscriber
         self._after = after
         self._opened = False
         self._waited = False
@@ -49,11 +51,11 @@ class Replay:
     def _failed(self, failure: Failure) -> None:
         error = to_client_error(failure, self._log, "a replay failed")
         if self._wanted:
-            self._channel.dismiss(self._subscriber, error)
+            self._channel.dismiss(self._subscription, error)
 
     @property
     def _wanted(self) -> bool:
-        return self._channel.is_joining(self._subscriber, self)
+        return self._channel.is_joining(self._subscription)
 
     async def _run(self) -> None:
         """Hand over pages until the subscriber stands where the live ones stand, or is gone."""
@@ -82,7 +84,7 @@ class Replay:
                 # coming back.
                 await self._subscriber.drained()
         if self._wanted:
-            self._channel.go_live(self._subscriber, self._opened)
+            self._channel.go_live(self._subscription, self._opened)
 
     def _hand_over(self, page: Sequence[Event]) -> Cursor:
         """
@@ -145,7 +147,7 @@ class Replay:
         if self._wanted and delivered is not None:
             epoch, seq = delivered
             floor = min(position.floor, seq) if position.epoch == epoch else seq
-            self._channel.go_live(self._subscriber, self._opened)
+            self._channel.go_live(self._subscription, self._opened)
             self._channel.tell(
-                self._subscriber, self._subscriber.missed, stand, Position(epoch, seq, floor)
+                self._subscription, self._subscriber.missed, stand, Position(epoch, seq, floor)
             )

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
@@ -253,18 +253,17 @@ class Listener(Factory):
             # it is not read any more, so nothing would tell that the client has gone
             connection.hang_up()
             return
-        waiting = [True]
         connection.is_waiting = True
-        connection.gone = lambda reason: waiting.clear()
         admitted: Deferred[Any] = self._hub.admit(account)
-        admitted.addCallback(lambda channel: serve(channel) if waiting else None)
-        admitted.addErrback(self._not_admitted, connection, call, waiting)
+        connection.gone = lambda reason: admitted.cancel()
+        admitted.addCallback(serve)
+        admitted.addErrback(self._not_admitted, connection, call)
 
-    def _not_admitted(
-        self, failure: Failure, connection: Connection, call: Request, waiting: list[bool]
-    ) -> None:
+    def _not_admitted(self, failure: Failure, connection: Connection, call: Request) -> None:
+        if failure.check(CancelledError):
+            return  # the client has gone
         error = to_client_error(failure, self._log, "a subscriber cannot be admitted")
-        if waiting and connection.transport is not None:
+        if connection.transport is not None:
             connection.reply(call, self._allowing(call, error_response(error)))
 
     @staticmethod
@@ -334,4 +333,4 @@ class Listener(Factory):
 
         connection.gone = leave
         connection.reply_later(call, poll.result.addBoth(answered))
-        channel.subscribe(poll, after)
+        poll.start(after)

@@ -64,7 +64,7 @@ class MountedPolls:
 
         self._polls.add(poll)
         request.notifyFinish().addBoth(leave)
-        channel.subscribe(poll, after)
+        poll.start(after)
         return poll.result.addCallback(poll_response)
 
     def dismiss(self) -> None:

@@ -46,7 +46,7 @@ class LongPoll:
         """``wait`` is in seconds."""
         #: Fires with the result, or fails with a `PlumberError`.
         self.result: Deferred[PollResult] = Deferred()
-        self._channel = channel
+        self._subscription = channel.subscribe(self)
         self._clock = clock
         self._wait = wait
         self._cursor: Cursor | None = None  # None: not known yet
@@ -55,10 +55,9 @@ class LongPoll:
         self._timeout: IDelayedCall = clock.callLater(REPLAY_TIMEOUT, self.end, Unavailable())
         self._next_turn: IDelayedCall | None = None
 
-    @property
-    def account(self) -> str:
-        """The account whose events it is sent."""
-        return self._channel.account
+    def start(self, after: Cursor | str | None) -> None:
+        """Subscribe; see `Subscription.start`."""
+        self._subscription.start(after)
 
     def opened(self, cursor: Cursor) -> None:
         self._cursor = cursor
@@ -75,7 +74,7 @@ class LongPoll:
             self._take(text, event.cursor if event.epoch else None)
 
     def missed(self, cursor: Cursor, position: Position) -> None:
-        self._take(gap(self.account, cursor, position), position.cursor)
+        self._take(gap(self._subscription.account, cursor, position), position.cursor)
 
     def _take(self, envelope: bytes, cursor: Cursor | None) -> None:
         self._envelopes.append(envelope)
@@ -96,7 +95,7 @@ class LongPoll:
 
     def cancel(self) -> None:
         """Stop waiting: the client has disconnected, or has its result."""
-        self._channel.unsubscribe(self)
+        self._subscription.cancel()
         for timer in (self._timeout, self._next_turn):
             if timer is not None and timer.active():
                 timer.cancel()

@@ -59,17 +59,17 @@ class Stream(ABC):
     """
 
     __slots__ = (
-        "_channel",
         "_clients",
         "_clock",
         "_close_timer",
         "_group",
+        "_subscription",
         "send_buffer",
         "transport",
     )
 
     def __init__(self, channel: Channel, clients: ConnectedClients, clock: Any) -> None:
-        self._channel = channel
+        self._subscription = channel.subscribe(self)
         self._clients = clients
         self._clock = clock
         self._group = clients.enter(self)
@@ -80,7 +80,7 @@ class Stream(ABC):
     @property
     def account(self) -> str:
         """The account whose events it is sent."""
-        return self._channel.account
+        return self._subscription.account
 
     @property
     def page_size(self) -> int:
@@ -108,7 +108,7 @@ class Stream(ABC):
 
     def _open(self, head: bytes, after: Cursor | str | None) -> None:
         self.send_buffer.write(head)
-        self._channel.subscribe(self, after)
+        self._subscription.start(after)
 
     # IProtocol
 
@@ -123,7 +123,7 @@ class Stream(ABC):
         """Take what the client sends."""
 
     def connectionLost(self, reason: Any) -> None:
-        self._channel.unsubscribe(self)
+        self._subscription.cancel()
         self._clients.leave(self, self._group)
         self.send_buffer.forget()
         if self._close_timer is not None and self._close_timer.active():
@@ -176,7 +176,7 @@ class Stream(ABC):
         A client that takes nothing for ``CLOSE_TIMEOUT`` seconds is cut off.  A slow one is not,
         because a reset would destroy what is on its way.
         """
-        self._channel.unsubscribe(self)
+        self._subscription.cancel()
         if self._close_timer is None:
             self._wait_for_end()
 

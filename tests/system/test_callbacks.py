@@ -181,9 +181,10 @@ class SlowTests(CallbackCase):
     def test_one_that_is_ended_while_events_wait_gets_each_once(self) -> None:
         """What it has in its queue does not come again."""
         slow = Slow()
-        subscriber = self.registered(slow)
+        self.registered(slow)
         self.publish(3)
-        self.successResultOf(self.hub.admit("a")).dismiss(subscriber, Unavailable())
+        (subscription,) = self.successResultOf(self.hub.admit("a")).live
+        subscription.end(Unavailable())
         self.publish(2)
         self.clock.advance(AGAIN)
         slow.finish()

@@ -103,8 +103,8 @@ class OldPrimaryTests(TestCase):
         await self.history.sweep()
         hub = Hub(self.history, self.store._link.reactor)
         self.addCleanup(hub.stop)
-        live, back = Recorder("a"), Recorder("a")
-        (await hub.admit("a")).subscribe(live, EARLIEST)
+        live, back = Recorder(), Recorder()
+        live.subscribe(await hub.admit("a"), EARLIEST)
         await until(lambda: live.seqs == list(range(16, 26)), "replayed")
         await self.replaced()
         self.assertEqual(await self.appended(5, "after"), list(range(26, 31)))
@@ -119,8 +119,8 @@ class OldPrimaryTests(TestCase):
         self.assertEqual(await hub.check(), 1)
         channel = await hub.admit("a")
         await channel.catch_up()
-        channel.subscribe(
-            back, Cursor(stand.epoch, stand.seq + 1)
+        back.subscribe(
+            channel, Cursor(stand.epoch, stand.seq + 1)
         )  # it was faster than this instance
         await until(lambda: back.ended, "refused")
         self.assertEqual([one for one in live.told + back.told if one[0] == "missed"], [])

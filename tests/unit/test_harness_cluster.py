@@ -50,7 +50,6 @@ class Person:
         self.account = account
         self.visits: list[Recorder] = []
         self.house: House | None = None
-        self.opened: Any = None
 
     @property
     def seqs(self) -> list[int]:
@@ -58,21 +57,20 @@ class Person:
 
     def come(self, house: House) -> None:
         told = [visit for visit in self.visits if visit.told]
-        subscriber = Recorder(self.account)
+        subscriber = Recorder()
         self.visits.append(subscriber)
         self.house = house
 
         def subscribe(opened: Any) -> None:
             if self.visits[-1] is subscriber and self.house is house:
-                self.opened = opened
-                opened.subscribe(subscriber, told[-1].stand if told else EARLIEST)
+                subscriber.subscribe(opened, told[-1].stand if told else EARLIEST)
 
         house.hub.admit(self.account).addCallbacks(subscribe, lambda failure: None)
 
     def go(self) -> None:
-        if self.opened is not None:
-            self.opened.unsubscribe(self.visits[-1])
-        self.house = self.opened = None
+        if self.visits:
+            self.visits[-1].cancel()
+        self.house = None
 
 
 class FarmTests(CoreCase):

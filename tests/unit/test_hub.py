@@ -7,7 +7,7 @@ import random
 import weakref
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from asyncplumber.core import channel, hub
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable
@@ -81,7 +81,7 @@ class SubscribeTests(CoreCase):
         before = self.keep(2)
         self.hub.publish(before)
         subscriber = Recorder()
-        admitted.addCallback(lambda opened: opened.subscribe(subscriber, None))
+        admitted.addCallback(lambda opened: subscriber.subscribe(opened, None))
         self.history.let_go()
         self.publish()
         self.assertEqual(subscriber.told[0], ("opened", Cursor("e100", 2)))
@@ -91,7 +91,7 @@ class SubscribeTests(CoreCase):
         """Event 2 came early, event 1 never."""
         self.history.kept = {"position"}
         subscriber = Recorder()
-        self.hub.admit("a").addCallback(lambda opened: opened.subscribe(subscriber, None))
+        self.hub.admit("a").addCallback(lambda opened: subscriber.subscribe(opened, None))
         waiting, self.history.waiting = self.history.waiting, []
         answer = self.store.history.position("a")
         self.hub.publish(self.keep(2)[1:])
@@ -115,7 +115,7 @@ class SubscribeTests(CoreCase):
         self.keep(1000)
         subscriber = Recorder()
         subscriber.room = Deferred()
-        self.successResultOf(self.hub.admit("a")).subscribe(subscriber, EARLIEST)
+        subscriber.subscribe(self.successResultOf(self.hub.admit("a")), EARLIEST)
         self.publish(500)
         room, subscriber.room = subscriber.room, None
         room.callback(None)
@@ -150,6 +150,44 @@ class SubscribeTests(CoreCase):
         for each in (live, subscriber):
             self.assertEqual([word[0] for word in each.told], ["opened", "missed", "event"])
             self.assertEqual(each.stand, Cursor("e101", 3))
+
+
+class SeveralAccountsTests(CoreCase):
+    """One connection may follow several accounts."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.heard: list[tuple[str, int]] = []
+        self.subscribers = {account: Recorder() for account in "abc"}
+        for account, subscriber in self.subscribers.items():
+            subscriber.on_deliver = self.write
+            subscriber.subscribe(self.successResultOf(self.hub.admit(account)))
+
+    def write(self, batch: Delivery) -> None:
+        """The connection writes what its subscriptions bring."""
+        self.heard += [(each.account, each.seq) for each in batch.events]
+
+    def test_each_subscription_is_cancelled_alone(self) -> None:
+        """The others go on, and the cancelled one comes back with its own cursor."""
+        for account in "abc":
+            self.publish(account=account)
+        cursor = self.subscribers["b"].stand
+        self.subscribers["b"].cancel()
+        for account in "abc":
+            self.publish(account=account)
+        self.assertEqual(self.heard, [("a", 1), ("b", 1), ("c", 1), ("a", 2), ("c", 2)])
+        self.assertEqual((self.hub.subscribers, self.hub.count("b")), (2, 0))
+        self.subscribers["b"].subscribe(self.successResultOf(self.hub.admit("b")), cursor)
+        self.assertEqual(self.heard[-1], ("b", 2))
+
+    def test_one_account_may_be_followed_twice(self) -> None:
+        """Two subscriptions of one connection are two places in the stream."""
+        self.publish(3)
+        again = Recorder()
+        again.subscribe(self.successResultOf(self.hub.admit("a")), Cursor("e100", 1))
+        self.subscribers["a"].cancel()
+        self.publish()
+        self.assertEqual((self.subscribers["a"].seqs, again.seqs), ([1, 2, 3], [2, 3, 4]))
 
 
 class FirstEventTests(CoreCase):
@@ -234,7 +272,7 @@ class SlowReplayTests(CoreCase):
         self.keep(600)
         subscriber = Recorder()
         subscriber.room = Deferred()
-        self.successResultOf(self.hub.admit("a")).subscribe(subscriber, EARLIEST)
+        subscriber.subscribe(self.successResultOf(self.hub.admit("a")), EARLIEST)
         self.assertEqual(subscriber.batches, [256])
         room, subscriber.room = subscriber.room, None
         room.callback(None)
@@ -254,7 +292,7 @@ class SlowReplayTests(CoreCase):
         ):
             subscriber = Recorder()
             subscriber.page_size = limit
-            self.successResultOf(self.hub.admit("a")).subscribe(subscriber, Cursor("e100", 0))
+            subscriber.subscribe(self.successResultOf(self.hub.admit("a")), Cursor("e100", 0))
             self.assertEqual((subscriber.batches, subscriber.seqs), (expected, list(range(1, 10))))
         asked = [call for call in self.history.calls if call[0] == "read"]
         self.assertEqual({call[-1] for call in asked}, {3 * (size + 100), 3 * size, 1})
@@ -276,7 +314,7 @@ class SlowReplayTests(CoreCase):
         self.keep(600)
         subscriber = Recorder()
         subscriber.room = Deferred()
-        self.successResultOf(self.hub.admit("a")).subscribe(subscriber, EARLIEST)
+        subscriber.subscribe(self.successResultOf(self.hub.admit("a")), EARLIEST)
         gc.collect()
         self.assertEqual((subscriber.batches, [page() for page in pages]), ([256], [None]))
 
@@ -289,7 +327,7 @@ class SlowReplayTests(CoreCase):
         for _ in range(5):
             deaf = Recorder()
             deaf.room = Deferred()
-            opened.subscribe(deaf, EARLIEST)
+            deaf.subscribe(opened, EARLIEST)
         self.assertEqual(len(self.subscribed(EARLIEST).seqs), 600)
 
     def test_pages_are_read_a_few_at_a_time(self) -> None:
@@ -314,9 +352,9 @@ class SlowReplayTests(CoreCase):
             subscriber = Recorder()
             subscriber.room = Deferred()
             opened = self.successResultOf(self.hub.admit("a"))
-            opened.subscribe(subscriber, EARLIEST)
+            subscriber.subscribe(opened, EARLIEST)
             told = list(subscriber.told)
-            opened.unsubscribe(subscriber)
+            subscriber.cancel()
             self.history.kept = set()
             self.history.let_go()
             subscriber.room.callback(None)
@@ -328,12 +366,11 @@ class SlowReplayTests(CoreCase):
         """While the store hangs they wait for a slot and leave; then every slot is free again."""
         self.keep(5)
         self.subscribed()
-        channel = self.successResultOf(self.hub.admit("a"))
         self.history.kept = {"read"}
         for _ in range(3):
             storm = [self.subscribed(EARLIEST) for _ in range(1500)]
             for subscriber in storm:
-                channel.unsubscribe(subscriber)
+                subscriber.cancel()
             late = self.subscribed(EARLIEST)
             self.history.let_go()
             self.history.let_go()
@@ -357,9 +394,9 @@ class SlowReplayTests(CoreCase):
         self.history.kept = {"read"}
         opened = self.successResultOf(self.hub.admit("a"))
         subscriber = Recorder()
-        opened.subscribe(subscriber, Cursor("e100", 1))
-        opened.unsubscribe(subscriber)
-        opened.subscribe(subscriber, None)
+        subscriber.subscribe(opened, Cursor("e100", 1))
+        subscriber.cancel()
+        subscriber.subscribe(opened, None)
         self.history.let_go(Unavailable())
         self.assertEqual(subscriber.ended, [])
         self.publish()
@@ -430,8 +467,8 @@ class FanOutTests(CoreCase):
         replayed = self.subscribed(Cursor("e100", 0))
         opened = self.successResultOf(self.hub.admit("a"))
         last = crowd.pop()
-        opened.unsubscribe(last)
-        opened.subscribe(last, last.stand)
+        last.cancel()
+        last.subscribe(opened, last.stand)
         self.settle()
         self.publish()
         self.settle()
@@ -441,11 +478,10 @@ class FanOutTests(CoreCase):
     def test_who_leaves_during_a_fan_out_is_told_nothing_more(self) -> None:
         """Be it by its own doing or by a neighbour's, in the same slice or a later one."""
         crowd = [self.subscribed() for _ in range(10)]
-        opened = self.successResultOf(self.hub.admit("a"))
 
         def part(batch: Delivery) -> None:
             for each in (crowd[0], crowd[1], crowd[8]):
-                opened.unsubscribe(each)
+                each.cancel()
 
         crowd[0].on_deliver = part
         self.publish(2)
@@ -473,7 +509,7 @@ class FanOutTests(CoreCase):
         for after in (None, Cursor("e100", 1), Cursor("e1", 1)):
             bad = Recorder()
             bad.opened = lambda cursor: 1 / 0  # type: ignore[method-assign,assignment,return-value]
-            self.successResultOf(self.hub.admit("a")).subscribe(bad, after)
+            bad.subscribe(self.successResultOf(self.hub.admit("a")), after)
             self.settle()
             self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1, str(after))
             self.assertEqual((len(bad.ended), bad.told), (1, []), str(after))
@@ -627,15 +663,15 @@ class LifeTests(CoreCase):
         """Who comes back in time finds it open."""
         opened = self.successResultOf(self.hub.admit("a"))
         subscriber = Recorder()
-        opened.subscribe(subscriber, None)
-        opened.unsubscribe(subscriber)
-        opened.unsubscribe(subscriber)
+        subscriber.subscribe(opened, None)
+        subscriber.cancel()
+        subscriber.cancel()
         self.clock.advance(hub.LINGER - 1)
         self.assertTrue(self.hub.serves("a"))
         again = self.subscribed()
         self.clock.advance(hub.LINGER * 2)
         self.assertEqual(self.history.count("position"), 1)
-        opened.unsubscribe(again)
+        again.cancel()
         self.clock.advance(hub.LINGER)
         self.assertEqual((self.hub.accounts, self.released, self.hub.count("a")), ([], ["a"], 0))
         self.assertEqual((self.clock.getDelayedCalls(), self.hub.subscribers), ([], 0))
@@ -676,6 +712,17 @@ class LifeTests(CoreCase):
         self.failureResultOf(self.hub.admit("c"), TooManyRequests)
         self.history.let_go()
 
+    def test_an_admission_can_be_cancelled(self) -> None:
+        """The others get their channel, and the limit has room again."""
+        self.history.kept = {"position"}
+        gone, stays = self.hub.admit("a"), self.hub.admit("a")
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        self.assertEqual(self.hub.waiting, 1)
+        self.history.let_go()
+        self.assertTrue(self.successResultOf(stays))
+        self.assertEqual(self.hub.waiting, 0)
+
     def test_who_gives_up_while_it_opens_leaves_a_channel_that_closes(self) -> None:
         """Admitted, but never subscribed."""
         self.successResultOf(self.hub.admit("a"))
@@ -715,7 +762,7 @@ class StormTests(CoreCase):
         accounts = ["a", "b"]
         kept: dict[str, list[int]] = {account: [] for account in accounts}
         people: list[list[Recorder]] = []  # each person is a chain of connections
-        connected: dict[int, Any] = {}
+        connected: set[int] = set()
         late: list[Any] = []
         for _ in range(300):
             move = dice.randrange(8)
@@ -733,16 +780,17 @@ class StormTests(CoreCase):
                 del late[:cut]
             elif move == 4 and len(people) < 15:
                 person = len(people)
-                connected[person] = self._come(dice, account, [], people)
+                self._come(dice, account, [], people)
+                connected.add(person)
             elif move == 5 and connected:
-                person = dice.choice(list(connected))
-                connected.pop(person).unsubscribe(people[person][-1])
+                person = dice.choice(sorted(connected))
+                connected.discard(person)
+                people[person][-1].cancel()
             elif move == 6:
                 for person in range(len(people)):
                     if person not in connected and dice.random() < 0.5:
-                        connected[person] = self._come(
-                            dice, people[person][0].account, people[person], people
-                        )
+                        self._come(dice, people[person][0].account, people[person], people)
+                        connected.add(person)
             else:
                 self._make_room(dice, people)
                 self.clock.advance(dice.choice([0, 0, 0.6]))
@@ -754,18 +802,16 @@ class StormTests(CoreCase):
 
     def _come(
         self, dice: random.Random, account: str, chain: list[Recorder], people: list[list[Recorder]]
-    ) -> Any:
+    ) -> None:
         told = [connection for connection in chain if connection.told]
         after = told[-1].stand if told else dice.choice([None, EARLIEST])
-        subscriber = Recorder(account)
+        subscriber = Recorder()
         if dice.random() < 0.3:
             subscriber.room = Deferred()
         if not chain:
             people.append(chain)
         chain.append(subscriber)
-        opened = self.successResultOf(self.hub.admit(account))
-        opened.subscribe(subscriber, after)
-        return opened
+        subscriber.subscribe(self.successResultOf(self.hub.admit(account)), after)
 
     def _make_room(self, dice: random.Random | None, people: list[list[Recorder]]) -> None:
         for chain in people:
@@ -774,16 +820,16 @@ class StormTests(CoreCase):
                     room, subscriber.room = subscriber.room, None
                     room.callback(None)
 
-    def _come_to_rest(self, people: list[list[Recorder]], connected: dict[int, Any]) -> None:
+    def _come_to_rest(self, people: list[list[Recorder]], connected: set[int]) -> None:
         self._make_room(None, people)
         for person, chain in enumerate(people):
             if person not in connected:
-                connected[person] = self._come(random.Random(9), chain[0].account, chain, people)
+                self._come(random.Random(9), chain[0].account, chain, people)
         self._make_room(None, people)
         self.hub.check_soon()
         self.settle()
-        for person, opened in connected.items():
-            opened.unsubscribe(people[person][-1])
+        for chain in people:
+            chain[-1].cancel()
         self.clock.advance(2)
         self.assertEqual(
             (self.hub.subscribers, self.hub.accounts, self.clock.getDelayedCalls()), (0, [], [])

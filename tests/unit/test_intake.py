@@ -169,12 +169,11 @@ class CommitTests(IntakeCase):
         )
         self.registry.kept = {"instances"}
         gone = [self.subscribed() for _ in range(3)]
-        channel = self.successResultOf(self.hub.admit("a"))
         post = self.posted("1")
         self.turn()
         for each in gone:
             self.assertEqual(each.seqs, [1])
-            channel.unsubscribe(each)
+            each.cancel()
         late = self.subscribed()
         self.registry.let_go()
         again = self.posted("1")
@@ -187,8 +186,7 @@ class CommitTests(IntakeCase):
     def test_who_is_too_slow_to_be_given_the_event_is_not_counted(self) -> None:
         """It left while it was served."""
         slow, quick = self.subscribed(), self.subscribed()
-        channel = self.successResultOf(self.hub.admit("a"))
-        slow.on_deliver = lambda batch: channel.unsubscribe(slow)
+        slow.on_deliver = lambda batch: slow.cancel()
         post = self.posted("1")
         self.turn()
         self.assertEqual((self.successResultOf(post)[0].subscribers, quick.seqs), (1, [1]))

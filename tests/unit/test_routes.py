@@ -233,10 +233,10 @@ class ContentTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.server = MemoryServer(body_limit=10_000)
-        self.subscriber = RecordingSubscriber("a")
+        self.subscriber = RecordingSubscriber()
         admitted = self.server.plumber.hub.admit("a")
         self.server.settle()
-        self.successResultOf(admitted).subscribe(self.subscriber, None)
+        self.successResultOf(admitted).subscribe(self.subscriber).start(None)
 
     def post(self, body: bytes, kind: str = "", **headers: str) -> tuple[int, Any]:
         """Status and JSON of the answer."""
