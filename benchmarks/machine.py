@@ -1,18 +1,13 @@
-"""What /proc says of processes and of the machine, and free ports."""
+"""What ``/proc`` tells about processes and the machine."""
 
 from __future__ import annotations
 
 import os
 import platform
-import socket
 import sysconfig
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
-_PORTS = range(
-    21000, 31000
-)  # below the ephemeral range, whose ports the load generator's connections take
-_taken = _PORTS.start + os.getpid() % 900 * 10
 
 
 def _stat(pid: str) -> tuple[int, float] | None:
@@ -58,21 +53,6 @@ def busy() -> float:
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     user, nice, system, _idle, _iowait, interrupts, soft_interrupts, stolen = fields[:8]
     return (user + nice + system + interrupts + soft_interrupts + stolen) / _TICK
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody has, another one each time."""
-    global _taken
-    for _ in _PORTS:
-        _taken = _PORTS.start + (_taken + 1 - _PORTS.start) % len(_PORTS)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", _taken))
-            except OSError:
-                continue
-            return _taken
-    raise SystemExit("no free port")
 
 
 def description() -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.generator import Figures, Load
+from harness.ports import reserve_port
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
@@ -202,7 +203,7 @@ class Server:
         self.contestant = contestant
         self._seconds = seconds
         self._loads: list[Load] = []
-        self.port = machine.free_port()
+        self.port = reserve_port()
         self.pids: list[int] = []
 
     def __enter__(self) -> Server:

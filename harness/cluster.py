@@ -36,7 +36,8 @@ from harness.clients import (
     connect,
     sleep,
 )
-from harness.mongod import Mongod, free_port, with_database
+from harness.mongod import Mongod, with_database
+from harness.ports import reserve_port
 from harness.processes import Process
 
 LEASE, LINGER = 2.0, 0.5  # seconds
@@ -89,7 +90,7 @@ class Node:
 
     def __init__(self, *options: str, skew: float | None = None, port: int = 0) -> None:
         """`skew` is how many seconds its clock is ahead; None: its clock is right, and stays so."""
-        self.port = port or free_port()
+        self.port = port or reserve_port()
         self._program = _TWISTD
         self.skew = 0.0  # seconds that its clock is ahead
         if skew is not None:

@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from twisted.trial.unittest import SkipTest
 
+from harness.ports import reserve_port
+
 ENVIRONMENT = "ASYNCPLUMBER_TEST_MONGODB"
 UP = 20.0  # seconds; a loaded machine may need some
 # Reads a pipe whose other end its parent holds, until that is closed: so the server dies with the
@@ -32,7 +33,9 @@ UP = 20.0  # seconds; a loaded machine may need some
 # between us and its process id.
 _SHIM = """
 import os, signal, subprocess, sys
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+server = subprocess.Popen(
+    sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+)
 print(server.pid, flush=True)
 sys.stdin.buffer.read()
 try:
@@ -61,13 +64,6 @@ def program() -> str:
     )
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Mongod:
     """A server with a folder and a port of its own.  Not started yet."""
 
@@ -77,7 +73,7 @@ class Mongod:
         one.
         """
         self.program = program()
-        self.port = free_port()
+        self.port = reserve_port()
         self.replica_set = replica_set
         self._initiates = bool(replica_set) and initiate
         self._flags = [*flags, *(["--replSet", replica_set] if replica_set else [])]

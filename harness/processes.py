@@ -1,9 +1,8 @@
-"""
-Real processes for tests: a server, a Celery worker.
+"""Real processes for tests: a server, a Celery worker.
 
-Each runs in a process group of its own, which is killed when the test ends (`stop` as a clean-up),
-when the interpreter ends, or, on Linux, when it is killed.  What a process says is kept, and is in
-the message if it does not do as it should.
+Each process leads a process group of its own.  The group is killed when the test ends (``stop`` as
+a clean-up), when the interpreter exits and, on Linux, when the interpreter is killed.  The output
+of a process is kept, and is part of the message when the process does not do what it should.
 """
 
 from __future__ import annotations
@@ -21,41 +20,42 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-START = 30.0  # seconds; a machine that is busy with other tests needs some
-STOP = 15.0
-_PR_SET_PDEATHSIG = 1
+START = 30.0  # seconds until a server is ready, on a machine that is busy with other tests
+STOP = 15.0  # seconds from SIGTERM to the end
+
+# Runs in the child before the command.  This interpreter has threads, so Popen's ``preexec_fn``
+# could deadlock.
+#  - SIGINT: a background job of a shell script ignores it, and so would its children.
+#  - PR_SET_PDEATHSIG (1): the kernel sends SIGTERM when the parent dies.  It outlives the exec.
+#  - The parent may have died before that call.
+_LAUNCHER = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the parent is gone")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class ProcessFailed(AssertionError):
-    """
-    A process ended, or did not say or do in time what it should have; the message holds its output.
-    """
-
-
-def _begin() -> None:
-    """
-    End with the parent, and heed SIGINT: a background job of a script ignores it, and its children
-    with it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """A process did not do in time what it should.  The message has its output."""
 
 
 class Process:
-    """A command that runs in its own process group and in a folder of its own."""
+    """A command in a process group and in a temporary folder of its own."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="asyncplumber-test-")
         self._lines: list[str] = []
-        self._ended = False  # it says nothing more
-        self._gone = False  # its process id may be another's by now
-        self._news = threading.Condition()
+        self._ended = False  # its output has ended
+        self._reaped = False  # its process id may belong to another process
+        self._output_changed = threading.Condition()
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         self._child = subprocess.Popen(
-            command,
+            [sys.executable, "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -67,7 +67,6 @@ class Process:
                 **(env or {}),
             },
             start_new_session=True,
-            preexec_fn=_begin,
             text=True,
             errors="replace",
         )
@@ -78,28 +77,29 @@ class Process:
     def _read(self) -> None:
         assert self._child.stdout is not None
         for line in self._child.stdout:
-            with self._news:
+            with self._output_changed:
                 self._lines.append(line)
-                self._news.notify_all()
-        with self._news:
+                self._output_changed.notify_all()
+        with self._output_changed:
             self._ended = True
-            self._news.notify_all()
+            self._output_changed.notify_all()
 
     @property
     def pid(self) -> int:
-        """Of the process, and of its group."""
+        """The id of the process and of its group."""
         return self._child.pid
 
     @property
     def output(self) -> str:
-        """All that it has said so far, standard output and error together."""
-        with self._news:
+        """Standard output and standard error so far."""
+        with self._output_changed:
             return "".join(self._lines)
 
     def wait_for(self, pattern: str, seconds: float = START) -> re.Match[str]:
-        """
-        Wait until a line of its output matches.  Raises `ProcessFailed` if it ends before, or after
-        so many seconds.
+        """Wait until a line of the output matches.
+
+        Raises:
+            ProcessFailed: the output ended first, or ``seconds`` passed.
         """
         found: list[re.Match[str]] = []
 
@@ -107,41 +107,46 @@ class Process:
             found.extend(match for line in self._lines if (match := re.search(pattern, line)))
             return bool(found) or self._ended
 
-        with self._news:
-            self._news.wait_for(said, seconds)
+        with self._output_changed:
+            self._output_changed.wait_for(said, seconds)
         if not found:
             why = "it ended" if self._ended else f"not in {seconds:g} seconds"
             raise ProcessFailed(f"never said {pattern!r}: {why}\n{self.output}")
         return found[0]
 
     def terminate(self) -> None:
-        """Ask it to end (SIGTERM), and do not wait."""
+        """Send SIGTERM and do not wait."""
         if self._child.poll() is None:
             self._child.terminate()
 
     def stop(self, seconds: float = STOP) -> int:
-        """
-        Ask it to end (SIGTERM) and wait.  Its exit status; `ProcessFailed` if it had to be killed.
-        Idempotent.
+        """Send SIGTERM, wait, and return the exit status.  Idempotent.
+
+        Raises:
+            ProcessFailed: it did not end in ``seconds`` and was killed.
         """
         self.terminate()
         return self.wait(seconds)
 
     def wait(self, seconds: float = STOP) -> int:
-        """Wait until it ends by itself.  The same status; `ProcessFailed` if it had to be killed."""
+        """Wait until it ends by itself, and return the exit status.
+
+        Raises:
+            ProcessFailed: it did not end in ``seconds`` and was killed.
+        """
         try:
             self._child.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
             raise ProcessFailed(f"did not end in {seconds:g} seconds\n{self.output}") from None
-        self.kill()  # what it may have left behind in its group
+        self.kill()  # processes of its group that are left
         return self._child.returncode
 
     def kill(self) -> None:
-        """End its whole group at once (SIGKILL).  Idempotent."""
-        if self._gone:
+        """Kill the whole group (SIGKILL).  Idempotent."""
+        if self._reaped:
             return
-        self._gone = True
+        self._reaped = True
         with suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait()
@@ -153,17 +158,19 @@ class Process:
 
 
 class Server(Process):
-    """A running asyncplumber; `url` has no slash at its end."""
+    """A running asyncplumber.  ``url`` has no slash at its end."""
 
     url = ""
     port = 0
 
 
 def start_server(*options: str, env: Mapping[str, str] | None = None) -> Server:
-    """
-    Start ``twistd -n asyncplumber`` on a free port of 127.0.0.1 and wait until it is ready.
+    """Start ``twistd -n asyncplumber`` on a port that the system chooses; wait until it is ready.
 
-    It keeps its history in memory, unless `options` say otherwise.  Raises `ProcessFailed`.
+    The history is in memory, unless ``options`` name a store.
+
+    Raises:
+        ProcessFailed: the server ended, or is not ready in time.
     """
     twistd = [
         sys.executable,
@@ -183,9 +190,9 @@ def start_server(*options: str, env: Mapping[str, str] | None = None) -> Server:
 
 
 def celery_settings(folder: Path) -> dict[str, object]:
-    """
-    For a Celery whose messages and results are files in `folder`: no broker is needed.  Makes what
-    is missing there.
+    """Return settings for Celery with messages and results in files: no broker is needed.
+
+    Creates the folders that are missing in ``folder``.
     """
     from harness.celery_transport import SCHEME
 
@@ -206,7 +213,11 @@ def celery_settings(folder: Path) -> dict[str, object]:
 
 
 def start_worker(app: str, *options: str, env: Mapping[str, str] | None = None) -> Process:
-    """Start ``celery -A app worker`` and wait until it takes tasks.  Raises `ProcessFailed`."""
+    """Start ``celery -A app worker`` and wait until it takes tasks.
+
+    Raises:
+        ProcessFailed: the worker ended, or is not ready in time.
+    """
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "info"]
     worker = Process([sys.executable, "-m", "celery", "-A", app, "worker", *quiet, *options], env)
     try:

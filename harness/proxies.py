@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from harness.ports import reserve_port
 from harness.processes import ROOT, Process, ProcessFailed
 
 EXAMPLES = ROOT / "docs/examples"
@@ -39,12 +40,6 @@ http {{
     include {folder}/example.conf;
 }}
 """
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 class Proxy(Process):
@@ -101,7 +96,7 @@ def _started(command: Sequence[str], port: int, folder: tempfile.TemporaryDirect
 def start_nginx(*servers: int) -> Proxy:
     """Start nginx with the example, in front of servers at these ports.  Raises `ProcessFailed`."""
     folder = tempfile.TemporaryDirectory(prefix="asyncplumber-nginx-")
-    port = free_port()
+    port = reserve_port()
     path = Path(folder.name)
     (path / "example.conf").write_text(nginx_example(port, servers), encoding="utf-8")
     (path / "nginx.conf").write_text(_AROUND_NGINX.format(folder=path), encoding="utf-8")
@@ -115,7 +110,7 @@ def start_haproxy(*servers: int) -> Proxy:
     Start HAProxy with the example, in front of servers at these ports.  Raises `ProcessFailed`.
     """
     folder = tempfile.TemporaryDirectory(prefix="asyncplumber-haproxy-")
-    port = free_port()
+    port = reserve_port()
     path = Path(folder.name, "haproxy.cfg")
     path.write_text(haproxy_example(port, servers), encoding="utf-8")
     return _started([str(HAPROXY), "-db", "-f", str(path)], port, folder)

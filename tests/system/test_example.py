@@ -5,7 +5,6 @@ its own, two of them.
 
 import http.client
 import json
-import socket
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
+from harness.ports import reserve_port
 from harness.processes import Process
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -20,16 +20,11 @@ EXAMPLE = ROOT / "docs/examples/own_application.py"
 SOON = 20.0  # seconds
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 class Application:
     """One process of the example."""
 
     def __init__(self, store: str) -> None:
-        self.port = free_port()
+        self.port = reserve_port()
         command = [
             sys.executable,
             "-c",

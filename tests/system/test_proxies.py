@@ -15,12 +15,12 @@ from collections.abc import Callable
 from twisted.trial.unittest import TestCase
 
 from harness.frames import handshake_request
+from harness.ports import reserve_port
 from harness.processes import Server, start_server
 from harness.proxies import (
     NO_HAPROXY,
     NO_NGINX,
     Proxy,
-    free_port,
     start_haproxy,
     start_nginx,
 )
@@ -171,7 +171,7 @@ class NginxTests(PathFacts, ProxyCase):
         """
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
-        ports = [free_port(), free_port()]
+        ports = [reserve_port(), reserve_port()]
         options = [
             ("--port", str(port), "--store", f"sqlite:{folder.name}/store") for port in ports
         ]

@@ -1,0 +1,27 @@
+"""Ports of 127.0.0.1 for servers that have to know their port before they start."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+_reserved: list[socket.socket] = []  # sockets that keep their port until this process ends
+
+
+def reserve_port() -> int:
+    """Return a port that the system gives to nobody else while this process lives.
+
+    On Linux the reservation is a socket that is bound, but does not listen.  A server that sets
+    ``SO_REUSEADDR``, as all of ours do, can still bind the port, again and again.  The system skips
+    the port when it chooses one for somebody else.  Other systems refuse the second bind; there the
+    port was merely free a moment ago.
+    """
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("127.0.0.1", 0))
+    port = int(reservation.getsockname()[1])
+    if sys.platform == "linux":
+        _reserved.append(reservation)
+    else:
+        reservation.close()
+    return port
