@@ -135,12 +135,12 @@ class Event(NamedTuple):
             return b64decode(member["data_base64"])
         return member["data"]
 
-
-def event_from_draft(draft: Draft, epoch: str, seq: int) -> Event:
-    """The event that `draft` becomes at this place."""
-    account, id, _, type, time, content_type, payload = draft
-    # What `Event(...)` does, in half the time: each event accepted comes by here.
-    return tuple.__new__(Event, (account, epoch, seq, id, type, time, content_type, payload))
+    @classmethod
+    def from_draft(cls, draft: Draft, epoch: str, seq: int) -> Event:
+        """Return the event that `draft` becomes at this place of its account's history."""
+        account, id, _, type, time, content_type, payload = draft
+        # Every accepted event passes here: this takes two thirds of the time of `cls(...)`.
+        return tuple.__new__(cls, (account, epoch, seq, id, type, time, content_type, payload))
 
 
 class Stored(NamedTuple):

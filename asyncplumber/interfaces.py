@@ -1,14 +1,15 @@
 """
-The boundaries between the rooms: promises, units, failures.  No logic.
+The boundaries between the layers: promises, units and failures.  No logic.
 
-Where a method returns a Deferred, its failures come through it and not by raising.  ``Unavailable``
-means that the store cannot be reached or is too slow: nothing may be assumed to have happened, and
-the call may be repeated.
+A method that returns a Deferred reports every failure through it and does not raise.
+``Unavailable`` means that the store cannot be reached or is too slow.  The call may or may not have
+taken effect, and can be repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
@@ -17,18 +18,33 @@ from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
 from asyncplumber.wire.delivery import Delivery
 
-PAGE_BYTES = 1024 * 1024  # of payloads in one page of a history, at most; or one event
+PAGE_BYTES = 1024 * 1024  # of payloads in one page of a history; a single event may be larger
+LEASE = 15.0  # seconds that an instance counts as alive after its last renewal
 
-# What `IStore.append` answers.
-Appended = tuple[list[Stored | PlumberError], Deferred[dict[str, list[Instance]]] | None]
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """
+    The result of `IStore.append`.
+
+    Attributes:
+        results: For each draft, in order, a `Stored`, or the `PlumberError` of this draft alone.
+        recipients: Fires with what `IRegistry.instances` returns for the accounts of all drafts
+            that are `Stored`.  If the look-up fails, only this Deferred fails; the events are
+            stored.  None if no look-up was needed: nothing is `Stored`, or no other process can
+            use the store.
+    """
+
+    results: list[Stored | PlumberError]
+    recipients: Deferred[dict[str, list[Instance]]] | None
 
 
 class CursorLost(Exception):
     """
-    What comes after a cursor is not in the history: it was forgotten, or the numbering began anew.
+    The events after a cursor cannot be read: they were deleted, or the numbering began anew.
 
-    Not an answer to a client: a subscriber is told by ``plumber.gap``.  `position` is how far the
-    history reaches.
+    This is no response for a client: a subscriber gets ``plumber.gap``.  ``position`` says how far
+    the history reaches now.
     """
 
     def __init__(self, position: Position) -> None:
@@ -40,167 +56,168 @@ class CursorLost(Exception):
 
 class CursorMoved(Exception):
     """
-    Nothing is lost, but the place before an account's first event has another name today: go on
-    from `cursor`.
+    Nothing is lost, but the place before an account's first event has a new name: use ``cursor``.
 
-    Accounts without events share an epoch, which is renewed from time to time.
+    Accounts without events share one epoch, which is replaced from time to time.
     """
 
     def __init__(self, cursor: Cursor) -> None:
-        super().__init__(f"that place is called {cursor} today")
+        super().__init__(f"the place before the first event is {cursor} now")
         self.cursor = cursor
 
 
 class RelayFailed(Exception):
     """
-    An instance could not be reached, or did not take what was sent.  The message says why, without
-    secrets.
+    An instance could not be reached, or refused what was sent.
+
+    The message says why, without secrets.
     """
 
 
 class IHistory(Interface):
     """
-    The durable, numbered, expiring record of each account's events.
+    The durable, numbered, expiring record of each account's events.  `IStore.append` writes it.
 
-    The numbers of an account's events are 1, 2, 3 … within an epoch, and whoever can read a number
-    can read all the numbers before it down to the floor: nothing is ever inserted behind a reader's
-    back.
+    The numbers of an account's events are 1, 2, 3 … within an epoch.  A reader that can read a
+    number can read all numbers before it, down to the floor: nothing is ever inserted behind a
+    reader's back.
     """
 
-    def append(drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
+    def ensure(account: str) -> Deferred[Position]:
         """
-        Keep these drafts, in this order within each account.
+        Return how far this account's history reaches, and mark the account as used.
 
-        When the Deferred fires they outlive the death of any process.  A draft whose (account, key)
-        is already in the history, or earlier in the same list, is not stored again.
+        What the position counts is durable.  An account without events has no row in the store:
+        its position is number 0 of an epoch that all such accounts share.  Its first event gets
+        number 1, in that epoch or in a later one; see `read`.
 
-        @return: Deferred of a list, for each draft a `Stored`, or the `PlumberError` that befell
-        this one alone.
-            Fails as a whole only if that holds for all.
-        """
+        This may write: the mark keeps the account's numbering from expiring, and the shared epoch
+        is begun when it is due.
 
-    def position(account: str) -> Deferred[Position]:
-        """
-        How far this account's history reaches.  What it counts is durable.
-
-        An account without events has no row in the store: it stands at number 0 of an epoch that it
-        shares with all such accounts.  Its first event has number 1, of that epoch or of a later
-        one; see `read`.
-
-        @return: Deferred of `Position`.  Fails with `Unavailable`.
+        Raises:
+            Unavailable: Through the Deferred.
         """
 
     def heads(accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
-        """
-        The same for many accounts in one question.
-
-        @return: Deferred of a dict from account to `Cursor` (epoch, head).
-        """
+        """Return the `Cursor` (epoch and head) of each account, as `ensure` does for one."""
 
     def read(
         account: str, cursor: Cursor, upto: int | None, limit: int, size: int = PAGE_BYTES
     ) -> Deferred[list[Event]]:
         """
-        The events after `cursor`, in order, with no number left out, up to the number `upto` (None:
-        the end).
+        Return the events after `cursor`, in order and without a gap.
 
-        @param limit: at most so many events; fewer where they are large. @param size: at most so
-        many bytes of payloads, and never more than `PAGE_BYTES`; or one event. @return: Deferred of
-        a list of `Event`; empty means that `cursor` is the end (or `upto`).  Fails with
-            `CursorLost` where the event after `cursor` is no longer there or never was (other
-            epoch, beyond the head), and with `CursorMoved` where `cursor` is the place before the
-            first event, by a name that it had before.
+        Args:
+            account: The account.
+            cursor: The position after which to begin.
+            upto: The last number to return; None means the head.
+            limit: The largest number of events.  Large events make it fewer.
+            size: The largest number of payload bytes, at most `PAGE_BYTES`.  One event is always
+                returned, whatever its size.
+
+        Returns:
+            The events.  An empty list means that `cursor` is the head, or not before `upto`.
+
+        Raises:
+            CursorLost: The event after `cursor` was deleted or never existed (another epoch, or a
+                number beyond the head).
+            CursorMoved: `cursor` is a former name of the place before the first event.
+            Unavailable: All three through the Deferred.
         """
 
     def begin_epoch() -> Deferred[str]:
         """
-        Let all numberings go on in a new epoch: the store was put back from a backup.
+        Continue all numberings in a new epoch, after the store was restored from a backup.
 
-        Numbers that were given out after the backup are given out again.  By a new epoch, clients
-        that know them are told of a gap.  What is kept stays, and has its numbers in the new epoch.
-        If it is interrupted, it can be done again.
+        Numbers that were given out after the backup will be given out again.  The new epoch lets
+        clients that know the old ones notice the gap.  Kept events stay and get the new epoch.  A
+        call that was interrupted can be repeated.
 
         Returns:
-            Deferred of the epoch.  Fails with `InstancesRunning` while an instance has a lease.
+            The new epoch.
+
+        Raises:
+            InstancesRunning: An instance has a lease.  Through the Deferred.
         """
 
     def sweep() -> Deferred[int]:
-        """
-        Forget what is beyond the length or the age.  @return: Deferred of the number of events
-        forgotten.
-        """
+        """Delete the events beyond the retention's length or age, and return their number."""
 
 
 class IRegistry(Interface):
-    """Who has subscribers of which account.  A hook counts while its instance's lease runs."""
+    """
+    Which instances have subscribers of which account.
+
+    A hook counts while the lease of its instance runs.
+    """
 
     def add_instance(instance: Instance) -> Deferred[Instance]:
-        """
-        Put the instance in, with a fresh lease, and all its hooks away.  @return: Deferred of the
-        `Instance`, with its lease.
-        """
+        """Add the instance with a fresh lease and no hooks, and return it with that lease."""
 
     def renew(instance: Instance) -> Deferred[Instance | None]:
         """
-        Prolong the lease.
+        Extend the lease.
 
-        @return: Deferred of the `Instance` with its new lease; or of None if the registry had
-        forgotten it: then it
-            must be enlisted again, and all its hooks put in again.
+        Returns:
+            The instance with its new lease.  None if the registry does not know the instance any
+            more: then call `add_instance`, and `register` all hooks again.
         """
 
     def remove_instance(instance: Instance) -> Deferred[None]:
-        """Take the instance and all its hooks out.  @return: Deferred of None."""
+        """Remove the instance and all its hooks.  Idempotent."""
 
     def register(instance: Instance, accounts: Collection[str]) -> Deferred[None]:
-        """Put in a hook for each account.  Idempotent.  @return: Deferred of None."""
+        """Add a hook of this instance for each account.  Idempotent."""
 
-    def withdraw(instance: Instance, accounts: Collection[str]) -> Deferred[None]:
-        """
-        Take out the instance's hooks for these accounts, and no other.  Idempotent.  @return:
-        Deferred of None.
-        """
+    def unregister(instance: Instance, accounts: Collection[str]) -> Deferred[None]:
+        """Remove this instance's hooks for these accounts.  Idempotent."""
 
     def instances(accounts: Collection[str]) -> Deferred[dict[str, list[Instance]]]:
         """
-        Who wants the events of these accounts: read at the time of the call, never from a cache,
-        dead leases left out.
+        Return the instances that want the events of these accounts.
 
-        @return: Deferred of a dict from account to a list of `Instance`; accounts that nobody wants
-        are left out.
+        The store is read at each call: a cache would break the promise that either the publisher
+        sees a hook, or the subscriber's replay sees the event.  Instances whose lease ran out, and
+        accounts without an instance, are left out.
         """
 
     def prune(instance: Instance) -> Deferred[bool]:
         """
-        Forget an instance that does not answer, with its hooks, but only if its lease is still the
-        one named here.
+        Remove an instance that does not answer, with its hooks, if its lease is still this one.
 
-        @return: Deferred of bool: whether it was forgotten.
+        Returns:
+            Whether the instance was removed.
         """
 
     def sweep() -> Deferred[int]:
         """
-        Forget instances whose lease ran out, and hooks without an instance.  @return: Deferred of
-        their number.
+        Remove instances whose lease ran out, and hooks without an instance.
+
+        Returns:
+            The number of instances removed.
         """
 
 
 class ISecrets(Interface):
-    """Keeps what only the instances on one store may know."""
+    """Keeps a secret that only the instances on one store know."""
 
     def secret() -> Deferred[bytes]:
         """
-        The secret with which the instances on this store sign what they ask of each other.
+        Return the secret with which the instances on this store sign requests to each other.
 
-        It is made at the first call, once, however many instances ask at that moment, and lasts as
-        long as the store.
+        The first call creates it, once, even if several instances call at the same moment.  It
+        lasts as long as the store.
 
-        @return: Deferred of bytes, 16 or more.  Fails with `Unavailable`.
+        Returns:
+            At least 16 bytes.
+
+        Raises:
+            Unavailable: Through the Deferred.
         """
 
 
 class IStore(ISecrets):
-    """A place that lasts (or, for tests, does not): a history and a registry on one connection."""
+    """A history and a registry on one connection."""
 
     history = Attribute("IHistory")
     registry = Attribute("IRegistry")
@@ -210,26 +227,25 @@ class IStore(ISecrets):
 
     def append(drafts: Sequence[Draft]) -> Deferred[Appended]:
         """
-        Append to the history, and *then* look up in the registry who wants the events.
+        Append to the history, and *then* look up in the registry which instances want the events.
 
-        @return: Deferred of a pair.  First what `IHistory.append` answers; fails as that fails.
-        Then a Deferred of what
-            `IRegistry.instances` answers for the accounts of all that is `Stored`; what befalls it
-            befalls the look-up alone, and the events are kept.  None in its place if nobody was
-            looked for: nothing is `Stored`, or the store is not shared.
+        The order of drafts is kept within each account.  When the Deferred fires, the events
+        survive the death of any process.  A draft whose (account, key) is already in the history,
+        or earlier in `drafts`, is not stored again.
+
+        Raises:
+            PlumberError: If it holds for all drafts, for example `Unavailable`.  Through the
+                Deferred.
         """
 
     def start() -> Deferred[None]:
-        """
-        Connect and create what is missing.  @return: Deferred of None; does not fail because the
-        store is down.
-        """
+        """Connect, and create what is missing.  A store that is down is no failure."""
 
     def stop() -> Deferred[None]:
-        """Finish what is under way and disconnect.  @return: Deferred of None."""
+        """Finish the calls under way and disconnect.  Harmless if it is stopped."""
 
     def ping() -> Deferred[None]:
-        """@return: Deferred of None.  Fails with `Unavailable` within a few seconds."""
+        """Fail with `Unavailable` within a few seconds if the store cannot be used."""
 
 
 class ISubscriber(Interface):

@@ -42,7 +42,7 @@ from asyncplumber.http.listener import BODY_LIMIT
 from asyncplumber.http.routes import Routes
 from asyncplumber.http.status import About, Figures
 from asyncplumber.http.webhook import Webhook
-from asyncplumber.interfaces import IStore
+from asyncplumber.interfaces import LEASE, IStore
 from asyncplumber.relays.http import HttpRelay
 from asyncplumber.relays.presence import PresenceClient
 from asyncplumber.stores import open_store
@@ -80,6 +80,7 @@ class Plumber(Service):
         advertise_url: str = "http://127.0.0.1:8080",
         *,
         retention: Retention | None = None,
+        lease: float = LEASE,
         secret: bytes | None = None,
         linger: float = LINGER,
         subscribers: int = SUBSCRIBERS,
@@ -103,12 +104,14 @@ class Plumber(Service):
         self._wall = wall
         retention = retention or Retention()
         self.store: IStore = (
-            open_store(store, retention, reactor, wall) if isinstance(store, str) else store
+            open_store(store, retention, reactor, wall, lease=lease)
+            if isinstance(store, str)
+            else store
         )
         signer = PeerSigner(secret, self.store)
         instance, registry = Instance(uuid4().hex[:16], ""), self.store.registry
         self.leases = Leases(
-            registry, instance, reactor, retention.lease, forgotten=self._look, prepare=signer.learn
+            registry, instance, reactor, lease, forgotten=self._look, prepare=signer.learn
         )
         self.gate = Gate(Hosts(hosts))
         self.advertise_url = advertise_url
@@ -324,9 +327,17 @@ class Plumber(Service):
                 "Open channels, one for each account at each worker.",
                 len(self.hub.accounts),
             ),
-            "events_delivered_total": ("counter", "Events handed to subscribers.", self.hub.delivered),
+            "events_delivered_total": (
+                "counter",
+                "Events handed to subscribers.",
+                self.hub.delivered,
+            ),
             "events_accepted_total": ("counter", "Events accepted and kept.", self.intake.accepted),
-            "events_relayed_total": ("counter", "Events sent to other instances.", self.relay.carried),
+            "events_relayed_total": (
+                "counter",
+                "Events sent to other instances.",
+                self.relay.carried,
+            ),
             "events_not_relayed_total": (
                 "counter",
                 "Batches that another instance did not take.",

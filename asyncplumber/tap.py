@@ -133,7 +133,9 @@ class Options(usage.Options):
             f"{PREFIX}PEER_SECRET in the environment"
         )
 
-    opt_peer_secret.__doc__ = next(text for name, _, _, text, _ in _PARAMETERS if name == "peer-secret")
+    opt_peer_secret.__doc__ = next(
+        text for name, _, _, text, _ in _PARAMETERS if name == "peer-secret"
+    )
 
     def opt_version(self) -> None:
         """Print the version and exit."""
@@ -264,9 +266,8 @@ def _plumber(options: Options, reactor: Any) -> Any:
         return Plumber(
             options["store"],
             options["advertise-url"],
-            retention=Retention(
-                options["history-length"], options["history-age"], options["lease"]
-            ),
+            retention=Retention(options["history-length"], options["history-age"]),
+            lease=options["lease"],
             secret=options["peer-secret"].encode() or None,
             linger=options["linger"],
             subscribers=options["max-subscribers"],

@@ -32,6 +32,7 @@ from twisted.internet.task import react
 
 from asyncplumber.core.hub import Hub
 from asyncplumber.event import Draft, Instance
+from asyncplumber.interfaces import IStore
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from benchmarks import machine
@@ -431,7 +432,7 @@ async def upkeep(reactor: Any, hooks: int, accounts: int) -> None:
             await store.start()
             names = [f"account-{number}" for number in range(hooks)]
             await leases(store.registry, names, [cluster.mongod.pid])
-            await comparison(store.history, names[:accounts], [cluster.mongod.pid], reactor)
+            await comparison(store, names[:accounts], [cluster.mongod.pid], reactor)
             await store.stop()
     finally:
         cluster.down()
@@ -450,15 +451,15 @@ async def leases(registry: Any, names: list[str], pids: list[int]) -> None:
     await timed("who wants one account", 200, lambda: registry.instances([names[0]]), pids)
 
 
-async def comparison(history: Any, names: list[str], pids: list[int], reactor: Any) -> None:
+async def comparison(store: IStore, names: list[str], pids: list[int], reactor: Any) -> None:
     """The history's part."""
     drafts = [
         Draft(each, "id", "id", "result", "2012-09-28T00:00:00Z", "application/json", b'"data":1')
         for each in names
     ]
     for start in range(0, len(names), 1000):
-        await history.append(drafts[start : start + 1000])
-    hub = Hub(history, reactor, linger=600.0)
+        await store.append(drafts[start : start + 1000])
+    hub = Hub(store.history, reactor, linger=600.0)
     for each in names:
         await hub.admit(each)
     await timed(f"hub.check of {len(names):,} accounts", 10, hub.check, pids)

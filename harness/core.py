@@ -18,8 +18,9 @@ from asyncplumber.core.hub import Hub
 from asyncplumber.core.subscription import Subscription
 from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
-from asyncplumber.interfaces import PAGE_BYTES, IRelay, ISubscriber, RelayFailed
+from asyncplumber.interfaces import PAGE_BYTES, Appended, IRelay, ISubscriber, RelayFailed
 from asyncplumber.stores.memory import MemoryStore
+from asyncplumber.stores.recipients import with_recipients
 from asyncplumber.stores.retention import Retention
 from asyncplumber.wire.delivery import Delivery
 
@@ -172,17 +173,26 @@ class TcpProxy:
 class CoreCase(SynchronousTestCase):
     """A clock, a store in memory behind `FaultProxy`, a hub."""
 
-    retention = Retention(length=1000, age=1000.0, epochs=lambda now: f"e{int(now)}")
+    retention = Retention(length=1000, age=1000.0)
+    new_epoch = staticmethod(lambda now: f"e{int(now)}")
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(100)
-        self.store = MemoryStore(self.retention, self.clock, shared=True)
+        self.store = MemoryStore(self.retention, self.clock, shared=True, new_epoch=self.new_epoch)
         self.history = FaultProxy(self.store.history)
         self.registry = FaultProxy(self.store.registry)
         self.released: list[str] = []
         self.hub = self.make_hub()
         self._number = 0
+
+    def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
+        """Append as a store that several processes share, with calls that can fail or wait."""
+        return with_recipients(self.history.append(drafts), self.registry)
+
+    def append_alone(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
+        """Append as a store that no other process uses."""
+        return with_recipients(self.history.append(drafts), None)
 
     def make_hub(self, **options: Any) -> Hub:
         return Hub(self.history, self.clock, release=self.released.append, **options)

@@ -67,8 +67,8 @@ class DelayedStore:
         return self.delayed(self._store.append, drafts).addCallback(self._appended)
 
     def _appended(self, appended: Appended) -> Appended:
-        results, wanted = appended
-        return results, None if wanted is None else self.delayed(lambda: wanted)
+        found = appended.recipients
+        return Appended(appended.results, None if found is None else self.delayed(lambda: found))
 
     def start(self) -> Deferred[None]:
         return self.delayed(self._store.start)

@@ -8,6 +8,7 @@ it twice gives two doors to the same data, as two processes would have.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet import reactor
@@ -15,9 +16,18 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from asyncplumber.errors import InstancesRunning
+from asyncplumber.errors import InstancesRunning, PlumberError, Unavailable
 from asyncplumber.event import Cursor, Draft, Event, Instance, Stored
-from asyncplumber.interfaces import PAGE_BYTES, CursorLost, CursorMoved, IHistory, IRegistry, IStore
+from asyncplumber.interfaces import (
+    LEASE,
+    PAGE_BYTES,
+    Appended,
+    CursorLost,
+    CursorMoved,
+    IHistory,
+    IRegistry,
+    IStore,
+)
 from asyncplumber.stores.retention import Retention
 
 ODD_ACCOUNTS = [
@@ -83,6 +93,17 @@ def seqs(answers: list[Any]) -> list[int]:
     return [answer.event.seq if isinstance(answer, Stored) else answer.seq for answer in answers]
 
 
+def append(store: IStore, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
+    """Append, and return what happened to each draft.  Who wants the events is not looked at."""
+
+    def taken(appended: Appended) -> list[Stored | PlumberError]:
+        if appended.recipients is not None:
+            appended.recipients.addErrback(lambda failure: failure.trap(Unavailable) and None)
+        return appended.results
+
+    return store.append(drafts).addCallback(taken)
+
+
 class StoreContract:
     """How a suite gets its store."""
 
@@ -94,19 +115,19 @@ class StoreContract:
         self.history = self.store.history
         self.registry = self.store.registry
 
-    def make(self, retention: Retention) -> Any:
+    def make(self, retention: Retention, lease: float) -> Any:
         """A store, not started; called again, one on the same data."""
         raise NotImplementedError
 
-    async def opened(self, retention: Retention | None = None) -> Any:
-        store = self.make(retention or self.retention)
+    async def opened(self, retention: Retention | None = None, lease: float = LEASE) -> Any:
+        store = self.make(retention or self.retention, lease)
         self.addCleanup(store.stop)
         await store.start()
         return store
 
     async def lapse(self) -> None:
         """Let all leases run out."""
-        self.reactor.advance(self.retention.lease + 1)
+        self.reactor.advance(LEASE + 1)
 
     async def test_it_provides_the_interfaces(self) -> None:
         """Names and signatures are those of the boundary."""
@@ -149,7 +170,7 @@ class HistoryContract(StoreContract):
     async def everything(self, account: str = "a", history: Any = None) -> list[Event]:
         """All that is kept of an account, page by page."""
         history = history or self.history
-        epoch, head, floor = await history.position(account)
+        epoch, head, floor = await history.ensure(account)
         events: list[Event] = []
         while floor + len(events) < head:
             events += await history.read(account, Cursor(epoch, floor + len(events)), head, 100)
@@ -172,12 +193,12 @@ class HistoryContract(StoreContract):
         """
         The first event has number 1, and each further one the next, in whatever calls they come.
         """
-        self.assertEqual(seqs(await self.history.append(drafts(1, prefix="x"))), [1])
-        self.assertEqual(seqs(await self.history.append(drafts(3, prefix="y"))), [2, 3, 4])
+        self.assertEqual(seqs(await append(self.store, drafts(1, prefix="x"))), [1])
+        self.assertEqual(seqs(await append(self.store, drafts(3, prefix="y"))), [2, 3, 4])
 
     async def test_nothing_appended_is_nothing_answered(self) -> None:
         """An empty list is no error."""
-        self.assertEqual(await self.history.append([]), [])
+        self.assertEqual(await append(self.store, []), [])
 
     async def test_events_come_back_as_they_were_stored(self) -> None:
         """Every field survives, and in the order of the batch."""
@@ -185,7 +206,7 @@ class HistoryContract(StoreContract):
             draft("a", "k1", '"data":"ä\U0001f600\\u0000"'.encode(), id="id-1", type="ping"),
             draft("a", "k2", b'"data_base64":"AAEC/w=="', id="id-2"),
         ]
-        stored = await self.history.append(given)
+        stored = await append(self.store, given)
         events = await self.everything()
         self.assertEqual(events, [answer.event for answer in stored])
         self.assertEqual(events[0].data, "ä\U0001f600\x00")
@@ -199,8 +220,8 @@ class HistoryContract(StoreContract):
         """
         A retry is answered with the first one's event, whatever else it says, and not stored again.
         """
-        [first] = await self.history.append([draft(key="k", payload=b'"data":1')])
-        [second] = await self.history.append([draft(key="k", payload=b'"data":2')])
+        [first] = await append(self.store, [draft(key="k", payload=b'"data":1')])
+        [second] = await append(self.store, [draft(key="k", payload=b'"data":2')])
         self.assertEqual((first.duplicate, second), (False, Stored(first.event, True)))
         self.assertEqual(await self.everything(), [first.event])
 
@@ -209,8 +230,8 @@ class HistoryContract(StoreContract):
         The second of two drafts with one key is the duplicate, and takes no number from those after
         it.
         """
-        answers = await self.history.append(
-            [draft(key="x"), draft(key="x"), draft(key="y"), draft(key="x")]
+        answers = await append(
+            self.store, [draft(key="x"), draft(key="x"), draft(key="y"), draft(key="x")]
         )
         self.assertEqual([answer.duplicate for answer in answers], [False, True, False, True])
         self.assertEqual(seqs(answers), [1, 1, 2, 1])
@@ -220,9 +241,9 @@ class HistoryContract(StoreContract):
         """
         Old and new drafts in one batch: the new ones are numbered without a gap, in their order.
         """
-        await self.history.append(drafts(4))
-        answers = await self.history.append(
-            [draft(key=key) for key in ["n1", "k2", "n2", "k0", "k3", "n3"]]
+        await append(self.store, drafts(4))
+        answers = await append(
+            self.store, [draft(key=key) for key in ["n1", "k2", "n2", "k0", "k3", "n3"]]
         )
         self.assertEqual(seqs(answers), [5, 3, 6, 1, 4, 7])
         self.assertEqual([event.id for event in (await self.everything())[4:]], ["n1", "n2", "n3"])
@@ -232,8 +253,9 @@ class HistoryContract(StoreContract):
         In one batch for several accounts each counts for itself, and the same key twice is two
         events.
         """
-        answers = await self.history.append(
-            [draft("a", "k"), draft("b", "k"), draft("a", "l"), draft("c", "k"), draft("b", "l")]
+        answers = await append(
+            self.store,
+            [draft("a", "k"), draft("b", "k"), draft("a", "l"), draft("c", "k"), draft("b", "l")],
         )
         self.assertEqual(seqs(answers), [1, 1, 2, 1, 2])
         self.assertFalse(any(answer.duplicate for answer in answers))
@@ -241,7 +263,7 @@ class HistoryContract(StoreContract):
 
     async def test_odd_account_names_are_kept_apart(self) -> None:
         """Any allowed name works, and no two of them are one account."""
-        await self.history.append([draft(name, f"key {name}") for name in ODD_ACCOUNTS])
+        await append(self.store, [draft(name, f"key {name}") for name in ODD_ACCOUNTS])
         for name in ODD_ACCOUNTS:
             self.assertEqual(
                 [(event.account, event.id) for event in await self.everything(name)],
@@ -252,8 +274,9 @@ class HistoryContract(StoreContract):
     async def test_a_large_payload_survives(self) -> None:
         """Several MiB are a result like any other."""
         payload = b'"data":"%b"' % (b"x" * 5_000_000)
-        await self.history.append(
-            [draft(key="before"), draft(key="large", payload=payload), draft(key="after")]
+        await append(
+            self.store,
+            [draft(key="before"), draft(key="large", payload=payload), draft(key="after")],
         )
         self.assertEqual(
             [len(event.payload) for event in await self.everything()], [8, len(payload), 8]
@@ -261,8 +284,8 @@ class HistoryContract(StoreContract):
 
     async def test_read_begins_after_the_cursor_and_ends_at_limits(self) -> None:
         """A page is what follows the cursor, up to a number, or up to a count."""
-        await self.history.append(drafts(8))
-        epoch = (await self.history.position("a")).epoch
+        await append(self.store, drafts(8))
+        epoch = (await self.history.ensure("a")).epoch
         for after, upto, limit, expected in [
             (0, None, 100, [1, 2, 3, 4, 5, 6, 7, 8]),
             (0, None, 3, [1, 2, 3]),
@@ -280,10 +303,11 @@ class HistoryContract(StoreContract):
         """Large events make short pages, and one that is larger than a page still comes."""
         large = b'"data":"%b"' % (b"x" * (PAGE_BYTES // 3))
         huge = b'"data":"%b"' % (b"x" * (PAGE_BYTES + 1))
-        await self.history.append(
-            [*drafts(4, payload=large), draft(key="huge", payload=huge), draft(key="small")]
+        await append(
+            self.store,
+            [*drafts(4, payload=large), draft(key="huge", payload=huge), draft(key="small")],
         )
-        epoch = (await self.history.position("a")).epoch
+        epoch = (await self.history.ensure("a")).epoch
         pages = [
             seqs(await self.history.read("a", Cursor(epoch, after), None, 100))
             for after in (0, 2, 4, 5)
@@ -292,8 +316,8 @@ class HistoryContract(StoreContract):
 
     async def test_a_page_may_be_asked_to_be_smaller(self) -> None:
         """Down to one event; never larger than a mebibyte."""
-        await self.history.append(drafts(9, payload=b'"data":"%b"' % (b"x" * 991)))
-        epoch = (await self.history.position("a")).epoch
+        await append(self.store, drafts(9, payload=b'"data":"%b"' % (b"x" * 991)))
+        epoch = (await self.history.ensure("a")).epoch
         for size, count in ((3000, 3), (2999, 2), (9000, 9), (1, 1), (10**9, 9)):
             page = await self.history.read("a", Cursor(epoch, 0), None, 100, size)
             self.assertEqual(seqs(page), list(range(1, count + 1)), size)
@@ -303,8 +327,8 @@ class HistoryContract(StoreContract):
         Another epoch, and a place that no event had yet: both come with how far the history
         reaches.
         """
-        await self.history.append(drafts(3))
-        position = await self.history.position("a")
+        await append(self.store, drafts(3))
+        position = await self.history.ensure("a")
         self.assertEqual(await self.lost("a", Cursor("other", 1)), position)
         self.assertEqual(await self.lost("a", Cursor(position.epoch, 4)), position)
         self.assertEqual((position.head, position.floor), (3, 0))
@@ -313,7 +337,7 @@ class HistoryContract(StoreContract):
         """The refusal names a numbering that holds from then on."""
         position = await self.lost("new", Cursor("e", 7))
         self.assertEqual((position.head, position.floor), (0, 0))
-        self.assertEqual(await self.history.position("new"), position)
+        self.assertEqual(await self.history.ensure("new"), position)
 
     async def rows(self) -> int:
         """How many accounts the store has a row for."""
@@ -321,10 +345,10 @@ class HistoryContract(StoreContract):
 
     async def test_readers_make_no_row(self) -> None:
         """However many names are asked for, in whatever way: only events make the store grow."""
-        await self.history.append(drafts(1))
+        await append(self.store, drafts(1))
         names = [f"stranger {number}" for number in range(50)]
         for name in names:
-            position = await self.history.position(name)
+            position = await self.history.ensure(name)
             self.assertEqual(await self.history.read(name, position.cursor, None, 10), [])
             await self.lost(name, Cursor("e", 7))
         await self.history.heads(names)
@@ -335,14 +359,14 @@ class HistoryContract(StoreContract):
         Two write the first event of an account while others ask where it stands: nobody misses one,
         nobody is told of a gap.
         """
-        doors = [(await self.opened()).history for _ in range(2)]
+        stores = [await self.opened() for _ in range(2)]
         for turn in range(10):
             name = f"account {turn}"
             asked = [
-                self.history.position(name),
-                *[door.append([draft(name, f"{n}")]) for n, door in enumerate(doors)],
+                self.history.ensure(name),
+                *[append(store, [draft(name, f"{n}")]) for n, store in enumerate(stores)],
+                *[store.history.ensure(name) for store in stores],
             ]
-            asked += [door.position(name) for door in doors]
             first, one, two, *others = await gatherResults(asked)
             self.assertEqual(sorted(seqs([*one, *two])), [1, 2])
             for position in (first, *others):
@@ -351,30 +375,30 @@ class HistoryContract(StoreContract):
 
     async def test_a_position_begins_a_numbering(self) -> None:
         """Who asks where an unused account stands gets an answer that the first event continues."""
-        position = await self.history.position("a")
+        position = await self.history.ensure("a")
         self.assertEqual((position.head, position.floor), (0, 0))
         self.assertEqual(await self.history.read("a", position.cursor, None, 10), [])
-        [stored] = await self.history.append(drafts(1))
+        [stored] = await append(self.store, drafts(1))
         self.assertEqual(stored.event.cursor, Cursor(position.epoch, 1))
-        self.assertEqual(await self.history.position("a"), position._replace(head=1))
+        self.assertEqual(await self.history.ensure("a"), position._replace(head=1))
 
     async def test_heads_tell_many_positions(self) -> None:
         """Each as its position, with events or without."""
-        await self.history.append([*drafts(3, "a"), *drafts(1, "b")])
-        await self.history.position("c")
+        await append(self.store, [*drafts(3, "a"), *drafts(1, "b")])
+        await self.history.ensure("c")
         heads = await self.history.heads(["a", "b", "c", "d"])
         self.assertEqual(
             {name: cursor.seq for name, cursor in heads.items()}, {"a": 3, "b": 1, "c": 0, "d": 0}
         )
         for name, cursor in heads.items():
-            self.assertEqual(cursor, (await self.history.position(name)).cursor)
+            self.assertEqual(cursor, (await self.history.ensure(name)).cursor)
         self.assertEqual(await self.history.heads(["d"]), {"d": heads["c"]})
         self.assertEqual(await self.history.heads([]), {})
 
     async def test_heads_of_very_many_accounts(self) -> None:
         """Thousands of accounts are one question."""
         names = [f"account {index}" for index in range(3000)]
-        await self.history.append([draft(name) for name in names])
+        await append(self.store, [draft(name) for name in names])
         heads = await self.history.heads(names)
         self.assertEqual(
             {name: cursor.seq for name, cursor in heads.items()}, dict.fromkeys(names, 1)
@@ -385,22 +409,22 @@ class HistoryContract(StoreContract):
         After a sweep exactly the newest are kept, the floor says so, and an older cursor is
         refused.
         """
-        await self.history.append(drafts(9))
-        await self.history.append(drafts(26, prefix="m"))
+        await append(self.store, drafts(9))
+        await append(self.store, drafts(26, prefix="m"))
         await self.history.sweep()
-        position = await self.history.position("a")
+        position = await self.history.ensure("a")
         self.assertEqual((position.head, position.floor), (35, 25))
         self.assertEqual(seqs(await self.everything()), list(range(26, 36)))
         self.assertEqual(await self.lost("a", Cursor(position.epoch, 24)), position)
 
     async def test_what_is_beyond_the_age_is_forgotten(self) -> None:
         """A sweep forgets what was stored too long ago, says how much, and leaves the rest."""
-        await self.history.append(drafts(3))
+        await append(self.store, drafts(3))
         self.reactor.advance(60)
-        await self.history.append(drafts(2, prefix="young"))
+        await append(self.store, drafts(2, prefix="young"))
         self.reactor.advance(60)
         self.assertEqual(await self.history.sweep(), 3)
-        position = await self.history.position("a")
+        position = await self.history.ensure("a")
         self.assertEqual((position.head, position.floor), (5, 3))
         self.assertEqual(seqs(await self.everything()), [4, 5])
         self.assertEqual(await self.lost("a", Cursor(position.epoch, 0)), position)
@@ -411,27 +435,27 @@ class HistoryContract(StoreContract):
         When everything has expired the head stays, a cursor at the head stays good, and numbers go
         on after it.
         """
-        stored = await self.history.append(drafts(4))
+        stored = await append(self.store, drafts(4))
         self.reactor.advance(self.retention.age + 1)
         await self.history.sweep()
-        other = (await self.opened()).history
-        for history in (self.history, other):
-            position = await history.position("a")
+        other = await self.opened()
+        for history in (self.history, other.history):
+            position = await history.ensure("a")
             self.assertEqual((position.head, position.floor), (4, 4))
             self.assertEqual(position.cursor, stored[-1].event.cursor)
             self.assertEqual(await history.read("a", position.cursor, None, 10), [])
             self.assertEqual(await history.heads(["a"]), {"a": position.cursor})
-        [answer] = await other.append(drafts(1, prefix="next"))
+        [answer] = await append(other, drafts(1, prefix="next"))
         self.assertEqual(answer.event.cursor, Cursor(position.epoch, 5))
-        [answer] = await self.history.append(drafts(1, prefix="last"))
+        [answer] = await append(self.store, drafts(1, prefix="last"))
         self.assertEqual(answer.event.seq, 6)
 
     async def test_a_forgotten_key_is_free_again(self) -> None:
         """What is no longer in the history cannot be a duplicate's first."""
-        await self.history.append(drafts(1))
+        await append(self.store, drafts(1))
         self.reactor.advance(self.retention.age + 1)
         await self.history.sweep()
-        [answer] = await self.history.append(drafts(1))
+        [answer] = await append(self.store, drafts(1))
         self.assertEqual((answer.duplicate, answer.event.seq), (False, 2))
 
     async def test_many_appends_at_once_leave_no_hole(self) -> None:
@@ -440,23 +464,23 @@ class HistoryContract(StoreContract):
         in its order.
         """
         retention = Retention(length=1000, age=1000.0)
-        doors = [(await self.opened(retention)).history for _ in range(2)]
-        calls = [doors[n % 2].append(drafts(3, "a", f"{n}-")) for n in range(40)]
+        stores = [await self.opened(retention) for _ in range(2)]
+        calls = [append(stores[n % 2], drafts(3, "a", f"{n}-")) for n in range(40)]
         answers = await gatherResults(calls)
         self.assertEqual(
             sorted(seq for answer in answers for seq in seqs(answer)), list(range(1, 121))
         )
         for answer in answers:
             self.assertEqual(seqs(answer), sorted(seqs(answer)))
-        events = await self.everything(history=doors[0])
+        events = await self.everything(history=stores[0].history)
         self.assertEqual(
             sorted(events), sorted(stored.event for answer in answers for stored in answer)
         )
 
     async def test_the_same_event_through_two_doors_is_stored_once(self) -> None:
         """However the calls race, one of them stores it, and all are told of the same event."""
-        doors = [(await self.opened()).history for _ in range(2)]
-        calls = [doors[n % 2].append([draft(key="x"), draft(key=f"own {n}")]) for n in range(6)]
+        stores = [await self.opened() for _ in range(2)]
+        calls = [append(stores[n % 2], [draft(key="x"), draft(key=f"own {n}")]) for n in range(6)]
         answers = await gatherResults(calls)
         self.assertEqual(len({answer[0].event for answer in answers}), 1)
         self.assertEqual([answer[0].duplicate for answer in answers].count(False), 1)
@@ -468,15 +492,15 @@ class HistoryContract(StoreContract):
         that was accepted.
         """
         retention = Retention(length=1000, age=1000.0)
-        doors = [(await self.opened(retention)).history for _ in range(3)]
-        reader = doors.pop()
-        cursor = (await reader.position("a")).cursor
+        stores = [await self.opened(retention) for _ in range(3)]
+        reader = stores.pop().history
+        cursor = (await reader.ensure("a")).cursor
 
         async def write(number: int) -> list[Event]:
             accepted: list[Event] = []
             for turn in range(30):
-                answers = await doors[number].append(drafts(1 + turn % 3, "a", f"{number}.{turn}."))
-                accepted += [answer.event for answer in answers]
+                several = drafts(1 + turn % 3, "a", f"{number}.{turn}.")
+                accepted += [stored.event for stored in await append(stores[number], several)]
             return accepted
 
         writers = gatherResults([Deferred.fromCoroutine(write(number)) for number in range(2)])
@@ -494,12 +518,12 @@ class NewEpochContract(StoreContract):
 
     async def test_what_was_given_out_after_a_backup_is_a_gap(self) -> None:
         """A cursor from before says so, and all that is kept can be read in the new epoch."""
-        await self.history.append(drafts(3))
-        before = (await self.history.position("a")).cursor
-        nobody = (await self.history.position("b")).cursor
+        await append(self.store, drafts(3))
+        before = (await self.history.ensure("a")).cursor
+        nobody = (await self.history.ensure("b")).cursor
         epoch = await self.history.begin_epoch()
         self.assertGreater(epoch, before.epoch)
-        self.assertEqual(await self.history.position("a"), (epoch, 3, 0))
+        self.assertEqual(await self.history.ensure("a"), (epoch, 3, 0))
         for account, cursor in (("a", before), ("a", before._replace(seq=10)), ("b", nobody)):
             with self.assertRaises(CursorLost):
                 await self.history.read(account, cursor, None, 100)
@@ -510,10 +534,10 @@ class NewEpochContract(StoreContract):
 
     async def test_the_numbering_goes_on_after_a_new_epoch(self) -> None:
         """What is posted again is still the same event; and so it is after a second time."""
-        await self.history.append(drafts(3))
+        await append(self.store, drafts(3))
         for count in (4, 5):
             epoch = await self.history.begin_epoch()
-            again, new = await self.history.append([drafts(1)[0], draft(key=f"new {count}")])
+            again, new = await append(self.store, [drafts(1)[0], draft(key=f"new {count}")])
             self.assertEqual(
                 (again.duplicate, again.event.epoch, again.event.seq), (True, epoch, 1)
             )
@@ -564,15 +588,15 @@ class RegistryContract(StoreContract):
         await self.registry.register(one, ["a", "b"])
         self.assertEqual(await self.registry.instances(["a", "b"]), {"a": [one], "b": [one]})
         await self.registry.register(one, [])
-        await self.registry.withdraw(one, [])
+        await self.registry.unregister(one, [])
 
     async def test_to_withdraw_takes_out_these_and_no_other(self) -> None:
         """Other accounts of the instance, and other instances of the account, keep their hooks."""
         one, two = await self.enlisted("1"), await self.enlisted("2")
         await self.registry.register(one, ["a", "b"])
         await self.registry.register(two, ["a", "b"])
-        await self.registry.withdraw(one, ["a", "never registered"])
-        await self.registry.withdraw(one, ["a"])
+        await self.registry.unregister(one, ["a", "never registered"])
+        await self.registry.unregister(one, ["a"])
         self.assertEqual(await self.wanting("a", "b"), {"a": ["2"], "b": ["1", "2"]})
 
     async def test_odd_names_are_kept_apart(self) -> None:
@@ -581,7 +605,7 @@ class RegistryContract(StoreContract):
         await self.registry.register(one, ODD_ACCOUNTS)
         self.assertEqual(await self.wanting(*ODD_ACCOUNTS), {name: ["1"] for name in ODD_ACCOUNTS})
         for index, name in enumerate(ODD_ACCOUNTS, 1):
-            await self.registry.withdraw(one, [name])
+            await self.registry.unregister(one, [name])
             self.assertEqual(
                 await self.wanting(*ODD_ACCOUNTS), {name: ["1"] for name in ODD_ACCOUNTS[index:]}
             )
@@ -592,7 +616,7 @@ class RegistryContract(StoreContract):
         names = [f"account {index}" for index in range(2500)]
         await self.registry.register(one, names)
         self.assertEqual(len(await self.registry.instances(names)), 2500)
-        await self.registry.withdraw(one, names)
+        await self.registry.unregister(one, names)
         self.assertEqual(await self.registry.instances(names), {})
 
     async def test_a_lease_that_ran_out_hides_the_hooks(self) -> None:
@@ -702,14 +726,14 @@ class RegistryContract(StoreContract):
         await self.registry.register(one, ["a", "b"])
         await self.registry.register(two, ["b", "d"])
         for duplicate in (False, True):
-            answers, wanted = await self.store.append(
+            appended = await self.store.append(
                 [draft("a"), draft("b"), draft("c"), draft("b", "l")]
             )
             self.assertEqual(
-                [(answer.event.seq, answer.duplicate) for answer in answers],
+                [(answer.event.seq, answer.duplicate) for answer in appended.results],
                 [(n, duplicate) for n in (1, 1, 1, 2)],
             )
-            found = await wanted
+            found = await appended.recipients
             self.assertEqual(
                 {account: sorted(instances) for account, instances in found.items()},
                 {"a": [one], "b": [one, two]},
@@ -720,13 +744,13 @@ class RegistryContract(StoreContract):
         one = await self.enlisted("1")
 
         async def found(key: str) -> list[str]:
-            _, wanted = await self.store.append([draft(key=key)])
-            return [instance.id for instance in (await wanted).get("a", ())]
+            appended = await self.store.append([draft(key=key)])
+            return [instance.id for instance in (await appended.recipients).get("a", ())]
 
         seen = [await found("1")]
         await self.registry.register(one, ["a"])
         seen.append(await found("2"))
-        await self.registry.withdraw(one, ["a"])
+        await self.registry.unregister(one, ["a"])
         seen.append(await found("3"))
         await self.registry.register(one, ["a"])
         await self.lapse()
@@ -735,15 +759,15 @@ class RegistryContract(StoreContract):
 
     async def test_an_append_of_nothing_asks_nobody(self) -> None:
         """There is no account to ask for."""
-        self.assertEqual(await self.store.append([]), ([], None))
+        self.assertEqual(await self.store.append([]), Appended([], None))
 
     async def test_odd_names_are_found_by_an_append(self) -> None:
         """As many accounts as there are oddities, and each told apart."""
         one = await self.enlisted("1")
         await self.registry.register(one, ODD_ACCOUNTS[::2])
-        answers, wanted = await self.store.append([draft(name) for name in ODD_ACCOUNTS])
-        self.assertEqual([answer.event.account for answer in answers], ODD_ACCOUNTS)
-        self.assertEqual(await wanted, {name: [one] for name in ODD_ACCOUNTS[::2]})
+        appended = await self.store.append([draft(name) for name in ODD_ACCOUNTS])
+        self.assertEqual([stored.event.account for stored in appended.results], ODD_ACCOUNTS)
+        self.assertEqual(await appended.recipients, {name: [one] for name in ODD_ACCOUNTS[::2]})
 
     async def test_both_doors_see_the_same_registry(self) -> None:
         """What one process puts in, another finds."""

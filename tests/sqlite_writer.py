@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
-from tests.contracts import drafts
+from tests.contracts import append, drafts
 
 
 async def write(uri: str, life: str) -> None:
@@ -20,7 +20,7 @@ async def write(uri: str, life: str) -> None:
     await store.start()
     turn = 0
     while True:
-        answers = await store.history.append(drafts(3, "a", f"{life}.{turn}."))
+        answers = await append(store, drafts(3, "a", f"{life}.{turn}."))
         sys.stdout.write(" ".join(answer.event.id for answer in answers) + "\n")
         sys.stdout.flush()
         turn += 1

@@ -22,7 +22,7 @@ from asyncplumber.core.replay import PAGE, Replay
 from asyncplumber.core.resequencer import Resequencer
 from asyncplumber.core.subscription import Subscription
 from asyncplumber.errors import PlumberError
-from asyncplumber.event import Cursor, Draft, Event, Position, event_from_draft
+from asyncplumber.event import Cursor, Draft, Event, Position
 from asyncplumber.interfaces import CursorLost, CursorMoved, ISubscriber
 from asyncplumber.wire.delivery import Delivery
 
@@ -317,7 +317,7 @@ class Channel:
         are.
         """
         listeners = list(self.live)
-        self._serve(Delivery([event_from_draft(draft, "", 0)]), listeners)
+        self._serve(Delivery([Event.from_draft(draft, "", 0)]), listeners)
         return len(listeners)
 
     def _serve(self, batch: Delivery, listeners: Sequence[Subscription]) -> None:

@@ -107,7 +107,7 @@ class Hub:
 
     async def _open(self, channel: Channel) -> None:
         await self._hold(channel.account)
-        position = await self.history.position(channel.account)
+        position = await self.history.ensure(channel.account)
         if self.is_open(channel):
             channel.open_at(position.cursor)
 

@@ -206,7 +206,7 @@ class Intake:
                 settled.callback(None)
 
     def _kept(self, appended: Appended, group: Group) -> None:
-        results, wanted = appended
+        results = appended.results
         group.results = results
         # A duplicate goes out again as well: should its first POST have died between retention and
         # sending, this heals it.
@@ -216,10 +216,10 @@ class Intake:
         )
         # Counted now: when the receipt is written a long-poll that was given the event is gone.
         group.given = self._hub.publish(events)
-        if wanted is None:
+        if appended.recipients is None:
             self._answer(group, {})
             return
-        elsewhere = Deferred.fromCoroutine(self._forwarder.send(wanted, events))
+        elsewhere = Deferred.fromCoroutine(self._forwarder.send(appended.recipients, events))
         elsewhere.addErrback(self._not_sent)
         elsewhere.addCallback(lambda reached: self._answer(group, reached))
         elsewhere.addErrback(self._refused, group)

@@ -206,7 +206,7 @@ class Leases:
         # From here on they may be gone, whatever the answer says.
         self._known.difference_update(accounts)
         try:
-            await self._registry.withdraw(self.instance, accounts)
+            await self._registry.unregister(self.instance, accounts)
         except Exception:
             self._removing.update(accounts)
             raise

@@ -95,7 +95,7 @@ class Replay:
         return batch.events[-1].cursor
 
     async def _earliest(self) -> Cursor:
-        position = await self._hub.history.position(self._channel.account)
+        position = await self._hub.history.ensure(self._channel.account)
         return Cursor(position.epoch, position.floor)
 
     async def _page(self, stand: Cursor) -> Sequence[Event]:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
+from asyncplumber.clocks import TimeSource
 from asyncplumber.errors import PlumberError
-from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored, event_from_draft
-from asyncplumber.interfaces import PAGE_BYTES, CursorLost, CursorMoved, IHistory, IRegistry, IStore
+from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
+from asyncplumber.interfaces import (
+    LEASE,
+    PAGE_BYTES,
+    Appended,
+    CursorLost,
+    CursorMoved,
+    IHistory,
+    IRegistry,
+    IStore,
+)
+from asyncplumber.stores.epochs import epoch_after, new_epoch
+from asyncplumber.stores.recipients import with_recipients
 from asyncplumber.stores.retention import Retention, check_reach
-from asyncplumber.stores.two_step import TwoStepAppend
 
 
 class _Log:
@@ -51,9 +61,15 @@ class _Log:
 class MemoryHistory:
     """A history in this process's memory."""
 
-    def __init__(self, retention: Retention, clock: Any) -> None:
+    def __init__(
+        self,
+        retention: Retention,
+        clock: TimeSource,
+        new_epoch: Callable[[float], str] = new_epoch,
+    ) -> None:
         self._retention = retention
         self._clock = clock
+        self._new_epoch = new_epoch
         self._logs: dict[str, _Log] = {}
         self._epochs: list[
             tuple[str, float]
@@ -62,7 +78,7 @@ class MemoryHistory:
     def _epoch(self, now: float) -> str:
         """The epoch of accounts without events."""
         if not self._epochs or self._epochs[-1][1] < now - self._retention.renewal:
-            self._epochs.append((self._retention.epochs(now), now))
+            self._epochs.append((self._new_epoch(now), now))
         return self._epochs[-1][0]
 
     def _used(self, account: str, now: float) -> Position:
@@ -80,6 +96,7 @@ class MemoryHistory:
         return log
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
+        """Store these drafts; see `IStore.append` and `Appended.results`."""
         now = self._clock.seconds()
         length, horizon = self._retention.length, now - self._retention.age
         stored: list[Stored | PlumberError] = []
@@ -90,7 +107,7 @@ class MemoryHistory:
                 stored.append(Stored(before, True))
                 continue
             events = log.events
-            event = event_from_draft(draft, log.epoch, log.floor + len(events) + 1)
+            event = Event.from_draft(draft, log.epoch, log.floor + len(events) + 1)
             events.append(event)
             log.times.append(now)
             log.keys[draft.key] = event
@@ -99,7 +116,7 @@ class MemoryHistory:
             stored.append(Stored(event, False))
         return succeed(stored)
 
-    def position(self, account: str) -> Deferred[Position]:
+    def ensure(self, account: str) -> Deferred[Position]:
         now = self._clock.seconds()
         if (log := self._logs.get(account)) is not None:
             log.forget(self._retention.length, now - self._retention.age)
@@ -143,7 +160,7 @@ class MemoryHistory:
     def begin_epoch(self) -> Deferred[str]:
         now = self._clock.seconds()
         newest = max((log.epoch for log in self._logs.values()), default="")
-        epoch = self._retention.epoch_after(newest, now)
+        epoch = epoch_after(newest, now, self._new_epoch)
         self._epochs = [(epoch, now)]
         for log in self._logs.values():
             log.epoch = epoch
@@ -168,8 +185,8 @@ class MemoryHistory:
 class MemoryRegistry:
     """A registry in this process's memory; instances that share the object see each other."""
 
-    def __init__(self, retention: Retention, clock: Any) -> None:
-        self._retention = retention
+    def __init__(self, lease: float, clock: TimeSource) -> None:
+        self._lease = lease
         self._clock = clock
         self._rows: dict[str, tuple[Instance, float]] = {}
         self._hooks: dict[str, dict[str, None]] = {}
@@ -178,14 +195,14 @@ class MemoryRegistry:
     def _put(self, instance: Instance) -> Instance:
         self._renewals += 1
         row = instance._replace(lease=str(self._renewals))
-        self._rows[instance.id] = row, self._clock.seconds() + self._retention.lease
+        self._rows[instance.id] = row, self._clock.seconds() + self._lease
         return row
 
-    def _unhook(self, id: str) -> None:
+    def _remove_hooks(self, id: str) -> None:
         for account in [account for account, ids in self._hooks.items() if id in ids]:
-            self._withdraw(id, account)
+            self._remove_hook(id, account)
 
-    def _withdraw(self, id: str, account: str) -> None:
+    def _remove_hook(self, id: str, account: str) -> None:
         ids = self._hooks.get(account)
         if ids is not None:
             ids.pop(id, None)
@@ -193,14 +210,14 @@ class MemoryRegistry:
                 del self._hooks[account]
 
     def add_instance(self, instance: Instance) -> Deferred[Instance]:
-        self._unhook(instance.id)
+        self._remove_hooks(instance.id)
         return succeed(self._put(instance))
 
     def renew(self, instance: Instance) -> Deferred[Instance | None]:
         return succeed(self._put(instance) if instance.id in self._rows else None)
 
     def remove_instance(self, instance: Instance) -> Deferred[None]:
-        self._unhook(instance.id)
+        self._remove_hooks(instance.id)
         self._rows.pop(instance.id, None)
         return succeed(None)
 
@@ -209,9 +226,9 @@ class MemoryRegistry:
             self._hooks.setdefault(account, {})[instance.id] = None
         return succeed(None)
 
-    def withdraw(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
+    def unregister(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         for account in accounts:
-            self._withdraw(instance.id, account)
+            self._remove_hook(instance.id, account)
         return succeed(None)
 
     def instances(self, accounts: Collection[str]) -> Deferred[dict[str, list[Instance]]]:
@@ -228,7 +245,7 @@ class MemoryRegistry:
         row = self._rows.get(instance.id)
         if row is None or row[0].lease != instance.lease:
             return succeed(False)
-        self._unhook(instance.id)
+        self._remove_hooks(instance.id)
         del self._rows[instance.id]
         return succeed(True)
 
@@ -236,21 +253,39 @@ class MemoryRegistry:
         now = self._clock.seconds()
         dead = [instance for instance, expires in self._rows.values() if expires <= now]
         for instance in dead:
-            self._unhook(instance.id)
+            self._remove_hooks(instance.id)
             del self._rows[instance.id]
         return succeed(len(dead))
 
 
 @implementer(IStore)
-class MemoryStore(TwoStepAppend):
-    """History and registry in this process's memory."""
+class MemoryStore:
+    """A history and a registry in this process's memory."""
 
-    def __init__(self, retention: Retention, clock: Any, *, shared: bool = False) -> None:
-        """`shared` is for tests that let several instances use one such store."""
-        super().__init__(
-            MemoryHistory(retention, clock), MemoryRegistry(retention, clock), shared=shared
-        )
+    def __init__(
+        self,
+        retention: Retention,
+        clock: TimeSource,
+        *,
+        lease: float = LEASE,
+        shared: bool = False,
+        new_epoch: Callable[[float], str] = new_epoch,
+    ) -> None:
+        """
+        Args:
+            retention: How much history it keeps.
+            clock: The time of day.
+            lease: Seconds that an instance counts after its last renewal.
+            shared: Whether several instances use this object, as tests do.
+            new_epoch: Names an epoch that begins at a time in seconds.
+        """
+        self.history = MemoryHistory(retention, clock, new_epoch)
+        self.registry = MemoryRegistry(lease, clock)
+        self.shared = shared
         self._secret = secrets.token_hex(32).encode("ascii")
+
+    def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
+        return with_recipients(self.history.append(drafts), self.registry if self.shared else None)
 
     def secret(self) -> Deferred[bytes]:
         return succeed(self._secret)

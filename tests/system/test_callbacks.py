@@ -246,7 +246,7 @@ class LifeTests(CallbackCase):
 
     def test_unregistered_while_its_channel_opens_it_is_never_subscribed(self) -> None:
         """Nobody is left behind in the channel."""
-        self.history.kept = {"position"}
+        self.history.kept = {"ensure"}
         subscriber = self.registered(self.note)
         subscriber.stop()
         self.history.let_go()

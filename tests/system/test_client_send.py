@@ -30,7 +30,7 @@ from asyncplumber.client.retry import (
     encoded,
 )
 from asyncplumber.client.send import Sender
-from asyncplumber.event import event_from_draft
+from asyncplumber.event import Event
 from asyncplumber.wire.parse import drafts_of
 from harness.processes import ROOT
 
@@ -295,7 +295,7 @@ class SendingTests(SenderTestCase):
                 }
                 [draft] = drafts_of("42", headers, sent.body, "arrival")
                 self.assertEqual((draft.id, draft.type, draft.time), ('a "b"%41', "re port", told))
-                self.assertEqual(event_from_draft(draft, "e", 1).data, data)
+                self.assertEqual(Event.from_draft(draft, "e", 1).data, data)
 
     def test_unsendable(self) -> None:
         """What no plumber would take is refused before anything is sent."""

@@ -11,7 +11,7 @@ from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
 from asyncplumber.event import Cursor, Instance, Stored
-from asyncplumber.interfaces import CursorMoved
+from asyncplumber.interfaces import LEASE, CursorMoved
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from harness.mongod import Mongod, fresh_uri, with_database
@@ -20,6 +20,7 @@ from tests.contracts import (
     NewEpochContract,
     RegistryContract,
     SecretContract,
+    append,
     draft,
     drafts,
     seqs,
@@ -42,8 +43,8 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
     def database(self) -> str:
         return fresh_uri()
 
-    def make(self, retention: Retention) -> Any:
-        return open_store(self.uri, retention, self.reactor, self.reactor)
+    def make(self, retention: Retention, lease: float) -> Any:
+        return open_store(self.uri, retention, self.reactor, self.reactor, lease=lease)
 
     async def rows(self) -> int:
         return int(self.db.accounts.count_documents({}))
@@ -60,12 +61,12 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         """
         stands = []
         for _ in range(5):
-            stands.append((await self.history.position("a")).cursor)
+            stands.append((await self.history.ensure("a")).cursor)
             self.date_back(self.retention.renewal + 1)
         self.assertEqual(len(set(stands)), 5)
         for expected in ([], [1, 2]):
             if expected:
-                await self.history.append(drafts(2))
+                await append(self.store, drafts(2))
             for stand in stands:
                 with self.assertRaises(CursorMoved) as caught:
                     await self.history.read("a", stand, None, 10)
@@ -75,17 +76,16 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         self.db.epochs.delete_one(
             {"_id": stands[0].epoch}
         )  # as the server does after nearly a month
-        self.assertEqual(await self.lost("a", stands[0]), await self.history.position("a"))
+        self.assertEqual(await self.lost("a", stands[0]), await self.history.ensure("a"))
 
     async def test_a_cursor_of_a_numbering_that_was_forgotten_is_refused(self) -> None:
         """A name is not given out again after a row with it could have been forgotten."""
-        nothing = (await self.history.position("a")).cursor
-        [stored] = await self.history.append(drafts(1))
+        nothing = (await self.history.ensure("a")).cursor
+        [stored] = await append(self.store, drafts(1))
         self.db.accounts.delete_many({})
         self.db.events.delete_many({})
         self.db.epochs.delete_many({})
-        other = (await self.opened()).history
-        [again] = await other.append([draft(key="again")])
+        [again] = await append(await self.opened(), [draft(key="again")])
         self.assertNotEqual(again.event.epoch, stored.event.epoch)
         for cursor in (nothing, stored.event.cursor):
             self.assertEqual((await self.lost("a", cursor)).epoch, again.event.epoch)
@@ -98,7 +98,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
 
     async def lapse(self) -> None:
         """Leases run by the server's clock, so they are dated back."""
-        back = {"$subtract": ["$expires_at", int(self.retention.lease * 1000) + 1000]}
+        back = {"$subtract": ["$expires_at", int(LEASE * 1000) + 1000]}
         self.db.instances.update_many({}, [{"$set": {"expires_at": back}}])
 
     async def test_the_hook_documents_are_what_a_foreign_publisher_needs(self) -> None:
@@ -138,15 +138,15 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         gap.
         """
         huge = b'"data":"%b"' % (b"x" * 17_000_000)
-        answers = await self.history.append(
-            [draft(key="1"), draft(key="huge", payload=huge), draft(key="2")]
+        answers = await append(
+            self.store, [draft(key="1"), draft(key="huge", payload=huge), draft(key="2")]
         )
         self.assertEqual([getattr(answer, "status", None) for answer in answers], [None, 413, None])
         self.assertEqual(seqs([answers[0], answers[2]]), [1, 2])
 
     async def test_a_draft_that_cannot_be_encoded_fails_alone(self) -> None:
         """A lone surrogate is no text; those beside it are stored, and numbered without a gap."""
-        answers = await self.history.append([draft(key="1"), draft(key="\ud800"), draft(key="2")])
+        answers = await append(self.store, [draft(key="1"), draft(key="\ud800"), draft(key="2")])
         self.assertEqual([isinstance(answer, Stored) for answer in answers], [True, False, True])
         self.assertEqual(seqs([answers[0], answers[2]]), [1, 2])
 
@@ -155,9 +155,9 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         What an insert that came much too late left below the floor is neither read nor taken for a
         first.
         """
-        await self.history.append(drafts(25))
+        await append(self.store, drafts(25))
         await self.history.sweep()
-        position = await self.history.position("a")
+        position = await self.history.ensure("a")
         zombie = {
             **self.db.events.find_one({"seq": 20}, {"_id": 0}),
             "seq": 8,
@@ -166,14 +166,14 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         }
         self.db.events.insert_one(zombie)
         await self.lost("a", Cursor(position.epoch, 7))
-        [answer] = await self.history.append([draft(key="late")])
+        [answer] = await append(self.store, [draft(key="late")])
         self.assertEqual((answer.duplicate, answer.event.seq), (False, 26))
         self.assertEqual(seqs(await self.everything()), list(range(16, 27)))
 
     async def test_a_long_history_is_trimmed_without_a_sweep(self) -> None:
         """After appends, at most a tenth more than the length stays, and the floor is on record."""
         for turn in range(10):
-            await self.history.append(drafts(7, prefix=f"{turn}."))
+            await append(self.store, drafts(7, prefix=f"{turn}."))
         await self.store.stop()
         [row] = self.db.accounts.find({"_id": "a"})
         self.assertGreaterEqual(row["floor"], 59)
@@ -183,8 +183,8 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         """
         Whoever asks for heads, or appends, keeps the numbering from being forgotten by the server.
         """
-        for use in (self.history.heads, self.history.position, None):
-            await self.history.append(drafts(1))
+        for use in (self.history.heads, self.history.ensure, None):
+            await append(self.store, drafts(1))
             self.db.accounts.update_one(
                 {"_id": "a"},
                 [{"$set": {"touched": {"$subtract": ["$touched", 20 * 86400 * 1000]}}}],
@@ -192,19 +192,19 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
             before = self.db.accounts.find_one({"_id": "a"})["touched"]
             if use is None:
                 other = await self.opened()
-                await other.history.append(drafts(1, prefix="other"))
+                await append(other, drafts(1, prefix="other"))
             else:
                 await use(["a"] if use == self.history.heads else "a")
             self.assertGreater(self.db.accounts.find_one({"_id": "a"})["touched"], before)
 
     async def test_an_older_numbering_sorted_in_front_is_seen_through(self) -> None:
         """Remains of another epoch, whatever its name, do not change where the account stands."""
-        await self.history.append(drafts(3))
+        await append(self.store, drafts(3))
         row = self.db.events.find_one({"seq": 2}, {"_id": 0})
         self.db.events.insert_one({**row, "epoch": "zzz", "seq": 9, "key": "other"})
-        other = (await self.opened()).history
-        self.assertEqual((await other.position("a")).head, 3)
-        self.assertEqual(seqs(await other.append([draft(key="next")])), [4])
+        other = await self.opened()
+        self.assertEqual((await other.history.ensure("a")).head, 3)
+        self.assertEqual(seqs(await append(other, [draft(key="next")])), [4])
 
     async def test_a_sweep_leaves_hooks_that_were_put_in_meanwhile(self) -> None:
         """
@@ -286,7 +286,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
             return answer
 
         self.patch(link, "write_once", lossy)
-        answers = await self.history.append([*drafts(2), draft("b")])
+        answers = await append(self.store, [*drafts(2), draft("b")])
         self.assertEqual(
             [(answer.event.seq, answer.duplicate) for answer in answers],
             [(1, False), (2, False), (1, False)],
@@ -309,11 +309,11 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         """
         if self.store._link.replicated:
             return
-        await self.history.append(drafts(1))
+        await append(self.store, drafts(1))
         row = self.db.events.find_one({}, {"_id": 0})
         flushes = self.flushes()
         self.db.events.insert_one({**row, "seq": 2, "key": "unjournalled"})
-        self.assertEqual((await self.history.position("a")).head, 2)
+        self.assertEqual((await self.history.ensure("a")).head, 2)
         self.assertEqual(self.flushes(), flushes + 1)
         self.assertEqual(
             seqs(await self.history.read("a", Cursor(row["epoch"], 0), None, 10)), [1, 2]

@@ -16,7 +16,7 @@ from asyncplumber.stores import open_store
 from asyncplumber.stores.mongo import link as mongo_link
 from asyncplumber.stores.retention import Retention
 from harness.mongod import Mongod, with_database
-from tests.contracts import RealReactorWithFakeClock, draft, drafts, seqs
+from tests.contracts import RealReactorWithFakeClock, append, draft, drafts, seqs
 
 TOO_LONG = 4.0  # seconds: what a call may take in these tests, and what a loaded machine adds
 
@@ -51,13 +51,13 @@ class OutageTests(TestCase):
         store = await self.opened()
         history = store.history
         await self.unavailable(
-            history.append(drafts(2)),
-            history.position("a"),
+            append(store, drafts(2)),
+            history.ensure("a"),
             store.ping(),
             store.registry.add_instance(Instance("1", "http://x")),
         )
         self.server.start()
-        self.assertEqual(seqs(await history.append(drafts(2))), [1, 2])
+        self.assertEqual(seqs(await append(store, drafts(2))), [1, 2])
         with pymongo.MongoClient(self.server.uri) as client:
             self.assertIn("place", client.test.events.index_information())
 
@@ -70,13 +70,13 @@ class OutageTests(TestCase):
         store, reader = await self.opened(), await self.opened()
         accepted: dict[str, Stored] = {}
         seen: dict[int, str] = {}
-        position = await store.history.position("a")
+        position = await store.history.ensure("a")
         for life in range(3):
-            calls = [store.history.append(drafts(3, prefix=f"{life}.{n}.")) for n in range(5)]
+            calls = [append(store, drafts(3, prefix=f"{life}.{n}.")) for n in range(5)]
             for turn in range(8):
                 for answer in (await gatherResults(calls[:1]))[0]:
                     accepted[answer.event.id] = answer
-                calls = [*calls[1:], store.history.append(drafts(3, prefix=f"{life}.{turn + 5}."))]
+                calls = [*calls[1:], append(store, drafts(3, prefix=f"{life}.{turn + 5}."))]
                 for event in await reader.history.read(
                     "a", Cursor(position.epoch, len(seen)), None, 100
                 ):
@@ -105,16 +105,16 @@ class OutageTests(TestCase):
         self.server.start()
         store = await self.opened()
         history = store.history
-        await history.append(drafts(2))
+        await append(store, drafts(2))
         self.server.pause()
         try:
             await self.unavailable(
-                history.append(drafts(2, prefix="late")), history.position("a"), store.ping()
+                append(store, drafts(2, prefix="late")), history.ensure("a"), store.ping()
             )
         finally:
             self.server.resume()
-        await history.append(drafts(2, prefix="after"))
-        answers = await history.append(drafts(2, prefix="late"))
+        await append(store, drafts(2, prefix="after"))
+        answers = await append(store, drafts(2, prefix="late"))
         events = await history.read("a", Cursor(answers[0].event.epoch, 0), None, 100)
         self.assertEqual(seqs(events), [1, 2, 3, 4, 5, 6])
         self.assertEqual(len({event.id for event in events}), 6)
@@ -122,7 +122,7 @@ class OutageTests(TestCase):
     async def test_a_stop_does_not_wait_for_the_server(self) -> None:
         """Whatever is under way ends by its time limit."""
         store = await self.opened()
-        waiting = store.history.append(drafts(1))
+        waiting = append(store, drafts(1))
         stopping = store.stop()
         await self.unavailable(waiting)
         await stopping
@@ -154,7 +154,7 @@ class LoginTests(TestCase):
             store = open_store(uri, Retention(), RealReactorWithFakeClock())
             await store.start()
             self.addCleanup(store.stop)
-            self.assertEqual(len(await store.history.append([draft(key=uri)])), 1)
+            self.assertEqual(len(await append(store, [draft(key=uri)])), 1)
         said: list[Any] = []
         globalLogPublisher.addObserver(said.append)
         self.addCleanup(globalLogPublisher.removeObserver, said.append)
@@ -163,6 +163,6 @@ class LoginTests(TestCase):
         )
         self.addCleanup(store.stop)
         await store.start()
-        await self.assertFailure(store.history.append([draft()]), Unavailable)
+        await self.assertFailure(append(store, [draft()]), Unavailable)
         self.assertTrue(any("check user, password" in str(event.get("reason")) for event in said))
         self.assertFalse(any("wrong" in str(event.get("reason")) for event in said))

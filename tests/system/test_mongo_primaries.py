@@ -21,7 +21,7 @@ from harness.cluster import eventually, until
 from harness.core import Recorder
 from harness.mongod import with_database
 from harness.replica_set import ReplicaSet
-from tests.contracts import RealReactorWithFakeClock, drafts, seqs
+from tests.contracts import RealReactorWithFakeClock, append, drafts, seqs
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class OldPrimaryTests(TestCase):
         Where the history stands, by what this instance can reach; None while it reaches nothing.
         """
         try:
-            position: Position = await self.history.position("a")
+            position: Position = await self.history.ensure("a")
         except Unavailable:
             return None
         return position
@@ -68,7 +68,7 @@ class OldPrimaryTests(TestCase):
 
     async def appended(self, count: int, prefix: str) -> list[int]:
         """The numbers of new events."""
-        return seqs(await self.tried(lambda: self.history.append(drafts(count, prefix=prefix))))
+        return seqs(await self.tried(lambda: append(self.store, drafts(count, prefix=prefix))))
 
     async def replaced(self) -> None:
         """The old primary is cut off from everybody, and another one is elected."""

@@ -27,7 +27,7 @@ from asyncplumber.stores.sqlite import file as sqlite_file
 from asyncplumber.stores.sqlite import file_identity as sqlite_place
 from asyncplumber.stores.sqlite import store as sqlite
 from harness.processes import start_server
-from tests.contracts import draft, drafts, seqs
+from tests.contracts import append, draft, drafts, seqs
 
 
 class OpeningTests(TestCase):
@@ -52,7 +52,7 @@ class OpeningTests(TestCase):
         store = open_store(f"sqlite:{self.mktemp()}", Retention(), reactor)
         opened = store.start()
         self.addCleanup(store.stop)
-        [stored] = await store.history.append([draft()])
+        [stored] = await append(store, [draft()])
         self.assertTrue(opened.called)
         self.assertEqual(stored.event.seq, 1)
 
@@ -85,7 +85,7 @@ class OpeningTests(TestCase):
         path = self.mktemp()
         store = open_store(f"sqlite:{path}", Retention(), reactor)
         opened = store.start()
-        asked = store.history.append([draft()])
+        asked = append(store, [draft()])
         await store.stop()
         await opened
         [stored] = await asked
@@ -103,12 +103,12 @@ class OpeningTests(TestCase):
         for store in stores:
             await store.start()
             self.addCleanup(store.stop)
-        await stores[0].history.append(drafts(1))
+        await append(stores[0], drafts(1))
         # Whoever takes itself for the last connection removes the log when it closes.
         look = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM events').fetchall(); c.close()"
         subprocess.run([sys.executable, "-c", look, path], check=True)
         self.assertTrue(os.path.exists(f"{path}-wal"))
-        self.assertEqual(seqs(await stores[1].history.append(drafts(1, prefix="next"))), [2])
+        self.assertEqual(seqs(await append(stores[1], drafts(1, prefix="next"))), [2])
 
 
 class MisfortuneTests(TestCase):
@@ -122,7 +122,7 @@ class MisfortuneTests(TestCase):
         globalLogPublisher.addObserver(self._note)
         self.addCleanup(globalLogPublisher.removeObserver, self._note)
         self.store = await self.opened()
-        await self.store.history.append(drafts(3))
+        await append(self.store, drafts(3))
 
     def _note(self, event: Any) -> None:
         if event.get("log_namespace", "").startswith("asyncplumber"):
@@ -148,7 +148,7 @@ class MisfortuneTests(TestCase):
     async def taken(self, key: str) -> int:
         """An append and a ping go well.  The event's number."""
         await self.store.ping()
-        answers, _ = await self.store.append([draft(key=key)])
+        answers = await append(self.store, [draft(key=key)])
         return int(answers[0].event.seq)
 
     async def test_a_rollback_that_fails_ends_nothing(self) -> None:
@@ -217,7 +217,7 @@ class MisfortuneTests(TestCase):
         os.rename(moved, self.path)
         numbers = [await self.taken("back"), await self.taken("again")]
         self.assertEqual(numbers[1], numbers[0] + 1)
-        position = await self.store.history.position("a")
+        position = await self.store.history.ensure("a")
         events = await self.store.history.read("a", position.cursor._replace(seq=0), None, 100)
         self.assertEqual(seqs(events), list(range(1, numbers[1] + 1)))
         self.assertIn("is back", self.said[-1])
@@ -230,14 +230,14 @@ class MisfortuneTests(TestCase):
             os.unlink(self.path + ending)
         await self.refused()
         other = await self.opened()
-        await other.history.append(drafts(2))
+        await append(other, drafts(2))
         await self.store.stop()
         self.assertTrue(os.path.exists(f"{self.path}-wal"))
-        self.assertEqual(seqs(await other.history.append(drafts(1, prefix="next"))), [3])
+        self.assertEqual(seqs(await append(other, drafts(1, prefix="next"))), [3])
 
     async def test_a_malformed_file_is_not_ready(self) -> None:
         """Pages that SQLite does not understand are an outage, of readiness too."""
-        await self.store.history.append(drafts(50, "b", payload=b'"data":"%b"' % (b"x" * 1000)))
+        await append(self.store, drafts(50, "b", payload=b'"data":"%b"' % (b"x" * 1000)))
         await self.store.stop()
         with open(self.path, "r+b") as file:
             file.seek(4096)
@@ -383,9 +383,9 @@ class CheckpointTests(TestCase):
         self.patch(sqlite_checkpoint, "checkpoint", slow)
         self.patch(sqlite_checkpoint, "ROWS", 10)
         store = await self.opened()
-        await store.history.append(drafts(20))
+        await append(store, drafts(20))
         self.assertTrue(begun.wait(30))
-        self.assertEqual(len(await store.history.append(drafts(5000, prefix="meanwhile"))), 5000)
+        self.assertEqual(len(await append(store, drafts(5000, prefix="meanwhile"))), 5000)
         end.set()
 
     async def test_the_log_begins_anew_after_a_checkpoint(self) -> None:
@@ -396,8 +396,8 @@ class CheckpointTests(TestCase):
         connection = sqlite3.connect(self.path, isolation_level=None)
         self.addCleanup(connection.close)
         for turn in range(20):
-            await store.history.append(
-                drafts(2, prefix=f"{turn}.", payload=b'"data":"%b"' % (b"x" * 500_000))
+            await append(
+                store, drafts(2, prefix=f"{turn}.", payload=b'"data":"%b"' % (b"x" * 500_000))
             )
             sqlite_checkpoint.checkpoint(connection)
         self.assertLess(os.path.getsize(f"{self.path}-wal"), 3_000_000)
@@ -408,7 +408,7 @@ class CheckpointTests(TestCase):
         self.patch(sqlite_checkpoint, "ROWS", 10**9)
         self.patch(sqlite_checkpoint, "LONGEST", 50)
         store = await self.opened()
-        await store.history.append(drafts(3000))
+        await append(store, drafts(3000))
         connection = sqlite3.connect(self.path, isolation_level=None)
         self.addCleanup(connection.close)
         said: list[str] = []
@@ -427,4 +427,4 @@ class CheckpointTests(TestCase):
         sqlite_checkpoint.checkpoint(busy)
         self.assertIn("RESTART", said[-1])
         self.assertEqual(said[:-1], ["PRAGMA wal_checkpoint(PASSIVE)"] * sqlite_checkpoint.TRIES)
-        self.assertEqual(len(await store.history.append(drafts(2, prefix="after"))), 2)
+        self.assertEqual(len(await append(store, drafts(2, prefix="after"))), 2)

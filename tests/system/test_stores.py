@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from asyncplumber.errors import Unavailable
 from asyncplumber.event import Cursor, Instance, Stored
-from asyncplumber.interfaces import CursorMoved
+from asyncplumber.interfaces import LEASE, CursorMoved
 from asyncplumber.stores import open_store
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
@@ -26,6 +26,7 @@ from tests.contracts import (
     RealReactorWithFakeClock,
     RegistryContract,
     SecretContract,
+    append,
     draft,
     drafts,
     seqs,
@@ -37,7 +38,7 @@ class UnusedNumberings:
 
     async def test_an_unused_numbering_is_forgotten_at_last(self) -> None:
         """A month after the last use, and not while somebody asks for heads."""
-        await self.history.append([draft("used"), draft("unused")])
+        await append(self.store, [draft("used"), draft("unused")])
         before = await self.history.heads(["used", "unused"])
         for _ in range(5):
             self.reactor.advance(self.retention.numbering / 4)
@@ -53,17 +54,17 @@ class UnusedNumberings:
         Whether the account has events again or not, and whether the client had seen something or
         nothing.
         """
-        nothing = (await self.history.position("a")).cursor
-        [stored] = await self.history.append(drafts(1))
+        nothing = (await self.history.ensure("a")).cursor
+        [stored] = await append(self.store, drafts(1))
         self.assertEqual(stored.event.epoch, nothing.epoch)
         self.reactor.advance(self.retention.numbering + 1)
         await self.history.sweep()
         await self.history.sweep()
         for key in ("", "again"):
             if key:
-                await self.history.append([draft(key=key)])
+                await append(self.store, [draft(key=key)])
             for cursor in (nothing, stored.event.cursor):
-                self.assertEqual(await self.lost("a", cursor), await self.history.position("a"))
+                self.assertEqual(await self.lost("a", cursor), await self.history.ensure("a"))
 
     async def test_who_has_seen_nothing_loses_nothing(self) -> None:
         """
@@ -72,14 +73,14 @@ class UnusedNumberings:
         """
         stands = []
         for _ in range(25):
-            stands.append((await self.history.position("a")).cursor)
+            stands.append((await self.history.ensure("a")).cursor)
             self.reactor.advance(self.retention.numbering / 29)
-            await self.history.append([draft("other", key=f"{len(stands)}")])
+            await append(self.store, [draft("other", key=f"{len(stands)}")])
             await self.history.sweep()
         self.assertEqual(len(set(stands)), 25)
         for expected in ([], [1, 2]):
             if expected:
-                await self.history.append(drafts(2))
+                await append(self.store, drafts(2))
             for stand in stands:
                 with self.assertRaises(CursorMoved) as caught:
                     await self.history.read("a", stand, None, 10)
@@ -89,15 +90,15 @@ class UnusedNumberings:
 
     async def test_who_has_seen_nothing_is_told_when_the_first_is_gone(self) -> None:
         """A history that begins with a later event is a gap for who stands before the first."""
-        stand = (await self.history.position("a")).cursor
+        stand = (await self.history.ensure("a")).cursor
         self.reactor.advance(self.retention.renewal + 1)
-        await self.history.append(drafts(30))
+        await append(self.store, drafts(30))
         await self.history.sweep()
-        self.assertEqual(await self.lost("a", stand), await self.history.position("a"))
+        self.assertEqual(await self.lost("a", stand), await self.history.ensure("a"))
 
     async def test_an_epoch_that_was_never_given_out_is_refused(self) -> None:
         """Number 0 of an invented one is no place before the first event."""
-        await self.history.append(drafts(1))
+        await append(self.store, drafts(1))
         self.assertEqual((await self.lost("a", Cursor("invented", 0))).head, 1)
 
 
@@ -108,11 +109,11 @@ class MemoryTests(
 
     _store = None
 
-    def make(self, retention: Retention) -> Any:
+    def make(self, retention: Retention, lease: float) -> Any:
         if self._store is None or retention is not self.retention:
             # Two doors to one store are, in memory, one object; a test that wants other limits gets
             # another.
-            self._store = MemoryStore(retention, self.reactor, shared=True)
+            self._store = MemoryStore(retention, self.reactor, lease=lease, shared=True)
             self.retention = retention
         return self._store
 
@@ -125,8 +126,8 @@ class MemoryTests(
         await alone.registry.register(
             await alone.registry.add_instance(Instance("1", "http://127.0.0.1/1")), ["a"]
         )
-        answers, wanted = await alone.append(drafts(2))
-        self.assertEqual((seqs(answers), wanted), ([1, 2], None))
+        appended = await alone.append(drafts(2))
+        self.assertEqual((seqs(appended.results), appended.recipients), ([1, 2], None))
 
 
 class SqliteTests(
@@ -139,8 +140,8 @@ class SqliteTests(
         self.patch(sqlite_file, "PATIENCE", 0.3)
         await super().setUp()
 
-    def make(self, retention: Retention) -> Any:
-        return open_store(f"sqlite:{self.path}", retention, self.reactor, self.reactor)
+    def make(self, retention: Retention, lease: float) -> Any:
+        return open_store(f"sqlite:{self.path}", retention, self.reactor, self.reactor, lease=lease)
 
     def other(self) -> sqlite3.Connection:
         """The same file, by nobody's leave."""
@@ -153,8 +154,8 @@ class SqliteTests(
 
     async def test_a_draft_that_cannot_be_stored_fails_alone(self) -> None:
         """A lone surrogate is no text; those beside it are stored, and numbered without a gap."""
-        answers = await self.history.append(
-            [draft(key="1"), draft(key="\ud800"), draft(key="2"), draft("\ud800")]
+        answers = await append(
+            self.store, [draft(key="1"), draft(key="\ud800"), draft(key="2"), draft("\ud800")]
         )
         self.assertEqual(
             [isinstance(answer, Stored) for answer in answers], [True, False, True, False]
@@ -164,8 +165,8 @@ class SqliteTests(
     async def test_a_long_history_is_trimmed_without_a_sweep(self) -> None:
         """At most a tenth more than the length stays."""
         for turn in range(10):
-            await self.history.append(drafts(7, prefix=f"{turn}."))
-        position = await self.history.position("a")
+            await append(self.store, drafts(7, prefix=f"{turn}."))
+        position = await self.history.ensure("a")
         self.assertEqual(position.head, 70)
         self.assertGreaterEqual(position.floor, 59)
         self.assertEqual(
@@ -176,58 +177,58 @@ class SqliteTests(
         """Who cannot have the lock in time is told so, and nothing was stored."""
         other = self.other()
         other.execute("BEGIN IMMEDIATE")
-        await self.assertFailure(self.history.append(drafts(1)), Unavailable)
+        await self.assertFailure(append(self.store, drafts(1)), Unavailable)
         await self.assertFailure(self.store.ping(), Unavailable)
         other.execute("ROLLBACK")
-        self.assertEqual(seqs(await self.history.append(drafts(1, prefix="after"))), [1])
+        self.assertEqual(seqs(await append(self.store, drafts(1, prefix="after"))), [1])
 
     async def test_a_full_disk_is_unavailable_and_loses_nothing(self) -> None:
         """
         An append that does not fit fails, the transaction with it; when there is room it goes on.
         """
-        await self.history.append(drafts(2))
+        await append(self.store, drafts(2))
         await self.store._file.run(
             lambda connection: connection.execute("PRAGMA max_page_count = 20").fetchall()
         )
         large = b'"data":"%b"' % (b"x" * 200_000)
         await self.assertFailure(
-            self.history.append([draft(key="small"), draft(key="large", payload=large)]),
+            append(self.store, [draft(key="small"), draft(key="large", payload=large)]),
             Unavailable,
         )
         await self.store._file.run(
             lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall()
         )
-        self.assertEqual(seqs(await self.history.append([draft(key="large", payload=large)])), [3])
+        self.assertEqual(seqs(await append(self.store, [draft(key="large", payload=large)])), [3])
 
     async def test_a_spoilt_file_is_unavailable(self) -> None:
         """
         A file that SQLite does not understand any more is an outage with its reason in the log, and
         no hang.
         """
-        await self.history.append(drafts(50, payload=b'"data":"%b"' % (b"x" * 1000)))
+        await append(self.store, drafts(50, payload=b'"data":"%b"' % (b"x" * 1000)))
         await self.store.stop()
         with open(self.path, "r+b") as file:
             file.seek(4096)
             file.write(b"\xff" * (os.path.getsize(self.path) - 4096))
         store = await self.opened()
-        await self.assertFailure(store.history.append(drafts(1)), Unavailable)
+        await self.assertFailure(append(store, drafts(1)), Unavailable)
 
     async def test_a_look_up_that_fails_fails_alone(self) -> None:
         """What was kept is accepted, whatever befalls the registry after it."""
         self.other().execute("DROP TABLE hooks")
-        answers, wanted = await self.store.append(drafts(2))
-        self.assertEqual(seqs(answers), [1, 2])
-        await self.assertFailure(wanted, Unavailable)
+        appended = await self.store.append(drafts(2))
+        self.assertEqual(seqs(appended.results), [1, 2])
+        await self.assertFailure(appended.recipients, Unavailable)
         self.assertEqual(seqs(await self.everything()), [1, 2])
 
     async def test_two_who_take_turns_continue_each_other(self) -> None:
         """Each believes to know where the numbering stands, and sees that the other went on."""
-        other = (await self.opened()).history
+        other = await self.opened()
         answers = []
         for turn in range(4):
-            answers += await self.history.append([draft("a", f"{turn}"), draft(f"own {turn}")])
-            answers += await self.history.append([draft("a", f"{turn}+")])
-            answers += await other.append([draft("a", f"{turn}++"), draft(f"other {turn}")])
+            answers += await append(self.store, [draft("a", f"{turn}"), draft(f"own {turn}")])
+            answers += await append(self.store, [draft("a", f"{turn}+")])
+            answers += await append(other, [draft("a", f"{turn}++"), draft(f"other {turn}")])
         shared = [answer.event for answer in answers if answer.event.account == "a"]
         self.assertEqual(seqs(shared), list(range(1, 13)))
         self.assertEqual(len({event.epoch for event in shared}), 1)
@@ -240,7 +241,7 @@ class SqliteTests(
 
     async def test_a_lease_of_before_the_clock_was_set_back_is_shortened(self) -> None:
         """To four leases; the lease of an instance with another, longer one stays as it is."""
-        long = await self.opened(Retention(lease=4 * self.retention.lease))
+        long = await self.opened(lease=4 * LEASE)
         await long.registry.register(
             await long.registry.add_instance(Instance("long", "http://127.0.0.1/1")), ["a"]
         )
@@ -249,32 +250,32 @@ class SqliteTests(
             await self.registry.add_instance(Instance("new", "http://127.0.0.1/2")), ["a"]
         )
         await self.registry.sweep()
-        self.reactor.advance(4 * self.retention.lease - 1)
+        self.reactor.advance(4 * LEASE - 1)
         self.assertIn("long", [each.id for each in (await self.registry.instances(["a"]))["a"]])
         self.reactor.advance(2)
         await self.registry.sweep()
         self.assertEqual(await self.registry.instances(["a"]), {})
         await long.registry.add_instance(Instance("long", "http://127.0.0.1/1"))
         await self.registry.sweep()
-        self.reactor.advance(4 * self.retention.lease - 1)
+        self.reactor.advance(4 * LEASE - 1)
         await self.registry.sweep()
         self.assertIsNotNone(await long.registry.renew(Instance("long", "http://127.0.0.1/1")))
 
     async def test_a_numbering_that_was_forgotten_begins_anew(self) -> None:
         """Whoever swept: we, or another who shares the file."""
         other = await self.opened()
-        for sweeper in (self.history, other.history):
-            [before] = await self.history.append([draft(key="before")])
+        for sweeper in (self.store, other):
+            [before] = await append(self.store, [draft(key="before")])
             self.reactor.advance(self.retention.age + 1)
             await self.history.sweep()
-            [continued] = await self.history.append([draft(key="continued")])
+            [continued] = await append(self.store, [draft(key="continued")])
             self.assertEqual(
                 continued.event.cursor, Cursor(before.event.epoch, before.event.seq + 1)
             )
             self.reactor.advance(self.retention.numbering + 1)
-            await sweeper.sweep()
-            await sweeper.append([draft("takes the number", key=f"{id(sweeper)}")])
-            [anew] = await self.history.append([draft(key="anew")])
+            await sweeper.history.sweep()
+            await append(sweeper, [draft("takes the number", key=f"{id(sweeper)}")])
+            [anew] = await append(self.store, [draft(key="anew")])
             self.assertEqual(anew.event.seq, 1)
             self.assertNotEqual(anew.event.epoch, before.event.epoch)
             self.assertEqual(await self.everything(), [anew.event])
@@ -287,50 +288,48 @@ class SqliteTests(
         remains.
         """
         retention = Retention(length=1000, age=1000.0)
-        history = (await self.opened(retention)).history
+        store = await self.opened(retention)
         count = 2 * sqlite_append.ROWS + 1
         several = [
             each for n in range(count) for each in (draft("a", f"{n}"), draft(f"account {n}"))
         ]
-        answers = await history.append(several)
+        answers = await append(store, several)
         self.assertEqual(seqs(answers[::2]), list(range(1, count + 1)))
         self.assertEqual(seqs(answers[1::2]), [1] * count)
-        again = await history.append([*drafts(count), draft("a", "5"), *drafts(2, prefix="last")])
+        again = await append(store, [*drafts(count), draft("a", "5"), *drafts(2, prefix="last")])
         self.assertEqual(
             seqs(again), [*range(count + 1, 2 * count + 1), 6, 2 * count + 1, 2 * count + 2]
         )
         self.assertEqual([answer.duplicate for answer in again].count(True), 1)
         self.assertEqual(
-            seqs(await self.everything(history=history)), list(range(1, 2 * count + 3))
+            seqs(await self.everything(history=store.history)), list(range(1, 2 * count + 3))
         )
 
     async def test_an_append_that_failed_takes_no_numbers(self) -> None:
         """Neither of an account that was remembered, nor of one that it would have begun."""
-        await self.history.append([draft("a", "1")])
+        await append(self.store, [draft("a", "1")])
         await self.store._file.run(
             lambda connection: connection.execute("PRAGMA max_page_count = 20").fetchall()
         )
         large = draft("b", "1", payload=b'"data":"%b"' % (b"x" * 200_000))
-        await self.assertFailure(self.history.append([draft("a", "2"), large]), Unavailable)
+        await self.assertFailure(append(self.store, [draft("a", "2"), large]), Unavailable)
         await self.store._file.run(
             lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall()
         )
-        self.assertEqual(
-            seqs(await self.history.append([draft("b", "2"), draft("a", "3")])), [1, 2]
-        )
+        self.assertEqual(seqs(await append(self.store, [draft("b", "2"), draft("a", "3")])), [1, 2])
 
     async def test_few_numberings_are_remembered_and_all_go_on(self) -> None:
         """More accounts than there is memory for."""
         self.patch(sqlite_append, "REMEMBERED", 3)
         for turn in range(1, 5):
             for name in range(6):
-                [answer] = await self.history.append([draft(f"{name}", f"{turn}")])
+                [answer] = await append(self.store, [draft(f"{name}", f"{turn}")])
                 self.assertEqual(answer.event.seq, turn)
                 self.assertLessEqual(len(self.history.appender._places), 4)
 
     async def test_results_are_for_the_owner_only(self) -> None:
         """Whoever else has an account on the machine cannot read the file, nor its journal."""
-        await self.history.append(drafts(1))
+        await append(self.store, drafts(1))
         for path in (self.path, f"{self.path}-wal"):
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600, path)
 
@@ -420,7 +419,7 @@ class SqliteKillTests(TestCase):
         store = open_store(uri, Retention(length=100_000), RealReactorWithFakeClock())
         self.addCleanup(store.stop)
         await store.start()
-        epoch = (await store.history.position("a")).epoch
+        epoch = (await store.history.ensure("a")).epoch
         events = await store.history.read("a", Cursor(epoch, 0), None, 1_000_000)
         self.assertGreaterEqual(len(accepted), 60)
         self.assertEqual(seqs(events), list(range(1, len(events) + 1)))

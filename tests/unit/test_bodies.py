@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.http.bodies import LARGE, MUCH, QUIET, Bodies
+from asyncplumber.interfaces import Appended
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
 from asyncplumber.testing import MemoryClient, MemoryServer, replies
@@ -88,7 +89,7 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(self.bodies.held, 0)
         self.hangs = False
         for append in self.appends:
-            append.callback(([], None))
+            append.callback(Appended([], None))
         self.server.settle()
         self.assertEqual(self.statuses(self.sent(post(b"x" * (LARGE + 1)))), [202])
 
@@ -122,7 +123,7 @@ class LimitTests(SynchronousTestCase):
                 client.say(body[start : start + step])
             self.assertEqual(self.statuses(client), [202])
         history = self.server.plumber.store.history
-        position = self.successResultOf(history.position("a"))
+        position = self.successResultOf(history.ensure("a"))
         events = self.successResultOf(history.read("a", position.cursor._replace(seq=0), None, 10))
         self.assertEqual(len({event.payload for event in events}), 1)
 

@@ -16,7 +16,7 @@ from asyncplumber.errors import (
     Unavailable,
     to_client_error,
 )
-from asyncplumber.event import Cursor, Position, checked_account, event_from_draft, is_plain
+from asyncplumber.event import Cursor, Event, Position, checked_account, is_plain
 from asyncplumber.interfaces import CursorLost
 from harness.core import draft, event
 
@@ -97,7 +97,7 @@ class DataTests(SynchronousTestCase):
         """Nothing is mixed up on the way into the history."""
         made = draft("k")._replace(id="i", type="t", content_type="c")
         self.assertEqual(
-            event_from_draft(made, "e", 3), event(3)._replace(id="i", type="t", content_type="c")
+            Event.from_draft(made, "e", 3), event(3)._replace(id="i", type="t", content_type="c")
         )
 
 

@@ -14,7 +14,6 @@ from asyncplumber.core.intake import Intake
 from asyncplumber.core.leases import Leases
 from asyncplumber.event import EARLIEST, Instance
 from asyncplumber.interfaces import RelayFailed
-from asyncplumber.stores.two_step import TwoStepAppend
 from harness.core import CoreCase, Recorder, TcpProxy, draft
 
 LEASE = 15.0
@@ -32,8 +31,7 @@ class House:
         self.hub = Hub(
             case.history, case.clock, hold=self.leases.hold, release=self.leases.release, linger=1.0
         )
-        append = TwoStepAppend(case.history, case.registry, shared=True).append
-        self.intake = Intake(append, self.hub, case.clock, relay=self.wire, instance=instance)
+        self.intake = Intake(case.append, self.hub, case.clock, relay=self.wire, instance=instance)
         self.leases.start()
 
     def die(self) -> None:
@@ -246,7 +244,7 @@ class FarmTests(CoreCase):
             house.hub.check_soon()
         self.settle()
         heads = {
-            name: self.successResultOf(self.store.history.position(name)).head for name in accounts
+            name: self.successResultOf(self.store.history.ensure(name)).head for name in accounts
         }
         self.assertGreater(min(heads.values()), 10)
         for person in people:

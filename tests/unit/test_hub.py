@@ -13,7 +13,6 @@ from asyncplumber.core import channel, hub
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable
 from asyncplumber.event import EARLIEST, Cursor
 from asyncplumber.stores.memory import _Log
-from asyncplumber.stores.retention import Retention
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import envelope
 from asyncplumber.wire.sse import record
@@ -57,7 +56,7 @@ class SubscribeTests(CoreCase):
         ):
             subscriber = self.subscribed(cursor)
             self.settle()
-            position = self.successResultOf(self.store.history.position("a"))
+            position = self.successResultOf(self.store.history.ensure("a"))
             self.assertEqual(
                 subscriber.told,
                 [("opened", position.cursor), ("missed", cursor, position)],
@@ -76,7 +75,7 @@ class SubscribeTests(CoreCase):
 
     def test_what_arrives_while_opening_is_not_lost(self) -> None:
         """Whether the position counts it or not."""
-        self.history.kept = {"position"}
+        self.history.kept = {"ensure"}
         admitted = self.hub.admit("a")
         before = self.keep(2)
         self.hub.publish(before)
@@ -89,11 +88,11 @@ class SubscribeTests(CoreCase):
 
     def test_a_hole_that_is_there_at_the_opening_is_fetched_at_once(self) -> None:
         """Event 2 came early, event 1 never."""
-        self.history.kept = {"position"}
+        self.history.kept = {"ensure"}
         subscriber = Recorder()
         self.hub.admit("a").addCallback(lambda opened: subscriber.subscribe(opened, None))
         waiting, self.history.waiting = self.history.waiting, []
-        answer = self.store.history.position("a")
+        answer = self.store.history.ensure("a")
         self.hub.publish(self.keep(2)[1:])
         answer.chainDeferred(waiting[0][0])
         self.assertEqual(subscriber.seqs, [1, 2])
@@ -196,9 +195,7 @@ class FirstEventTests(CoreCase):
     shared by all.
     """
 
-    retention = Retention(
-        length=1000, age=1000.0, epochs=lambda now: f"e{int(now):09}"
-    )  # they sort by time
+    new_epoch = staticmethod(lambda now: f"e{int(now):09}")  # they sort by time
 
     def renew(self) -> None:
         """That place gets another name."""
@@ -670,7 +667,7 @@ class LifeTests(CoreCase):
         self.assertTrue(self.hub.serves("a"))
         again = self.subscribed()
         self.clock.advance(hub.LINGER * 2)
-        self.assertEqual(self.history.count("position"), 1)
+        self.assertEqual(self.history.count("ensure"), 1)
         again.cancel()
         self.clock.advance(hub.LINGER)
         self.assertEqual((self.hub.accounts, self.released, self.hub.count("a")), ([], ["a"], 0))
@@ -687,7 +684,7 @@ class LifeTests(CoreCase):
 
     def test_a_channel_that_cannot_be_opened_leaves_nothing_behind(self) -> None:
         """All who wait are told, the hook is released, and the next one may try."""
-        self.history.kept = {"position"}
+        self.history.kept = {"ensure"}
         waiting = [self.hub.admit("a") for _ in range(3)]
         self.history.let_go(Unavailable())
         for each in waiting:
@@ -707,14 +704,14 @@ class LifeTests(CoreCase):
         """Those whose channel is about to open count as well."""
         self.hub = self.make_hub(subscribers=2)
         self.subscribed()
-        self.history.kept = {"position"}
+        self.history.kept = {"ensure"}
         self.hub.admit("b")
         self.failureResultOf(self.hub.admit("c"), TooManyRequests)
         self.history.let_go()
 
     def test_an_admission_can_be_cancelled(self) -> None:
         """The others get their channel, and the limit has room again."""
-        self.history.kept = {"position"}
+        self.history.kept = {"ensure"}
         gone, stays = self.hub.admit("a"), self.hub.admit("a")
         gone.cancel()
         self.failureResultOf(gone, CancelledError)
@@ -732,7 +729,7 @@ class LifeTests(CoreCase):
     def test_stopping_refuses_closes_and_forgets(self) -> None:
         """Also what is about to open."""
         subscriber = self.subscribed()
-        self.history.kept = {"position"}
+        self.history.kept = {"ensure"}
         opening = self.hub.admit("b")
         self.hub.stop()
         self.failureResultOf(opening, Unavailable)

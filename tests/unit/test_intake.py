@@ -14,7 +14,6 @@ from asyncplumber.core.waiting_posts import Outcome
 from asyncplumber.errors import BadRequest, PlumberError, TooManyRequests, Unavailable
 from asyncplumber.event import Instance, Stored
 from asyncplumber.interfaces import RelayFailed
-from asyncplumber.stores.two_step import TwoStepAppend
 from harness.core import CoreCase, TcpProxy, draft
 
 
@@ -23,8 +22,7 @@ class IntakeCase(CoreCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.append = TwoStepAppend(self.history, self.registry, shared=False).append
-        self.intake = Intake(self.append, self.hub, self.clock)
+        self.intake = Intake(self.append_alone, self.hub, self.clock)
 
     def appends(self) -> list[list[str]]:
         """The ids of each append."""
@@ -112,7 +110,7 @@ class CommitTests(IntakeCase):
         Whatever their size: at the bound a POST is taken, beyond it is told to come back, and
         nothing of it is kept.
         """
-        self.intake = Intake(self.append, self.hub, self.clock, waiting_events=3)
+        self.intake = Intake(self.append_alone, self.hub, self.clock, waiting_events=3)
         self.history.kept = {"append"}
         first = self.posted("1", "2")
         error = self.failureResultOf(self.posted("3", "4"), TooManyRequests)
@@ -128,14 +126,14 @@ class CommitTests(IntakeCase):
 
     def test_a_post_of_more_than_the_bound_is_taken_where_nothing_waits(self) -> None:
         """Or it could never be."""
-        self.intake = Intake(self.append, self.hub, self.clock, waiting_events=3)
+        self.intake = Intake(self.append_alone, self.hub, self.clock, waiting_events=3)
         post = self.posted(*"abcdef")
         self.settle()
         self.assertEqual(len(self.successResultOf(post)), 6)
 
     def test_too_much_that_waits_is_refused_until_there_is_room(self) -> None:
         """By bytes, with a time to come back."""
-        self.intake = Intake(self.append, self.hub, self.clock, waiting=10)
+        self.intake = Intake(self.append_alone, self.hub, self.clock, waiting=10)
         self.history.kept = {"append"}
         self.posted("1", "2")
         error = self.failureResultOf(self.posted("3"), TooManyRequests)
@@ -164,9 +162,7 @@ class CommitTests(IntakeCase):
 
     def test_a_receipt_counts_those_who_were_given_the_event_when_they_were(self) -> None:
         """Who left since got it; who came since did not; a retry is told the same."""
-        self.intake = Intake(
-            TwoStepAppend(self.history, self.registry, shared=True).append, self.hub, self.clock
-        )
+        self.intake = Intake(self.append, self.hub, self.clock)
         self.registry.kept = {"instances"}
         gone = [self.subscribed() for _ in range(3)]
         post = self.posted("1")
@@ -280,8 +276,8 @@ class FailureTests(IntakeCase):
             self.intake._append = append
             error = self.failureResultOf(self._turned("1"), PlumberError)
             self.assertEqual(error.value.status, 500)
-            self.assertEqual(len(self.flushLoggedErrors(KeyError, TypeError)), 1)
-        self.intake._append = self.append
+            self.assertEqual(len(self.flushLoggedErrors(KeyError, AttributeError)), 1)
+        self.intake._append = self.append_alone
         self.successResultOf(self._turned("1"))
         self.successResultOf(self.intake.stop())
 
@@ -331,7 +327,7 @@ class LateTests(IntakeCase):
 
     def test_a_post_behind_a_hanging_append_waits_no_longer_than_any_other(self) -> None:
         """One that waits for its turn is dropped in time, and its bytes make room."""
-        self.intake = Intake(self.append, self.hub, self.clock, waiting=10)
+        self.intake = Intake(self.append_alone, self.hub, self.clock, waiting=10)
         self.history.kept = {"append"}
         first = self.posted("1")
         self.turn()
@@ -372,8 +368,7 @@ class LateTests(IntakeCase):
         """If the look-up of the other instances hangs, the receipt comes in time, without them."""
         asked: Deferred[Any] = Deferred()
         self.registry.instances = lambda accounts: asked
-        append = TwoStepAppend(self.history, self.registry, shared=True).append
-        self.intake = Intake(append, self.hub, self.clock, relay=TcpProxy())
+        self.intake = Intake(self.append, self.hub, self.clock, relay=TcpProxy())
         post = self.posted("1")
         self.turn()
         self.assertNoResult(post)
@@ -410,8 +405,7 @@ class RelayTests(IntakeCase):
         for instance in self.instances:
             self.store.registry.register(instance, ["a"])
         me = Instance("me", "http://me")
-        append = TwoStepAppend(self.history, self.registry, shared=True).append
-        self.intake = Intake(append, self.hub, self.clock, relay=self.wire, instance=me)
+        self.intake = Intake(self.append, self.hub, self.clock, relay=self.wire, instance=me)
 
     def receipt(self, post: Deferred[Any]) -> tuple[int, dict[str, int]]:
         [receipt] = self.successResultOf(post)

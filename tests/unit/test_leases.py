@@ -47,7 +47,7 @@ class LeasesCase(CoreCase):
         return [
             (name, *[sorted(arg) for arg in args[1:]])
             for name, *args in self.registry.calls
-            if name in ("register", "withdraw")
+            if name in ("register", "unregister")
         ]
 
 
@@ -131,7 +131,9 @@ class HoldTests(LeasesCase):
         self.leases.release("b")
         self.leases.release("b")
         self.turn()
-        self.assertEqual((self.hooks(), self.tell_calls()[1:]), (["c"], [("withdraw", ["a", "b"])]))
+        self.assertEqual(
+            (self.hooks(), self.tell_calls()[1:]), (["c"], [("unregister", ["a", "b"])])
+        )
 
     def test_held_again_at_once_it_is_never_taken_out(self) -> None:
         """A page that reloads costs nothing."""
@@ -140,13 +142,13 @@ class HoldTests(LeasesCase):
         self.leases.release("a")
         self.successResultOf(self.leases.hold("a"))
         self.turn()
-        self.assertEqual((self.hooks(), self.registry.count("withdraw")), (["a"], 0))
+        self.assertEqual((self.hooks(), self.registry.count("unregister")), (["a"], 0))
 
     def test_held_again_while_it_is_being_taken_out_it_is_put_in_again_after_that(self) -> None:
         """The calls never overtake each other."""
         self.started()
         self.held("a")
-        self.registry.kept = {"withdraw"}
+        self.registry.kept = {"unregister"}
         self.leases.release("a")
         self.turn()
         again = self.leases.hold("a")
@@ -237,10 +239,10 @@ class OutageTests(LeasesCase):
         """It may have been taken out all the same."""
         self.started()
         self.held("a")
-        self.registry.kept = {"withdraw"}
+        self.registry.kept = {"unregister"}
         self.leases.release("a")
         self.turn()
-        self.store.registry.withdraw(self.leases.instance, ["a"])
+        self.store.registry.unregister(self.leases.instance, ["a"])
         self.registry.let_go(Unavailable())
         again = self.leases.hold("a")
         self.turn()

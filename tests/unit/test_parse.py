@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.errors import BadAccount, BadRequest, PlumberError, TooLarge, UnsupportedMediaType
-from asyncplumber.event import Draft, event_from_draft
+from asyncplumber.event import Draft, Event
 from asyncplumber.wire import parse as posted
 from asyncplumber.wire.envelope import envelope
 from asyncplumber.wire.parse import drafts_of, payload_of, skyhooks_draft, timestamp
@@ -42,7 +42,7 @@ def one(body: bytes, content_type: str = JSON, **headers: str) -> Draft:
 
 def told(draft: Draft) -> Any:
     """What a subscriber reads."""
-    text = envelope(event_from_draft(draft, "e", 1))
+    text = envelope(Event.from_draft(draft, "e", 1))
     assert b"\n" not in text
     assert b"\r" not in text
     return json.loads(text)

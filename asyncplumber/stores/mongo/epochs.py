@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from asyncplumber.errors import InstancesRunning
+from asyncplumber.stores.epochs import epoch_after, new_epoch
 from asyncplumber.stores.mongo.link import MongoLink
 from asyncplumber.stores.retention import Retention
 
@@ -50,7 +51,7 @@ class Epochs:
             if rows and not rows[0]["due"]:
                 return str(rows[0]["_id"])
             began = {
-                "q": {"_id": self._retention.epochs(now)},
+                "q": {"_id": new_epoch(now)},
                 "u": {"$currentDate": {"began": True}},
                 "upsert": True,
             }
@@ -67,7 +68,7 @@ class Epochs:
             raise InstancesRunning
         newest = {"find": "accounts", "sort": {"epoch": -1}, "limit": 1, "allowDiskUse": True}
         found = await self._link.call(lambda deadline: self._link.rows(deadline, newest))
-        epoch = self._retention.epoch_after(found[0]["epoch"] if found else "", now)
+        epoch = epoch_after(found[0]["epoch"] if found else "", now)
         left = {
             "find": "accounts",
             "filter": {"epoch": {"$ne": epoch}},

@@ -79,9 +79,10 @@ class MongoHistory:
         self._appender = Appender(link, self._places, self._barrier, retention, clock)
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
+        """Store these drafts; see `IStore.append` and `Appended.results`."""
         return self._appender.append(drafts)
 
-    def position(self, account: str) -> Deferred[Position]:
+    def ensure(self, account: str) -> Deferred[Position]:
         async def work(deadline: float) -> Position:
             return (await self._used(deadline, account)).position
 

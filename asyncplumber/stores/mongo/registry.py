@@ -20,7 +20,7 @@ from zope.interface import implementer
 from asyncplumber.event import Instance
 from asyncplumber.interfaces import IRegistry
 from asyncplumber.stores.mongo.link import RETRY_PAUSE, MongoLink
-from asyncplumber.stores.retention import Retention, hook_url
+from asyncplumber.stores.retention import hook_url
 
 T = TypeVar("T")
 
@@ -68,9 +68,9 @@ async def kept_secret(link: MongoLink, deadline: float) -> bytes:
 class MongoRegistry:
     """Who has subscribers of which account, for all instances with the same database."""
 
-    def __init__(self, link: MongoLink, retention: Retention) -> None:
+    def __init__(self, link: MongoLink, lease: float) -> None:
         self._link = link
-        self._lease = int(retention.lease * 1000)
+        self._lease = int(lease * 1000)
 
     async def _lend(self, deadline: float, instance: Instance, upsert: bool) -> Instance | None:
         row = instance._replace(lease=secrets.token_hex(8))
@@ -127,7 +127,7 @@ class MongoRegistry:
 
         return self._link.call(work)
 
-    def withdraw(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
+    def unregister(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         names = list(accounts)
 
         async def work(deadline: float) -> None:

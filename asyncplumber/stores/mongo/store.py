@@ -7,25 +7,37 @@ by a majority of a replica set.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from asyncplumber.clocks import WallClock
-from asyncplumber.interfaces import IStore
+from asyncplumber.clocks import TimeSource, WallClock
+from asyncplumber.event import Draft
+from asyncplumber.interfaces import LEASE, Appended, IStore
 from asyncplumber.stores.mongo.history import MongoHistory, indexes
 from asyncplumber.stores.mongo.link import MongoLink
 from asyncplumber.stores.mongo.registry import INDEXES, MongoRegistry, kept_secret
+from asyncplumber.stores.recipients import with_recipients
 from asyncplumber.stores.retention import Retention
-from asyncplumber.stores.two_step import TwoStepAppend
 
 
 @implementer(IStore)
-class MongoStore(TwoStepAppend):
+class MongoStore:
     """History and registry in one MongoDB database."""
 
-    def __init__(self, uri: str, retention: Retention, reactor: Any, wall: Any = WallClock) -> None:
+    shared = True
+
+    def __init__(
+        self,
+        uri: str,
+        retention: Retention,
+        reactor: Any,
+        wall: TimeSource = WallClock,
+        *,
+        lease: float = LEASE,
+    ) -> None:
         """
         The database is the one that `uri` names, or ``asyncplumber``.  `wall.seconds()` is the time
         of day.
@@ -33,11 +45,11 @@ class MongoStore(TwoStepAppend):
         Raises ValueError if `uri` cannot be used.
         """
         self._link = MongoLink(uri, reactor, [*indexes(retention), *INDEXES])
-        super().__init__(
-            MongoHistory(self._link, retention, wall),
-            MongoRegistry(self._link, retention),
-            shared=True,
-        )
+        self.history = MongoHistory(self._link, retention, wall)
+        self.registry = MongoRegistry(self._link, lease)
+
+    def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
+        return with_recipients(self.history.append(drafts), self.registry)
 
     def secret(self) -> Deferred[bytes]:
         return self._link.call(lambda deadline: kept_secret(self._link, deadline))

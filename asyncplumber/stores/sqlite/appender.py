@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from asyncplumber.errors import PlumberError
-from asyncplumber.event import Draft, Event, Position, Stored, event_from_draft
+from asyncplumber.event import Draft, Event, Position, Stored
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite.epochs import Epochs
 from asyncplumber.stores.sqlite.file import Connection
@@ -186,11 +186,7 @@ class Appender:
             place = used[account]
             place.head = seq = place.head + 1
             values += (place.number, seq, key, id, type, time, content_type, payload, now)
-            stored.append(
-                Stored(
-                    Event(account, place.epoch, seq, id, type, time, content_type, payload), False
-                )
-            )
+            stored.append(Stored(Event.from_draft(draft, place.epoch, seq), False))
         self._put(connection, values, _PUT, _PUT_ROW)
         values = []
         for account, place in used.items():
@@ -258,4 +254,4 @@ class Appender:
             _PUT_ONE, (place.number, seq, key, id, type, time, content_type, payload, now)
         )
         place.head = seq
-        return Stored(event_from_draft(draft, place.epoch, seq), False)
+        return Stored(Event.from_draft(draft, place.epoch, seq), False)

@@ -8,6 +8,7 @@ of the file.
 from __future__ import annotations
 
 from asyncplumber.errors import InstancesRunning
+from asyncplumber.stores.epochs import epoch_after, new_epoch
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite.file import Connection
 
@@ -34,7 +35,7 @@ class Epochs:
             epoch = self.current(connection, now)
             connection.execute("COMMIT")
             return epoch
-        epoch = self._retention.epochs(now)
+        epoch = new_epoch(now)
         connection.execute("INSERT INTO epochs VALUES (?, ?)", (epoch, now))
         return epoch
 
@@ -54,7 +55,7 @@ class Epochs:
         ):
             raise InstancesRunning
         (newest,) = connection.execute("SELECT max(epoch) FROM accounts").fetchone()
-        epoch = self._retention.epoch_after(newest or "", now)
+        epoch = epoch_after(newest or "", now)
         # Events have no epoch of their own: it is that of their account.
         connection.execute("UPDATE accounts SET epoch = ?", (epoch,))
         connection.execute("DELETE FROM epochs")

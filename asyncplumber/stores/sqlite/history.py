@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from asyncplumber.errors import PlumberError
-from asyncplumber.event import Cursor, Draft, Event, Position, Stored
+from asyncplumber.event import Cursor, Event, Position
 from asyncplumber.interfaces import PAGE_BYTES, IHistory
 from asyncplumber.stores.retention import Retention, check_reach
 from asyncplumber.stores.sqlite.appender import Appender, Place, forget_events
@@ -46,11 +45,7 @@ class SqliteHistory:
             retention.numbering / 8
         )  # an account is marked as used so rarely, because each mark is a write
 
-    def append(self, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
-        now = self._clock.seconds()
-        return self._run(lambda connection: self.appender.append(connection, drafts, now))
-
-    def position(self, account: str) -> Deferred[Position]:
+    def ensure(self, account: str) -> Deferred[Position]:
         now = self._clock.seconds()
         return self._run(lambda connection: self._used(connection, account, now).position)
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Collection
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from asyncplumber.clocks import TimeSource
 from asyncplumber.event import Instance
 from asyncplumber.interfaces import IRegistry
-from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite.file import Connection, SqliteFile
 
 _PEERS = "peers"
@@ -67,15 +66,13 @@ def kept_secret(connection: Connection) -> bytes:
 class SqliteRegistry:
     """Who has subscribers of which account, in one file."""
 
-    def __init__(self, file: SqliteFile, retention: Retention, clock: Any) -> None:
+    def __init__(self, file: SqliteFile, lease: float, clock: TimeSource) -> None:
         self._run = file.run
-        self._retention = retention
+        self._lease = lease
         self._clock = clock
 
     def _leased(self, instance: Instance) -> tuple[Instance, float]:
-        return instance._replace(
-            lease=secrets.token_hex(8)
-        ), self._clock.seconds() + self._retention.lease
+        return instance._replace(lease=secrets.token_hex(8)), self._clock.seconds() + self._lease
 
     def add_instance(self, instance: Instance) -> Deferred[Instance]:
         row, expires = self._leased(instance)
@@ -116,7 +113,7 @@ class SqliteRegistry:
     def register(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         return self._each("INSERT OR IGNORE INTO hooks VALUES (?, ?)", instance, accounts)
 
-    def withdraw(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
+    def unregister(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         return self._each(
             "DELETE FROM hooks WHERE account = ? AND instance = ?", instance, accounts
         )
@@ -150,7 +147,7 @@ class SqliteRegistry:
 
     def sweep(self) -> Deferred[int]:
         now = self._clock.seconds()
-        latest = now + LONGEST * self._retention.lease
+        latest = now + LONGEST * self._lease
 
         def work(connection: Connection) -> int:
             connection.execute("BEGIN IMMEDIATE")

@@ -16,10 +16,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from asyncplumber.clocks import WallClock
+from asyncplumber.clocks import TimeSource, WallClock
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Draft, Instance, Stored
-from asyncplumber.interfaces import Appended, IStore
+from asyncplumber.interfaces import LEASE, Appended, IStore
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite.appender import probe
 from asyncplumber.stores.sqlite.file import Connection, SqliteFile
@@ -53,7 +53,15 @@ class SqliteStore:
 
     shared = True
 
-    def __init__(self, uri: str, retention: Retention, reactor: Any, wall: Any = WallClock) -> None:
+    def __init__(
+        self,
+        uri: str,
+        retention: Retention,
+        reactor: Any,
+        wall: TimeSource = WallClock,
+        *,
+        lease: float = LEASE,
+    ) -> None:
         """
         `wall.seconds()` is the time of day.
 
@@ -64,7 +72,7 @@ class SqliteStore:
         self._written = -FRESH  # when a probe last went well, in seconds of the monotonic clock
         self._file = SqliteFile(path, synchronous, reactor)
         self.history = SqliteHistory(self._file, retention, wall)
-        self.registry = SqliteRegistry(self._file, retention, wall)
+        self.registry = SqliteRegistry(self._file, lease, wall)
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
         now = self._clock.seconds()
@@ -86,10 +94,10 @@ class SqliteStore:
     ) -> Appended:
         results, found = answer
         if found is None:
-            return results, None
-        return results, fail(self._file.translated(found)) if isinstance(
-            found, Failure
-        ) else succeed(found)
+            return Appended(results, None)
+        if isinstance(found, Failure):
+            return Appended(results, fail(self._file.translated(found)))
+        return Appended(results, succeed(found))
 
     def secret(self) -> Deferred[bytes]:
         return self._file.run(kept_secret)
