@@ -19,8 +19,9 @@ if TYPE_CHECKING:
         TooManyRequests,
         Unavailable,
     )
-    from asyncplumber.event import Cursor, Event, Receipt
+    from asyncplumber.event import Cursor, Event
     from asyncplumber.plumber import Plumber
+    from asyncplumber.sending import Receipt
     from asyncplumber.stores.retention import Retention
 
 __all__ = [
@@ -43,7 +44,7 @@ _MODULES = {
     "Retention": "stores.retention",
     "Cursor": "event",
     "Event": "event",
-    "Receipt": "event",
+    "Receipt": "sending",
     "steady": "clocks",
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import count
@@ -20,7 +19,6 @@ ACCOUNT_LENGTH = (
     256  # characters; as long as the longest e-mail address or two UUIDs with a prefix need
 )
 NAME_LENGTH = 256  # characters of an event's id or type: they travel in headers, so they stay short
-DEFAULT_TYPE = "result"
 RESERVED_TYPES = "plumber."  # types of events about the stream itself begin so
 EARLIEST = "earliest"
 
@@ -165,18 +163,6 @@ class Instance(NamedTuple):
     id: str
     url: str
     lease: str = ""
-
-
-class Receipt(NamedTuple):
-    """
-    What became of a POST.  `pending` counts instances that had not answered when the receipt was
-    written.
-    """
-
-    event: Event
-    duplicate: bool
-    subscribers: int
-    instances: Mapping[str, int]
 
 
 def timestamp(seconds: float) -> str:

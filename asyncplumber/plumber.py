@@ -28,15 +28,8 @@ from asyncplumber.core.callbacks import Callback, CallbackSubscriber
 from asyncplumber.core.hub import LINGER, SUBSCRIBERS, Hub
 from asyncplumber.core.intake import TICK, Intake
 from asyncplumber.core.leases import Leases
-from asyncplumber.event import (
-    EARLIEST,
-    Cursor,
-    Draft,
-    Instance,
-    Receipt,
-    checked_account,
-    timestamp,
-)
+from asyncplumber.errors import BadRequest, TooLarge
+from asyncplumber.event import EARLIEST, Cursor, Instance, checked_account, timestamp
 from asyncplumber.http.gate import Gate
 from asyncplumber.http.listener import BODY_LIMIT
 from asyncplumber.http.routes import Routes
@@ -45,6 +38,7 @@ from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import LEASE, IStore
 from asyncplumber.relays.http import HttpRelay
 from asyncplumber.relays.presence import PresenceClient
+from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, key_text, message
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from asyncplumber.wire.parse import drafts_of
@@ -102,6 +96,7 @@ class Plumber(Service):
         """
         self._reactor = reactor = reactor or _global_reactor()
         self._wall = wall
+        self._body_limit = body_limit
         retention = retention or Retention()
         self.store: IStore = (
             open_store(store, retention, reactor, wall, lease=lease)
@@ -240,7 +235,7 @@ class Plumber(Service):
         """The webhook, to be mounted at the path of `advertise_url` in a twisted.web site."""
         return self.routes.resource()
 
-    def register(self, account: str, callback: Callback, after: Cursor | str | None = None) -> None:
+    def register(self, account: Key, callback: Callback, after: Cursor | str | None = None) -> None:
         """
         Call `callback` with every `Event` of `account`, from now on or after a cursor (or
         "earliest").
@@ -251,7 +246,7 @@ class Plumber(Service):
         same callback for the same account again changes nothing.  Raises `BadAccount`, and
         `BadCursor` for a cursor that is none.
         """
-        checked_account(account)
+        account = checked_account(key_text("account", account))
         if (account, callback) in self._registered:
             return
         point = (
@@ -265,25 +260,41 @@ class Plumber(Service):
         if self.running and self.opened.called:
             subscriber.start()
 
-    def unregister(self, account: str, callback: Callback) -> None:
+    def unregister(self, account: Key, callback: Callback) -> None:
         """Call it no more.  Harmless if it is not registered."""
+        account = key_text("account", account)
         subscriber = self._registered.pop((account, callback), None)
         if subscriber is not None:
             subscriber.stop()
 
     async def send(
         self,
-        account: str,
-        body: bytes,
-        content_type: str = "application/json",
+        account: Key,
+        data: Any,
         *,
-        id: str | None = None,
+        id: Key | None = None,
+        type: str = DEFAULT_TYPE,
+        content_type: str | None = None,
+        time: Time | None = None,
     ) -> Receipt:
-        """Do what a POST of `body` to the account's webhook does.  Raises a `PlumberError`."""
-        headers = {b"content-type": content_type.encode()}
-        if id is not None:
-            headers[b"webhook-id"] = id.encode()
-        drafts: list[Draft] = drafts_of(account, headers, body, timestamp(self._wall.seconds()))
+        """
+        Send one event, and wait until it is kept.
+
+        Does what `asyncplumber.client.Sender.send` does, without HTTP: the arguments mean the same.
+
+        Raises:
+            PlumberError: The event is not accepted; ``status`` and ``code`` say why.
+            ValueError: A value cannot be sent.
+            TypeError: An argument has the wrong type.
+        """
+        event = message(account, data, id=id, type=type, content_type=content_type, time=time)
+        if len(event.body) > self._body_limit:
+            raise TooLarge(f"a body has at most {self._body_limit} bytes")
+        headers = {name.lower().encode(): value.encode() for name, value in event.headers.items()}
+        now = timestamp(self._wall.seconds())
+        drafts = drafts_of(event.account, headers, event.body, now)
+        if len(drafts) != 1:
+            raise BadRequest("send takes one event; a batch can be posted to the webhook")
         return (await self.intake.accept(drafts))[0]
 
     # Rounds and figures

@@ -79,7 +79,7 @@ async def main() -> None:
     plumber.register("a", both)
     plumber.register("a", cancelled)
     for number in (1, 2, 3, 4):
-        await plumber.send("a", b"%d" % number)
+        await plumber.send("a", number)
     for _ in range(4):
         say(
             "tornado",
@@ -91,7 +91,7 @@ async def main() -> None:
     # A client that does not read: what is written waits, and so do the events behind it.
     large = [str(number) * 100_000 for number in range(100)]
     for text in large:
-        await plumber.send("a", json.dumps(text).encode())
+        await plumber.send("a", text)
     read = [await Deferred.fromFuture(asyncio.ensure_future(client.read_message())) for _ in large]
     say("all", [json.loads(text) for text in read] == large)
     client.close()

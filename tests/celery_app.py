@@ -36,7 +36,7 @@ for ending in (signals.worker_process_shutdown, signals.worker_shutdown):
 # ends.
 plumber = announce(
     app,
-    stall=2.0,
+    inline_timeout=2.0,
     retry_policy=RetryPolicy(timeout=2.0, deadline=600.0, initial_backoff=300.0, max_backoff=300.0),
 )
 

@@ -1,13 +1,16 @@
 """
-What runs on the other side: how a task sends its result.
+Sending events from another program, such as a background task.
 
-`send` and `Sender` are for any synchronous program and need nothing but Python; an `Outbox` neither
-waits nor fails.  For a program on Twisted there is `asyncplumber.client.twisted`, and
-`asyncplumber.integrations.celery` makes a Celery worker announce the results of its tasks.
+`send` and `Sender` wait until the event is kept, and raise if that is not possible.  An `Outbox`
+sends in the background, and neither waits nor raises.  All three need only the standard library.
+`asyncplumber.client.twisted` is for programs on Twisted; `asyncplumber.integrations.celery`
+announces the results of Celery tasks.
 """
 
 from asyncplumber.client.outbox import Outbox
-from asyncplumber.client.retry import Receipt, Refused, RetryPolicy, Undelivered
+from asyncplumber.client.response import Refused
+from asyncplumber.client.retry import RetryPolicy, Undelivered
 from asyncplumber.client.send import Sender, send
+from asyncplumber.sending import Receipt
 
 __all__ = ["Outbox", "Receipt", "Refused", "RetryPolicy", "Sender", "Undelivered", "send"]

@@ -1,51 +1,48 @@
-"""
-Events that were lost: counted, and told to the log in one line per interval.
-"""
+"""Events that were lost: counted, and logged in one line per interval."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
 
-INTERVAL = 10.0  # seconds between two lines in the log
+LOG_INTERVAL = 10.0  # seconds between two lines in the log
 
 _log = logging.getLogger(__name__)
 
 
 class Losses:
-    """The events that one outbox lost.  May be shared by threads."""
+    """The events that one outbox lost.  Threads may share it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` gives seconds, and is monotonic."""
-        #: How many there were.
+        """`clock` returns seconds, and is monotonic."""
+        #: How many events were lost.
         self.count = 0
         self._clock = clock
-        self._lock = threading.RLock()  # a signal handler may send as well
-        self._untold = 0
-        self._told_at = float("-inf")
+        self._lock = threading.RLock()  # reentrant: a signal handler may send as well
+        self._unlogged = 0
+        self._logged_at = float("-inf")
         self._last = ""
 
-    def report(self, id: Any, why: str) -> None:
-        """An event was lost: tell the log now, or with those that follow within the interval."""
-        self.add(id, why)
-        self.tell()
+    def report(self, id: object, reason: str) -> None:
+        """Count a lost event, and log it: now, or with others once the interval is over."""
+        self.add(id, reason)
+        self.log()
 
-    def add(self, id: Any, why: str) -> None:
-        """An event was lost; the log hears of it with the next `tell`."""
+    def add(self, id: object, reason: str) -> None:
+        """Count a lost event; the next `log` writes it."""
         with self._lock:
             self.count += 1
-            self._untold += 1
-            self._last = f"{id if isinstance(id, str) else 'without id'} is lost: {why}"
+            self._unlogged += 1
+            self._last = f"{id if isinstance(id, str) else 'without id'} is lost: {reason}"
 
-    def tell(self, at_once: bool = False) -> None:
-        """Tell the log of what it has not heard of: once per interval, or `at_once`."""
+    def log(self, *, now: bool = False) -> None:
+        """Log what is not logged yet: once per interval, or at once if `now` is true."""
         with self._lock:
-            now = self._clock()
-            if not self._untold or not (at_once or now - self._told_at >= INTERVAL):
+            moment = self._clock()
+            if not self._unlogged or not (now or moment - self._logged_at >= LOG_INTERVAL):
                 return
-            self._told_at = now
-            others, self._untold = self._untold - 1, 0
+            self._logged_at = moment
+            others, self._unlogged = self._unlogged - 1, 0
             last = self._last
         _log.error("event %s%s", last, f"; and {others} before it" if others else "")

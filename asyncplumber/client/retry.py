@@ -1,55 +1,31 @@
 """
-What a POST looks like, what an answer means, and when to try again.  Pure, and standard library
-only.
+When to try again, and when to give up.
 
-Shared by the sender for synchronous programs and the one on Twisted.
+Knows no socket and no clock: times are seconds on a monotonic clock, which the caller reads.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime, time
-from decimal import Decimal
-from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
-from uuid import UUID, uuid4
+from collections.abc import Callable
+from typing import NamedTuple
 
-Account = str | int | UUID  # what a database has as a key is taken as its text
-Time = datetime | str
+from asyncplumber.client.response import Response, TryLater, interpret
+from asyncplumber.sending import Receipt
 
-DEFAULT_TYPE = (
-    "result"  # said here again: the rooms of the server need Twisted, and this one must not
-)
-ANSWER_BYTES = 64 * 1024  # of an answer that are looked at: a receipt has about 150
-RETRY_AFTER_LONGEST = 60.0  # seconds; who asks for a longer pause is asked again after this
-_TRANSIENT = frozenset({408, 429})  # besides every 5xx
-_VISIBLE = re.compile("[!-~]+")
-_HEADER = re.compile("[!-~]([ -~]*[!-~])?")
-
-
-class Refused(Exception):
-    """
-    The answer says that this will never be accepted.  `status`, `code` and `message` are those of
-    the answer.
-    """
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(status, code, message)
-        self.status, self.code, self.message = status, code, message
-
-    def __str__(self) -> str:
-        return f"refused with {self.status} ({self.code}): {self.message}"
+MAX_RETRY_AFTER = 60.0  # seconds; a server that asks for a longer pause is asked again after this
 
 
 class Undelivered(Exception):
     """
-    Given up.  `reason` is why the last of the `attempts` failed.
+    The event was given up.
 
-    The event may have arrived all the same, if only the answers were lost: send it again with the
-    same `id`, and it will not be there twice.
+    It may have arrived if only the responses were lost.  Send it again with the same id: it will
+    not be there twice.
+
+    Attributes:
+        id: The event's id.
+        attempts: How many attempts were made.
+        reason: Why the last one failed.
     """
 
     def __init__(self, id: str, attempts: int, reason: str) -> None:
@@ -57,50 +33,24 @@ class Undelivered(Exception):
         self.id, self.attempts, self.reason = id, attempts, reason
 
     def __str__(self) -> str:
-        return f"event {self.id} is undelivered after {self.attempts} attempt{'s'[: self.attempts != 1]}: {self.reason}"
-
-
-class Receipt(NamedTuple):
-    """
-    What became of an event: it is kept, at the place `cursor`.
-
-    `subscribers` is how many were given it at once; nobody is no failure, they will find it in the
-    history. `duplicate`: it was there before, under the same id.  `instances` counts those reached
-    (``ok``) and not (``failed``).
-    """
-
-    id: str
-    cursor: str
-    duplicate: bool
-    subscribers: int
-    instances: Mapping[str, int]
-
-
-class Post(NamedTuple):
-    """One event as an HTTP request, the same at each attempt."""
-
-    id: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Answer(NamedTuple):
-    """What an attempt brought back; the names of `headers` are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+        times = f"{self.attempts} attempt{'s'[: self.attempts != 1]}"
+        return f"event {self.id} is undelivered after {times}: {self.reason}"
 
 
 class RetryPolicy(NamedTuple):
     """
-    How long one send keeps trying.  All but `attempts` in seconds.
+    How long one send keeps trying.
 
-    `timeout`: without a sign of life, after which an attempt has failed.  `attempts`: None for as
-    many as fit into `deadline`, which is for all of them with the pauses between.  A pause is a
-    random part of `initial_backoff`, doubled with each failure up to `max_backoff`, so that many
-    tasks that failed together do not come back together.
+    The pause before the next attempt is a random part of `initial_backoff`, doubled with each
+    failure up to `max_backoff` (full jitter): many tasks that failed together do not come back
+    together.
+
+    Attributes:
+        timeout: Seconds without a sign of life after which an attempt has failed.
+        attempts: The most attempts; None allows as many as fit into `deadline`.
+        deadline: Seconds for all attempts and the pauses between them.
+        initial_backoff: Seconds of the longest first pause.
+        max_backoff: Seconds of the longest pause at all.
     """
 
     timeout: float = 5.0
@@ -110,239 +60,68 @@ class RetryPolicy(NamedTuple):
     max_backoff: float = 8.0
 
 
-class Address:
-    """
-    Where to send, and as whom.  Raises ValueError, without repeating a secret, if it cannot be
-    used.
-    """
-
-    def __init__(self, url: str, token: str | None, headers: Mapping[str, str] | None) -> None:
-        parts = urlsplit(url)
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or not _VISIBLE.fullmatch(url)
-        ):
-            raise ValueError("the URL of a plumber looks like http://127.0.0.1:8080")
-        if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError(
-                "the URL of a plumber has no user, query or fragment; a token is given as token="
-            )
-        if token is not None and not _VISIBLE.fullmatch(token):
-            raise ValueError("a token is visible ASCII without spaces")
-        self.secure = parts.scheme == "https"
-        self.host = parts.hostname
-        self.port = parts.port or (443 if self.secure else 80)
-        self.root = f"{parts.scheme}://{parts.netloc}"
-        self._prefix = parts.path.rstrip("/")
-        self._headers = {
-            "User-Agent": "asyncplumber",
-            "Accept": "application/json",
-            **(headers or {}),
-        }
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
-        for name, value in self._headers.items():
-            if not (_VISIBLE.fullmatch(name) and ":" not in name and _HEADER.fullmatch(value)):
-                raise ValueError(f"the header {name!r} cannot be sent: visible ASCII only")
-
-    def post(
-        self,
-        account: Account,
-        data: Any,
-        *,
-        id: Account | None,
-        type: str,
-        content_type: str | None,
-        time: Time | None,
-    ) -> Post:
-        """
-        The request for this event.
-
-        Raises ValueError or TypeError, which names the argument, for what cannot be sent; the rest
-        the plumber judges.
-        """
-        key = _key("account", account)
-        if not key:
-            raise ValueError("an account has a name")
-        name = str(uuid4()) if id is None else _key("id", id)
-        kind, body = encoded(data)
-        kind = kind if content_type is None else _text("content_type", content_type) or kind
-        named = {"Webhook-Id": name, "Event-Type": _text("type", type), "Content-Type": kind}
-        if time is not None:
-            named |= _as_cloud_event(name, type, time)
-        for header, value in named.items():
-            if not _HEADER.fullmatch(value):
-                raise ValueError(f"{header} is one or more characters of visible ASCII")
-        path = f"{self._prefix}/hooks/{quote(key, safe='')}"
-        return Post(name, path, {**self._headers, **named}, body)
-
-
-def _key(argument: str, value: Any) -> str:
-    """An account or an id as text: numbers and UUIDs are what databases have as keys."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | UUID) and not isinstance(value, bool):
-        return str(value)
-    raise TypeError(f"{argument} is a str, an int or a UUID, and not {type(value).__name__}")
-
-
-def _text(argument: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    raise TypeError(f"{argument} is a str, and not {type(value).__name__}")
-
-
-def encoded(data: Any) -> tuple[str, bytes]:
-    """
-    The content type and the bytes of `data`.  Raises ValueError or TypeError for what JSON cannot
-    express.
-    """
-    if isinstance(data, bytes | bytearray | memoryview):
-        return "application/octet-stream", bytes(data)
-    if isinstance(data, str):
-        return "text/plain; charset=utf-8", data.encode()
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"), default=plain)
-    return "application/json", text.encode()
-
-
-def plain(value: Any) -> str:
-    """
-    The text for a value that JSON has no word for: ISO 8601 for dates and times, a string of digits
-    for a Decimal, so that it stays exact, and a UUID as it is written.  Raises TypeError for all
-    else.
-    """
-    if isinstance(value, date | time):  # a datetime is a date
-        return value.isoformat()
-    if isinstance(value, Decimal | UUID):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} cannot be expressed in JSON")
-
-
-def _as_cloud_event(id: str, type: str, time: Time) -> dict[str, str]:
-    """
-    The time of an event has no header of its own; CloudEvents have one, if the others are there
-    (binary mode).
-    """
-    if isinstance(time, datetime):
-        if time.tzinfo is None:
-            raise ValueError("a time needs a time zone")
-        time = time.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    elif not isinstance(time, str):
-        raise TypeError(f"time is a datetime or a str, and not {time.__class__.__name__}")
-    named = {
-        "ce-specversion": "1.0",
-        "ce-source": "/asyncplumber/client",
-        "ce-id": id,
-        "ce-type": type,
-        "ce-time": time,
-    }
-    return {
-        name: quote(value, safe="!#$&'()*+,-./:;<=>?@[\\]^_`{|}~") for name, value in named.items()
-    }
-
-
-class Tries:
-    """
-    What one send does after each attempt.  Knows no socket: the time (seconds, monotonic) is told
-    to it.
-    """
+class RetryState:
+    """The attempts of one send."""
 
     def __init__(
-        self, retry_policy: RetryPolicy, id: str, now: float, chance: Callable[[], float]
+        self, policy: RetryPolicy, id: str, now: float, random: Callable[[], float]
     ) -> None:
-        self._retry_policy = retry_policy
+        """
+        Args:
+            policy: How long to try.
+            id: The event's id, for `Undelivered`.
+            now: When the send begins.
+            random: Returns a number from 0 to 1.
+        """
+        self._policy = policy
         self._id = id
-        self._end = now + retry_policy.deadline
-        self._chance = chance
+        self._deadline = now + policy.deadline
+        self._random = random
         self._failures = 0
 
     def timeout(self, now: float) -> float:
-        """Seconds for the attempt that begins now."""
-        return max(0.001, min(self._retry_policy.timeout, self._end - now))
+        """Return the seconds that an attempt may take which begins now."""
+        return max(0.001, min(self._policy.timeout, self._deadline - now))
 
-    def failed(self, reason: str, now: float, *, asked: float = 0.0) -> float:
+    def failed(self, reason: str, now: float, *, delay: float = 0.0) -> float:
         """
-        An attempt failed.  The seconds to the next one, `asked` at least.  Raises `Undelivered` if
-        that was the last.
+        Note a failed attempt.
+
+        Args:
+            reason: Why it failed.
+            now: When.
+            delay: Seconds that the server asks to wait at least.
+
+        Returns:
+            The seconds to wait before the next attempt.
+
+        Raises:
+            Undelivered: There is no next attempt.
         """
-        doubled = self._retry_policy.initial_backoff * 2.0 ** min(self._failures, 30)
+        doubled = self._policy.initial_backoff * 2.0 ** min(self._failures, 30)
         self._failures += 1
-        pause = min(asked, RETRY_AFTER_LONGEST) + self._chance() * min(
-            self._retry_policy.max_backoff, doubled
-        )
-        if self._failures == self._retry_policy.attempts or now + pause >= self._end:
+        jitter = self._random() * min(self._policy.max_backoff, doubled)
+        pause = min(delay, MAX_RETRY_AFTER) + jitter
+        if self._failures == self._policy.attempts or now + pause >= self._deadline:
             raise Undelivered(self._id, self._failures, reason)
         return pause
 
-    def hopeless(self, reason: str) -> Undelivered:
-        """What to raise where another attempt would fail in the same way."""
+    def fatal(self, reason: str) -> Undelivered:
+        """Return the error to raise after a failure that every further attempt would meet too."""
         return Undelivered(self._id, self._failures + 1, reason)
 
-    def answered(self, answer: Answer, now: float) -> Receipt | float:
+    def responded(self, response: Response, now: float) -> Receipt | float:
         """
-        What an answer means: a receipt, or the seconds to the next attempt.  Raises `Refused`,
-        `Undelivered`.
+        Note the response to an attempt.
+
+        Returns:
+            The receipt, or the seconds to wait before the next attempt.
+
+        Raises:
+            Refused: The event is refused for good.
+            Undelivered: There is no next attempt.
         """
-        said = _object(answer.body)
-        if 200 <= answer.status < 300:
-            try:
-                receipt = (
-                    said["id"],
-                    said["cursor"],
-                    said["duplicate"],
-                    said["subscribers"],
-                    said["instances"],
-                )
-            except KeyError:
-                raise Refused(
-                    answer.status,
-                    "no-receipt",
-                    "the answer is no receipt: is this the URL of a plumber?",
-                ) from None
-            return Receipt(*receipt)
-        code, message = _complaint(answer.status, said)
-        if answer.status in _TRANSIENT or answer.status >= 500:
-            return self.failed(
-                f"{answer.status} ({code}): {message}", now, asked=_retry_after(answer.headers)
-            )
-        raise Refused(answer.status, code, message)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
-def _complaint(status: int, said: dict[str, Any]) -> tuple[str, str]:
-    """Code and message of an error: ours, those of RFC 9457, or what the status alone says."""
-    if 300 <= status < 400:
-        return "redirect", "redirects are not followed; send to where it points"
-    error = said.get("error")
-    if not isinstance(error, dict):
-        error = {"code": said.get("type"), "message": said.get("detail") or said.get("title")}
-    return str(error.get("code") or "error")[:100], str(
-        error.get("message") or "no reason was given"
-    )[:500]
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """
-    Seconds that the answer asks to wait.  A date is measured against the answer's own, so that no
-    clock needs to be right.
-    """
-    asked = headers.get("retry-after", "").strip()
-    if asked.isascii() and asked.isdigit():
-        return float(asked[:9])
-    try:
-        return max(
-            0.0,
-            (
-                parsedate_to_datetime(asked) - parsedate_to_datetime(headers.get("date", ""))
-            ).total_seconds(),
-        )
-    except (ValueError, TypeError):  # TypeError: only one of the two dates has a time zone
-        return 0.0
+        outcome = interpret(response)
+        if isinstance(outcome, TryLater):
+            return self.failed(outcome.reason, now, delay=outcome.delay)
+        return outcome

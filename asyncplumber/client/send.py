@@ -1,13 +1,13 @@
 """
-Sends results from any synchronous program; needs nothing but Python.
+Sending from any synchronous program, over `http.client`.
 
-What is sent and what the answers mean is in `delivery`; this does it over `http.client`.
+Needs only the standard library.
 """
 
 from __future__ import annotations
 
 import os
-import random
+import random as random_module
 import ssl
 import time as time_module
 from collections import deque
@@ -17,28 +17,20 @@ from functools import lru_cache
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Self
 
-from asyncplumber.client.retry import (
-    ANSWER_BYTES,
-    DEFAULT_TYPE,
-    Account,
-    Address,
-    Answer,
-    Post,
-    Receipt,
-    RetryPolicy,
-    Time,
-    Tries,
-)
+from asyncplumber.client.request import Endpoint, Request
+from asyncplumber.client.response import BODY_LIMIT, Response
+from asyncplumber.client.retry import RetryPolicy, RetryState
+from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time
 
-IDLE_CONNECTIONS = 8  # kept per process; more threads than this may send, they dial anew
+IDLE_CONNECTIONS = 8  # kept open per process; more threads than this open a new one each time
 
 
 class Sender:
     """
     Sends events to one plumber, over connections that stay open.
 
-    May be shared by threads, and used on both sides of a fork.  Proxy settings of the environment
-    are not read and redirects are not followed, so an event goes where `url` says or nowhere.
+    Threads may share it, and it works on both sides of a fork.  An event goes to `url` or nowhere:
+    proxy settings of the environment are not read, and redirects are not followed.
     """
 
     def __init__(
@@ -51,59 +43,84 @@ class Sender:
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time_module.monotonic,
         sleep: Callable[[float], None] = time_module.sleep,
-        chance: Callable[[], float] = random.random,
+        random: Callable[[], float] = random_module.random,
     ) -> None:
         """
-        `token` is sent as ``Authorization: Bearer``; `headers` are added to each request.
+        Open nothing yet.
 
-        `tls` is for a private certificate authority; None trusts what the system trusts.  Raises
-        ValueError for a URL, token or header that cannot be used.
+        Args:
+            url: Where the plumber is, such as ``http://127.0.0.1:8080``.
+            token: Sent as ``Authorization: Bearer``.
+            headers: Added to each request.
+            retry_policy: How long to try with each event.
+            tls: For a private certificate authority; None trusts what the system trusts.
+            clock: Returns seconds, and is monotonic.
+            sleep: Waits for so many seconds.
+            random: Returns a number from 0 to 1; the pauses between attempts depend on it.
+
+        Raises:
+            ValueError: The URL, the token or a header cannot be used.
         """
-        self._address = Address(url, token, headers)
+        self._endpoint = Endpoint(url, token, headers)
         self._retry_policy = retry_policy
-        self._tls = (tls or ssl.create_default_context()) if self._address.secure else None
-        self._clock, self._sleep, self._chance = clock, sleep, chance
-        # By process: a connection that was open at a fork belongs to the parent.  No lock: one
-        # could be held at a fork.
+        self._tls = (tls or ssl.create_default_context()) if self._endpoint.secure else None
+        self._clock, self._sleep, self._random = clock, sleep, random
+        # By process: a connection that was open at a fork belongs to the parent.  There is no lock,
+        # because a fork could copy it while it is held.
         self._idle: dict[int, deque[HTTPConnection]] = {}
 
     def send(
         self,
-        account: Account,
+        account: Key,
         data: Any,
         *,
-        id: Account | None = None,
+        id: Key | None = None,
         type: str = DEFAULT_TYPE,
         content_type: str | None = None,
         time: Time | None = None,
     ) -> Receipt:
         """
-        Send one event and wait until it is kept.
+        Send one event, and wait until it is kept.
 
-        `data` goes out as JSON, or as text if it is a str, or as it is if it is bytes.  Dates and
-        times in it become ISO 8601, Decimals and UUIDs strings.  `id` makes two sends the same
-        event; None makes a new one.  `time` is when it happened; None is when it arrives.
+        Args:
+            account: Whose subscribers get it.
+            data: Sent as it is if it is bytes, as text if it is a str, and else as JSON.  In JSON,
+                dates and times become ISO 8601, and Decimals and UUIDs strings.
+            id: Two sends with the same id are one event; None makes a new id.
+            type: What kind of event it is.
+            content_type: What `data` is; None takes it from the type of `data`.
+            time: When it happened: a datetime with a time zone, or RFC 3339.  None is when it
+                arrives.
 
-        Raises `Refused`, `Undelivered`, or ValueError and TypeError for what cannot be sent at all.
+        Raises:
+            Refused: The plumber does not accept it, and never will.
+            Undelivered: The plumber could not be reached in time.
+            ValueError: A value cannot be sent.
+            TypeError: An argument has the wrong type.
         """
         return self.deliver(
-            self._address.post(
+            self._endpoint.request(
                 account, data, id=id, type=type, content_type=content_type, time=time
             )
         )
 
-    def deliver(self, post: Post) -> Receipt:
-        """Send a request that was built before.  Raises `Refused` or `Undelivered`."""
-        tries = Tries(self._retry_policy, post.id, self._clock(), self._chance)
+    def deliver(self, request: Request) -> Receipt:
+        """
+        Send a request that was built before.
+
+        Raises:
+            Refused, Undelivered: As `send` does.
+        """
+        state = RetryState(self._retry_policy, request.id, self._clock(), self._random)
         while True:
             try:
-                answer = self._exchange(post, tries.timeout(self._clock()))
+                response = self._exchange(request, state.timeout(self._clock()))
             except ssl.SSLCertVerificationError as error:
-                raise tries.hopeless(_described(error)) from error
+                raise state.fatal(_description(error)) from error
             except (OSError, HTTPException) as error:
-                pause = tries.failed(_described(error), self._clock())
+                pause = state.failed(_description(error), self._clock())
             else:
-                outcome = tries.answered(answer, self._clock())
+                outcome = state.responded(response, self._clock())
                 if isinstance(outcome, Receipt):
                     return outcome
                 pause = outcome
@@ -125,38 +142,41 @@ class Sender:
         pid = os.getpid()
         for other in [other for other in self._idle if other != pid]:
             for connection in self._idle.pop(other, ()):
-                connection.close()  # our copy of it: says nothing to the server
+                connection.close()  # closes our copy of the descriptor, and not the parent's
         return self._idle.setdefault(pid, deque())
 
-    def _exchange(self, post: Post, timeout: float) -> Answer:
+    def _exchange(self, request: Request, timeout: float) -> Response:
         try:
             connection = self._connections().pop()
         except IndexError:
-            return self._ask(self._dial(timeout), post, timeout)
+            return self._exchange_over(self._new_connection(timeout), request, timeout)
         try:
-            return self._ask(connection, post, timeout)
+            return self._exchange_over(connection, request, timeout)
         except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            # Most likely the server had closed it while it was idle: that is nobody's failure, so
-            # it counts for nothing.
-            return self._ask(self._dial(timeout), post, timeout)
+            # The server has probably closed it while it was idle.  That is no failed attempt.
+            return self._exchange_over(self._new_connection(timeout), request, timeout)
 
-    def _dial(self, timeout: float) -> HTTPConnection:
-        host, port = self._address.host, self._address.port
+    def _new_connection(self, timeout: float) -> HTTPConnection:
+        host, port = self._endpoint.host, self._endpoint.port
         if self._tls is not None:
             return HTTPSConnection(host, port, timeout=timeout, context=self._tls)
         return HTTPConnection(host, port, timeout=timeout)
 
-    def _ask(self, connection: HTTPConnection, post: Post, timeout: float) -> Answer:
+    def _exchange_over(
+        self, connection: HTTPConnection, request: Request, timeout: float
+    ) -> Response:
         try:
             if connection.sock is None:
                 connection.connect()
             connection.sock.settimeout(timeout)
-            # A server that refuses a large body may answer without reading it: see what it said.
+            # A server that refuses a large body may respond without reading it: read what it says.
             with suppress(BrokenPipeError, ConnectionResetError):
-                connection.request("POST", post.path, post.body, dict(post.headers))
+                connection.request("POST", request.path, request.body, dict(request.headers))
             response = connection.getresponse()
-            body = response.read(ANSWER_BYTES)
-        except BaseException:  # a time limit, say, that breaks in: the next answer on this connection would be the wrong one
+            body = response.read(BODY_LIMIT)
+        except BaseException:
+            # Also for a time limit that interrupts us: the next response on this connection would
+            # be the response to this request.
             connection.close()
             raise
         idle = self._connections()
@@ -164,17 +184,21 @@ class Sender:
             idle.append(connection)
         else:
             connection.close()
-        return Answer(
-            response.status, {name.lower(): value for name, value in response.getheaders()}, body
-        )
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Response(response.status, headers, body)
 
 
-def _described(error: BaseException) -> str:
+def _description(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def from_environment(url: str | None = None, token: str | None = None) -> tuple[str, str | None]:
-    """`url` and `token`, or where they are None ``ASYNCPLUMBER_URL`` and ``ASYNCPLUMBER_TOKEN``."""
+    """
+    Return the URL and the token to use.
+
+    Where an argument is None, ``ASYNCPLUMBER_URL`` or ``ASYNCPLUMBER_TOKEN`` takes its place; the
+    URL is ``http://127.0.0.1:8080`` if that is not set either.
+    """
     url = url or os.environ.get("ASYNCPLUMBER_URL", "http://127.0.0.1:8080")
     return url, token or os.environ.get("ASYNCPLUMBER_TOKEN")
 
@@ -184,11 +208,21 @@ def _sender(url: str, token: str | None) -> Sender:
     return Sender(url, token=token)
 
 
-def send(account: Account, data: Any, **options: Any) -> Receipt:
+def send(
+    account: Key,
+    data: Any,
+    *,
+    id: Key | None = None,
+    type: str = DEFAULT_TYPE,
+    content_type: str | None = None,
+    time: Time | None = None,
+) -> Receipt:
     """
-    `Sender.send` to the plumber that the environment names.
+    Send one event to the plumber that the environment names, and wait until it is kept.
 
-    ``ASYNCPLUMBER_URL``, by default ``http://127.0.0.1:8080``, and ``ASYNCPLUMBER_TOKEN``, by
-    default none.
+    Its URL is ``ASYNCPLUMBER_URL``, by default ``http://127.0.0.1:8080``, and the token is
+    ``ASYNCPLUMBER_TOKEN``, by default none.  Arguments and errors are those of `Sender.send`.
     """
-    return _sender(*from_environment()).send(account, data, **options)
+    return _sender(*from_environment()).send(
+        account, data, id=id, type=type, content_type=content_type, time=time
+    )

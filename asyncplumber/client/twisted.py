@@ -1,13 +1,13 @@
 """
-Sends results from a program on Twisted, over treq.
+Sending from a program on Twisted, over treq.
 
-The requests, the meaning of the answers and the pauses are those of `asyncplumber.client.send`;
-here is only how to wait.
+The requests, the meaning of the responses and the pauses are those of `asyncplumber.client.send`;
+this module only waits in another way.
 """
 
 from __future__ import annotations
 
-import random
+import random as random_module
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -28,30 +28,23 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from asyncplumber.client.retry import (
-    ANSWER_BYTES,
-    DEFAULT_TYPE,
-    Account,
-    Address,
-    Answer,
-    Post,
-    Receipt,
-    RetryPolicy,
-    Time,
-    Tries,
-)
+from asyncplumber.client.request import Endpoint, Request
+from asyncplumber.client.response import BODY_LIMIT, Response
+from asyncplumber.client.retry import RetryPolicy, RetryState
+from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time
 
 _FAILURES = (OSError, ConnectError, ConnectionClosed, RequestTransmissionFailed, ResponseFailed)
 
 
 class _TimedOut(Exception):
-    """No answer in the time of one attempt."""
+    """There was no response in the time of one attempt."""
 
 
 class TreqSender:
     """
-    Sends events to one plumber.  Connections stay open if the agent of the client has a persistent
-    pool.
+    Sends events to one plumber.
+
+    Connections stay open if the agent of the client has a persistent pool.
     """
 
     def __init__(
@@ -63,58 +56,72 @@ class TreqSender:
         token: str | None = None,
         headers: Mapping[str, str] | None = None,
         retry_policy: RetryPolicy = RetryPolicy(),
-        chance: Callable[[], float] = random.random,
+        random: Callable[[], float] = random_module.random,
     ) -> None:
         """
-        For a start, `client` is ``HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor)))``
-        and `clock` the reactor.
+        Open nothing yet.
 
-        `token` is sent as ``Authorization: Bearer``; `headers` are added to each request.  Raises
-        ValueError for a URL, token or header that cannot be used.
+        Args:
+            url: Where the plumber is, such as ``http://127.0.0.1:8080``.
+            client: For example ``HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor)))``.
+            clock: For example the reactor.
+            token: Sent as ``Authorization: Bearer``.
+            headers: Added to each request.
+            retry_policy: How long to try with each event.
+            random: Returns a number from 0 to 1; the pauses between attempts depend on it.
+
+        Raises:
+            ValueError: The URL, the token or a header cannot be used.
         """
-        self._address = Address(url, token, headers)
+        self._endpoint = Endpoint(url, token, headers)
         self._client = client
         self._clock = clock
         self._retry_policy = retry_policy
-        self._chance = chance
+        self._random = random
 
     async def send(
         self,
-        account: Account,
+        account: Key,
         data: Any,
         *,
-        id: Account | None = None,
+        id: Key | None = None,
         type: str = DEFAULT_TYPE,
         content_type: str | None = None,
         time: Time | None = None,
     ) -> Receipt:
         """
-        Send one event and wait until it is kept; for the arguments and the failures see
-        `Sender.send`.
+        Send one event, and wait until it is kept.
 
-        A Deferred made of this with ``Deferred.fromCoroutine`` can be cancelled at any moment:
-        nothing is sent after that, and what was on its way may have arrived.
+        Arguments and errors are those of `asyncplumber.client.Sender.send`.
+
+        ``Deferred.fromCoroutine`` makes a Deferred of it, which can be cancelled at any moment.
+        Nothing is sent after that; a request that is under way may still arrive.
         """
-        post = self._address.post(
+        request = self._endpoint.request(
             account, data, id=id, type=type, content_type=content_type, time=time
         )
-        tries = Tries(self._retry_policy, post.id, self._clock.seconds(), self._chance)
+        now = self._clock.seconds
+        state = RetryState(self._retry_policy, request.id, now(), self._random)
         while True:
             try:
-                answer = await self._within(tries.timeout(self._clock.seconds()), post)
+                response = await self._attempt(request, state.timeout(now()))
             except (_TimedOut, *_FAILURES) as error:
-                pause = tries.failed(_described(error), self._clock.seconds())
+                pause = state.failed(_description(error), now())
             else:
-                outcome = tries.answered(answer, self._clock.seconds())
+                outcome = state.responded(response, now())
                 if isinstance(outcome, Receipt):
                     return outcome
                 pause = outcome
             await deferLater(self._clock, pause)
 
-    async def _within(self, seconds: float, post: Post) -> Answer:
+    async def _attempt(self, request: Request, timeout: float) -> Response:
         """
-        One attempt.  Raises `_TimedOut`, `CancelledError` if it was somebody else who cancelled, or
-        what befell it.
+        Send the request once, and wait `timeout` seconds for the response.
+
+        Raises:
+            _TimedOut: It did not come in time.
+            CancelledError: The caller cancelled.
+            Exception: One of `_FAILURES`.
         """
         expired = False
 
@@ -123,14 +130,14 @@ class TreqSender:
             expired = True
             work.cancel()
 
-        work = Deferred.fromCoroutine(self._exchange(post))
-        timer = self._clock.callLater(seconds, expire)
+        work = Deferred.fromCoroutine(self._exchange(request))
+        timer = self._clock.callLater(timeout, expire)
         try:
             return await work
         except (CancelledError, *_FAILURES) as error:
             if expired:
-                raise _TimedOut(f"no answer in {seconds:g} seconds") from error
-            # A request that is cancelled may fail with what the cancelling did to its connection.
+                raise _TimedOut(f"no response in {timeout:g} seconds") from error
+            # A cancelled request may fail with what the cancelling did to its connection.
             if _was_cancelled(error):
                 raise CancelledError from error
             raise
@@ -138,65 +145,74 @@ class TreqSender:
             if timer.active():
                 timer.cancel()
 
-    async def _exchange(self, post: Post) -> Answer:
+    async def _exchange(self, request: Request) -> Response:
         try:
-            return await self._ask(post)
+            return await self._post(request)
         except ResponseNeverReceived as error:
             if _was_cancelled(error):
                 raise
-            # Most likely the server had closed the connection while it was idle in the pool: that
-            # is nobody's failure.
-            return await self._ask(post)
+            # The server has probably closed the connection while it was idle in the pool.  That is
+            # no failed attempt.
+            return await self._post(request)
 
-    async def _ask(self, post: Post) -> Answer:
+    async def _post(self, request: Request) -> Response:
         response: IResponse = await self._client.post(
-            self._address.root + post.path,
-            data=post.body,
-            headers=Headers({name: [value] for name, value in post.headers.items()}),
+            self._endpoint.root + request.path,
+            data=request.body,
+            headers=Headers({name: [value] for name, value in request.headers.items()}),
             allow_redirects=False,
             unbuffered=True,
-            reactor=cast(
-                Any, self._clock
-            ),  # nothing but its clock would be used, and only for a time-out of treq's own
+            # treq would use no more than its clock, and only for a timeout of its own.
+            reactor=cast(Any, self._clock),
         )
-        body = await _body(response)
+        body = await _read_body(response)
         headers = {
             name.decode("latin-1").lower(): values[-1].decode("latin-1")
             for name, values in response.headers.getAllRawHeaders()
         }
-        return Answer(response.code, headers, body)
+        return Response(response.code, headers, body)
 
 
-class _Body(Protocol):
-    """Collects the beginning of a body, which is all that is looked at."""
+class _BodyCollector(Protocol):
+    """
+    Collects the beginning of a body, and reads the rest away so that the connection can be reused.
+
+    The server has another collector for what its instances respond to each other
+    (`asyncplumber.relays`).  It belongs to another program, and reads bodies whole.
+    """
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
-        self.complete: Deferred[bytes] = Deferred(self._drop)
+        self._data = bytearray()
+        self.done: Deferred[bytes] = Deferred(self._cancel)
 
-    def _drop(self, complete: Deferred[bytes]) -> None:
-        # treq.collect would leave the connection open, for a server that never ends its answer.
-        complete.errback(CancelledError())
+    def _cancel(self, done: Deferred[bytes]) -> None:
+        # `treq.collect` would leave the connection open to a server that never ends its response.
+        done.errback(CancelledError())
         if self.transport is not None:
             self.transport.loseConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        self._bytes += data[: ANSWER_BYTES - len(self._bytes)]
+        self._data += data[: BODY_LIMIT - len(self._data)]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.complete.called:
+        if self.done.called:
             return
         if reason.check(ResponseDone, PotentialDataLoss):
-            self.complete.callback(bytes(self._bytes))
+            self.done.callback(bytes(self._data))
         else:
-            self.complete.errback(reason)
+            self.done.errback(reason)
 
 
-def _body(response: IResponse) -> Deferred[bytes]:
-    """At most `ANSWER_BYTES` of the body.  Cancelled, it closes the connection."""
-    collector = _Body()
+def _read_body(response: IResponse) -> Deferred[bytes]:
+    """
+    Read at most `BODY_LIMIT` bytes of a body.
+
+    Returns:
+        A Deferred of the bytes.  Cancelling it closes the connection.
+    """
+    collector = _BodyCollector()
     response.deliverBody(collector)
-    return collector.complete
+    return collector.done
 
 
 def _was_cancelled(error: BaseException) -> bool:
@@ -206,7 +222,7 @@ def _was_cancelled(error: BaseException) -> bool:
     )
 
 
-def _described(error: BaseException) -> str:
+def _description(error: BaseException) -> str:
     reasons = getattr(error, "reasons", ())
     if reasons:
         return f"{type(error).__name__}: {reasons[0].type.__name__}"

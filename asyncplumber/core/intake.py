@@ -28,8 +28,9 @@ from asyncplumber.core.waiting_posts import (
     WaitingPosts,
 )
 from asyncplumber.errors import PlumberError, Unavailable, to_client_error
-from asyncplumber.event import Draft, Instance, Receipt, Stored
+from asyncplumber.event import Draft, Instance, Stored
 from asyncplumber.interfaces import Appended, IRelay
+from asyncplumber.sending import Receipt
 
 # Seconds until a POST is answered, whatever the store does: 503, or its receipt if it is kept.  5
 # are promised to clients, who count from the first byte that they send.
@@ -265,10 +266,11 @@ class Intake:
 
     @staticmethod
     def _receipt(stored: Stored, here: int, reached: Reached) -> Receipt:
-        event, duplicate = stored
+        (account, epoch, seq, id, _, _, _, _), duplicate = stored
+        cursor = f"{epoch}.{seq}"
         if not reached:
-            return Receipt(event, duplicate, here, _HERE if here else _ALONE)
-        there, instances = reached.get(event.account, (0, _HERE if here else _ALONE))
+            return Receipt(id, cursor, duplicate, here, _HERE if here else _ALONE)
+        there, instances = reached.get(account, (0, _HERE if here else _ALONE))
         if here and instances is not _HERE:
             instances = {**instances, "ok": instances["ok"] + 1}
-        return Receipt(event, duplicate, here + there, instances)
+        return Receipt(id, cursor, duplicate, here + there, instances)

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from asyncplumber.errors import PlumberError, TooManyRequests
-from asyncplumber.event import Draft, Receipt, Stored
+from asyncplumber.event import Draft, Stored
+from asyncplumber.sending import Receipt
 
 GROUP = 1000  # drafts in one append: more gains nothing and makes the first of them wait
 SHARE = 100  # drafts of one POST in a group, while other POSTs wait for a place in it

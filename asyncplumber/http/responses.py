@@ -13,7 +13,7 @@ from typing import NamedTuple
 from twisted.web.http import datetimeToString
 
 from asyncplumber.errors import MethodNotAllowed, PlumberError
-from asyncplumber.event import Receipt
+from asyncplumber.sending import Receipt
 from asyncplumber.transports.long_poll import PollResult
 
 JSON = b"application/json"
@@ -108,12 +108,11 @@ def error_response(error: PlumberError) -> Response:
 
 
 def _receipt(receipt: Receipt) -> str:
-    event, duplicate, subscribers, instances = receipt
-    _, epoch, seq, id, _, _, _, _ = event
+    id, cursor, duplicate, subscribers, instances = receipt
     there = ",".join([f'"{state}":{number}' for state, number in instances.items()])
-    cursor = f'"{epoch}.{seq}"' if epoch else "null"
+    place = f'"{cursor}"' if cursor else "null"
     return (
-        f'"id":{quoted(id)},"cursor":{cursor},"duplicate":{"true" if duplicate else "false"},'
+        f'"id":{quoted(id)},"cursor":{place},"duplicate":{"true" if duplicate else "false"},'
         f'"subscribers":{subscribers},"instances":{{{there}}}'
     )
 

@@ -21,8 +21,9 @@ from asyncplumber.core.hub import Hub
 from asyncplumber.core.intake import Intake
 from asyncplumber.core.waiting_posts import Outcome
 from asyncplumber.errors import BadAccount, Gone, NotAllowed, PlumberError, to_client_error
-from asyncplumber.event import Event, Receipt, checked_account, timestamp
+from asyncplumber.event import checked_account, timestamp
 from asyncplumber.http.responses import Response, error_response, json_response, receipt_response
+from asyncplumber.sending import Receipt
 from asyncplumber.wire.event_batch import unpack
 from asyncplumber.wire.parse import Headers, drafts_of, skyhooks_draft
 
@@ -166,24 +167,7 @@ class Webhook:
         ):
             return self.take(segment, headers, body)
         given = self._hub.deliver_ephemeral(drafts)
-        receipts = [
-            Receipt(
-                Event(
-                    account,
-                    "",
-                    0,
-                    draft.id,
-                    draft.type,
-                    draft.time,
-                    draft.content_type,
-                    draft.payload,
-                ),
-                False,
-                given,
-                {},
-            )
-            for draft in drafts
-        ]
+        receipts = [Receipt(draft.id, "", False, given, {}) for draft in drafts]
         return succeed(receipt_response(receipts, batch=len(receipts) > 1))
 
     def count_here(

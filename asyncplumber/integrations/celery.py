@@ -1,14 +1,18 @@
 """
-Makes a Celery worker announce what becomes of its tasks.
+Announces the results, failures and progress of Celery tasks to the subscribers of an account.
 
-A task that is started for an account, with the message header ``account``, tells the subscribers of
-that account how it ended.  The first attempt to send is made in line and is short: normally the
-event is kept before the task counts as done, so that with ``acks_late`` a worker killed in between
-runs the task again, and the same event id keeps the result from being there twice.  If the plumber
-does not answer, the event goes to an outbox, and a thread sends it when the plumber is back; as
-long as anything is in the outbox everything goes through it, so order holds and a task is held up
-once, not each.  The outbox is emptied before a process ends.  None of this changes the outcome of a
-task.
+A task is started for an account by the message header ``account``.  How it ends is then sent to the
+subscribers of that account:
+
+- The first attempt is made inside the task, and is short.  So the event is normally kept before
+  the task counts as done.  With ``acks_late``, a worker that is killed in between runs the task
+  again; the event then has the same id, and is not there twice.
+- If the plumber does not respond, the event goes to an outbox, and a thread sends it later.  While
+  the outbox has events, all events go through it.  So their order holds, and an absent plumber
+  delays one task and not each.
+- The outbox is emptied before a process ends.
+
+None of this changes the outcome of a task.
 """
 
 from __future__ import annotations
@@ -27,20 +31,21 @@ from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 from kombu.utils.json import JSONEncoder
 
-from asyncplumber.client.outbox import EXIT, PATIENCE, Outbox
-from asyncplumber.client.retry import Account, RetryPolicy, plain
+from asyncplumber.client.outbox import EXIT_TIMEOUT, INLINE_TIMEOUT, RETRY_POLICY, Outbox
+from asyncplumber.client.retry import RetryPolicy
+from asyncplumber.sending import Key, json_text
 
 ACCOUNT_HEADER = "account"
 TEXT_LENGTH = 1000  # characters of an error's message, or of the repr of what JSON cannot express
-STALL = 1.0  # seconds without an answer after which a task is held up no longer
 
 _log = get_logger(__name__)
 
 
-def for_account(account: Account) -> dict[str, Any]:
+def for_account(account: Key) -> dict[str, Any]:
     """
-    The options that start a task for an account: ``task.apply_async(args, **for_account("42"))``,
-    or ``.set(…)``.
+    Return the options that start a task for an account.
+
+    For example ``task.apply_async(args, **for_account("42"))``, or ``.set(**for_account("42"))``.
     """
     return {"headers": {ACCOUNT_HEADER: str(account)}}
 
@@ -52,81 +57,88 @@ def announce(
     token: str | None = None,
     headers: Mapping[str, str] | None = None,
     tracebacks: bool = False,
-    stall: float = STALL,
-    retry_policy: RetryPolicy = PATIENCE,
-    flush: float = EXIT,
+    inline_timeout: float = INLINE_TIMEOUT,
+    retry_policy: RetryPolicy = RETRY_POLICY,
+    exit_timeout: float = EXIT_TIMEOUT,
 ) -> Announcer:
     """
-    From now on, announce what becomes of the tasks of `app` that were started for an account.
+    Announce the tasks of `app` from now on.  Call it once, where the app is made.
 
-    `url` and `token` default to ``ASYNCPLUMBER_URL`` and ``ASYNCPLUMBER_TOKEN``; `headers` are
-    added to each request. `tracebacks`: send them with failures; they tell the subscribers about
-    your code.  `stall`: seconds that a task waits for an answer.  `retry_policy`: how long the
-    outbox tries with each event.  `flush`: seconds that an ending process waits.
+    Args:
+        app: The Celery app.
+        url: Where the plumber is; None takes ``ASYNCPLUMBER_URL``.
+        token: Sent as ``Authorization: Bearer``; None takes ``ASYNCPLUMBER_TOKEN``.
+        headers: Added to each request.
+        tracebacks: Whether a failure includes its traceback, which shows your code to subscribers.
+        inline_timeout: Seconds that a task waits for a response.
+        retry_policy: How long the outbox tries with each event.
+        exit_timeout: Seconds that an ending process waits for its outbox.
 
-    Call it once, where the app is made.  Raises ValueError for a URL, token or header that cannot
-    be used.
+    Raises:
+        ValueError: The URL, the token or a header cannot be used.
     """
     outbox = Outbox(
         url,
         token=token,
         headers=headers,
         retry_policy=retry_policy,
-        exit_timeout=flush,
-        stall=stall,
+        exit_timeout=exit_timeout,
+        inline_timeout=inline_timeout,
     )
     announcer = Announcer(app, outbox, tracebacks)
-    announcer.listen()
+    announcer.connect()
     return announcer
 
 
 class Announcer:
-    """Turns Celery's signals into events.  `progress` is for the tasks themselves."""
+    """Turns the signals of Celery into events.  `progress` is for the tasks themselves."""
 
     def __init__(self, app: Celery, outbox: Outbox, tracebacks: bool) -> None:
         self._app = app
         self._outbox = outbox
         self._tracebacks = tracebacks
-        # Requests by task id, for as long as Celery holds them: some failures are told without one,
-        # after the task or, by the main process, in place of a process that can do so no more.
+        # Requests by task id, as long as Celery holds them.  Some failures are signalled without a
+        # request: after the task, or by the main process for a child that cannot do it any more.
         self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
-    def listen(self) -> None:
+    def connect(self) -> None:
         """Connect to the signals of Celery."""
         for signal, receiver in (
-            (signals.task_received, self._received),
-            (signals.task_prerun, self._begun),
-            (signals.task_success, self._succeeded),
-            (signals.task_failure, self._failed),
-            (signals.task_retry, self._retried),
-            (signals.task_revoked, self._revoked),
-            (signals.worker_process_shutdown, self._ending),
-            (signals.worker_shutdown, self._ending),
+            (signals.task_received, self._on_received),
+            (signals.task_prerun, self._on_prerun),
+            (signals.task_success, self._on_success),
+            (signals.task_failure, self._on_failure),
+            (signals.task_retry, self._on_retry),
+            (signals.task_revoked, self._on_revoked),
+            (signals.worker_process_shutdown, self._on_shutdown),
+            (signals.worker_shutdown, self._on_shutdown),
         ):
             signal.connect(receiver, weak=False)
 
     def progress(self, data: Any) -> None:
         """
-        Tell the subscribers of the running task how far it is; `data` is anything that JSON can
-        express.
+        Tell the subscribers of the running task how far it is.
 
-        Does nothing in a task that was not started for an account.  Raises nothing, but lets a soft
-        time limit through.
+        Does nothing in a task that was not started for an account.  Raises nothing, except that a
+        soft time limit passes through.
+
+        Args:
+            data: Anything that JSON can express.
         """
         task = current_task
         if task and not task.request.called_directly:
-            self._event(task, task.request, "progress", "PROGRESS", None, progress=data)
+            self._announce(task, task.request, "progress", "PROGRESS", None, progress=data)
 
-    def _received(self, request: Any, **_: Any) -> None:
+    def _on_received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
 
-    def _begun(self, task_id: str, task: Any, **_: Any) -> None:
+    def _on_prerun(self, task_id: str, task: Any, **_: Any) -> None:
         self._requests[task_id] = task.request
 
-    def _succeeded(self, sender: Any, result: Any, **_: Any) -> None:
-        self._event(sender, sender.request, "result", "SUCCESS", "SUCCESS", result=result)
+    def _on_success(self, sender: Any, result: Any, **_: Any) -> None:
+        self._announce(sender, sender.request, "result", "SUCCESS", "SUCCESS", result=result)
 
-    def _failed(
+    def _on_failure(
         self, sender: Any, task_id: str, exception: BaseException, einfo: Any = None, **_: Any
     ) -> None:
         error = _error(exception)
@@ -134,98 +146,96 @@ class Announcer:
             error["traceback"] = str(einfo.traceback)
         request = sender.request if sender.request.id == task_id else self._requests.get(task_id)
         if request is not None:
-            # The main process has its own kind of request.
+            # The main process has a request class of its own.
             request = Context(request.request_dict) if hasattr(request, "request_dict") else request
-            self._event(sender, request, "failure", "FAILURE", "FAILURE", error=error)
+            self._announce(sender, request, "failure", "FAILURE", "FAILURE", error=error)
 
-    def _retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
+    def _on_retry(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
         cause = getattr(reason, "exc", None)
         error = _error(cause) if isinstance(cause, BaseException) else None
-        self._event(
-            sender,
-            request,
-            "retry",
-            "RETRY",
-            f"RETRY:{request.retries}",
-            error=error,
-            retries=request.retries,
-        )
+        retries = request.retries
+        step = f"RETRY:{retries}"
+        self._announce(sender, request, "retry", "RETRY", step, error=error, retries=retries)
 
-    def _revoked(
+    def _on_revoked(
         self, sender: Any, request: Any, terminated: Any = False, expired: Any = False, **_: Any
     ) -> None:
         kind = "Expired" if expired else "Terminated" if terminated else "Revoked"
         error = {"type": kind, "message": f"the task was {kind.lower()}"}
-        self._event(sender, request, "failure", "REVOKED", "REVOKED", error=error)
+        self._announce(sender, request, "failure", "REVOKED", "REVOKED", error=error)
 
-    def _ending(self, **_: Any) -> None:
+    def _on_shutdown(self, **_: Any) -> None:
         self._outbox.close()
 
-    def _event(
-        self, task: Any, request: Any, type: str, state: str, step: str | None, **said: Any
+    def _announce(
+        self, task: Any, request: Any, type: str, state: str, step: str | None, **facts: Any
     ) -> None:
         """
-        Send one event; `step` makes its id the same when the task is run again, None makes it a new
-        one.
+        Send one event.
+
+        Args:
+            task: The task.
+            request: The request that the task runs for.
+            type: The type of the event.
+            state: The state of the task, in Celery's words.
+            step: Part of the event's id, so that it is the same if the task is run again.  None
+                makes a new id.
+            facts: What else the event says.
         """
         try:
             account = (request.headers or {}).get(ACCOUNT_HEADER)
             if account is None or task.app is not self._app:
                 return
-            post = self._outbox.address.post(
+            event = self._outbox.endpoint.request(
                 str(account),
-                _as_json({"task": task.name, "task_id": request.id, "state": state}, said),
+                _as_json({"task": task.name, "task_id": request.id, "state": state}, facts),
                 id=None if step is None else f"{request.id}:{step}",
                 type=type,
                 content_type="application/json",
                 time=datetime.now(UTC),
             )
-            # The main process of a worker has other things to do than to wait for an answer.
-            running = bool(current_task) and current_task.request.id == request.id
-            self._outbox.put(post, in_line=running)
+            # The main process of a worker must not wait for a response.
+            inline = bool(current_task) and current_task.request.id == request.id
+            self._outbox.put(event, inline=inline)
         except SoftTimeLimitExceeded:
             raise
-        except Exception:  # the outcome of the task is not ours to change
+        except Exception:  # must not change the outcome of the task
             _log.exception("cannot announce %s of task %s", state, getattr(request, "id", None))
 
 
 class _Encoder(JSONEncoder):
-    """
-    Kombu's, without the marks that are for its own decoder: a browser has more use for the bare
-    value.
-    """
+    """Kombu's encoder without the marks for its own decoder: a browser needs the bare value."""
 
     def default(self, o: Any) -> Any:
         if not hasattr(o, "__json__"):
             with suppress(TypeError):
-                return plain(o)  # of a UUID kombu would make an object
-        said = super().default(o)
-        if isinstance(said, dict) and said.keys() == {"__type__", "__value__"}:
-            return said["__value__"]
-        return said
+                return json_text(o)  # kombu would make an object of a UUID
+        value = super().default(o)
+        if isinstance(value, dict) and value.keys() == {"__type__", "__value__"}:
+            return value["__value__"]
+        return value
 
 
-def _as_json(about: dict[str, Any], said: dict[str, Any]) -> bytes:
+def _as_json(about: dict[str, Any], facts: dict[str, Any]) -> bytes:
     """
-    UTF-8.  Where JSON cannot express what is said, its repr stands there, and the member ``"repr":
-    true`` beside it.
+    Encode both as one JSON object.
+
+    If JSON cannot express the facts, their reprs take their place, with ``"repr": true`` beside.
     """
     try:
         return json.dumps(
-            {**about, **said}, cls=_Encoder, allow_nan=False, separators=(",", ":")
+            {**about, **facts}, cls=_Encoder, allow_nan=False, separators=(",", ":")
         ).encode()
     except SoftTimeLimitExceeded:
         raise
     except Exception:  # a value's own code may raise anything
-        reprs = {name: saferepr(value, TEXT_LENGTH) for name, value in said.items()}
+        reprs = {name: saferepr(value, TEXT_LENGTH) for name, value in facts.items()}
         return json.dumps({**about, **reprs, "repr": True}, separators=(",", ":")).encode()
 
 
 def _error(exception: BaseException) -> dict[str, str]:
-    """
-    Type and message.  An exception that cannot be pickled comes wrapped, with the name of its type
-    beside.
-    """
+    """Return type and message of an exception."""
+    # Celery wraps an exception that cannot be pickled, and keeps the name of its type beside.
     name = getattr(exception, "exc_cls_name", type(exception).__name__)
     try:
         message = str(exception)

@@ -20,7 +20,6 @@ from urllib.parse import unquote
 
 from asyncplumber.errors import BadRequest, TooLarge, UnsupportedMediaType
 from asyncplumber.event import (
-    DEFAULT_TYPE,
     RESERVED_TYPES,
     Draft,
     checked_account,
@@ -28,6 +27,7 @@ from asyncplumber.event import (
     new_id,
     timestamp,
 )
+from asyncplumber.sending import DEFAULT_TYPE
 from asyncplumber.wire.payload import bytes_member, json_member, kind_of, parts_of, payload_of
 
 Headers = Mapping[bytes, bytes]

@@ -17,14 +17,14 @@ from typing import Any, ClassVar
 from urllib.parse import urlencode
 from uuid import UUID
 
-from celery import Celery
+from celery import Celery, signals
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.client import RetryPolicy
 from asyncplumber.integrations.celery import announce, for_account
 from harness.processes import Process, Server, celery_settings, start_server, start_worker
-from tests.system.test_client_send import Receiver, Step, answer, receive
+from harness.receiver import Receiver, Step, receive, respond
 
 APP = "tests.celery_app"
 ANSWER = 30.0  # seconds that a real worker may take until an event is there
@@ -180,7 +180,7 @@ class EagerTests(SynchronousTestCase):
         Neither a plumber that refuses nor an account that cannot be changes what becomes of the
         task.
         """
-        self.begin(answer(413))
+        self.begin(respond(413))
         self.assertEqual(self.run_task(lambda: 1).get(), 1)
         self.assertEqual(self.run_task(lambda: 2, headers={"account": ""}).get(), 2)
         self.assertEqual(self.run_task(lambda: 3, headers={"account": "\ud800"}).get(), 3)
@@ -188,18 +188,18 @@ class EagerTests(SynchronousTestCase):
 
     def test_comes_back(self) -> None:
         """What a plumber did not take at once it gets when it is back, in order."""
-        self.begin(*[answer(503)] * 3)
+        self.begin(*[respond(503)] * 3)
         self.run_task(lambda: [self.plumber.progress(done) for done in range(3)] and "ok")
-        self.plumber._ending()
+        signals.worker_process_shutdown.send(sender=None)
         kept = [data.get("progress", "ok") for _, data in self.said()[3:]]
         self.assertEqual(kept, [0, 1, 2, "ok"])
 
     def test_time_of_event(self) -> None:
         """An event says when it happened, however long it was in the outbox."""
-        self.begin(answer(503))
+        self.begin(respond(503))
         before = datetime.now(UTC)
         self.run_task(lambda: 1)
-        self.plumber._ending()
+        signals.worker_process_shutdown.send(sender=None)
         times = {request.headers["ce-time"] for request in self.receiver.received}
         self.assertEqual(len(times), 1)
         self.assertTrue(before <= datetime.fromisoformat(times.pop()) <= datetime.now(UTC))
@@ -353,7 +353,7 @@ class AbsentPlumberTests(WorkerTestCase):
         def away(door: Any) -> None:
             if back.is_set():
                 received.append(door.headers["Webhook-Id"])
-            (receive if back.is_set() else answer(503))(door)
+            (receive if back.is_set() else respond(503))(door)
 
         receiver = Receiver(*[away] * 1000)
         self.addCleanup(receiver.stop)

@@ -22,9 +22,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.client import Outbox, Receipt, Refused, RetryPolicy, Undelivered
 from asyncplumber.client import outbox as outbox_module
-from asyncplumber.client.retry import Post
+from asyncplumber.client.request import Request
 from harness.processes import ROOT
-from tests.system.test_client_send import Receiver, Step, stall
+from harness.receiver import Receiver, Step, respond, stall
 
 LOG = "asyncplumber.client"
 ANSWER = 30.0  # seconds that a real thread or process may take
@@ -40,21 +40,21 @@ class Script:
         self.outcomes = list(outcomes)
         self.tried: list[str] = []
 
-    def deliver(self, post: Post) -> Receipt:
-        self.tried.append(post.id)
+    def deliver(self, request: Request) -> Receipt:
+        self.tried.append(request.id)
         outcome = self.outcomes.pop(0) if self.outcomes else None
         if isinstance(outcome, threading.Event):
             outcome.wait(ANSWER)
         elif outcome is not None:
             raise outcome
-        return Receipt(post.id, "e.1", False, 0, {})
+        return Receipt(request.id, "e.1", False, 0, {})
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-def post(id: str, body: bytes = b"1") -> Post:
-    return Post(id, "/hooks/42", {}, body)
+def request(id: str, body: bytes = b"1") -> Request:
+    return Request(id, "/hooks/42", {}, body)
 
 
 def down() -> Undelivered:
@@ -72,7 +72,7 @@ class OutboxTestCase(SynchronousTestCase):
         def make(url: str, *, retry_policy: RetryPolicy, **_: Any) -> Script:
             return quick if retry_policy.attempts == 1 else patient
 
-        outbox = Outbox("http://127.0.0.1:1", exit_timeout=seconds, make=make, **options)
+        outbox = Outbox("http://127.0.0.1:1", exit_timeout=seconds, sender_factory=make, **options)
         self.addCleanup(outbox.close, 0.0)
         return outbox
 
@@ -83,14 +83,14 @@ class OutboxTests(OutboxTestCase):
     def test_in_line(self) -> None:
         """Normally an event is sent before the call returns."""
         quick, patient = Script(), Script()
-        self.outbox(quick, patient).put(post("a"), in_line=True)
+        self.outbox(quick, patient).put(request("a"), inline=True)
         self.assertEqual((quick.tried, patient.tried), (["a"], []))
 
     def test_main_process(self) -> None:
         """Who may not wait does not."""
         quick, patient = Script(), Script()
         outbox = self.outbox(quick, patient)
-        outbox.put(post("a"), in_line=False)
+        outbox.put(request("a"), inline=False)
         outbox.flush()
         self.assertEqual((quick.tried, patient.tried), ([], ["a"]))
 
@@ -103,7 +103,7 @@ class OutboxTests(OutboxTestCase):
         quick, patient = Script(down()), Script(back)
         outbox = self.outbox(quick, patient)
         for id in "abc":
-            outbox.put(post(id), in_line=True)
+            outbox.put(request(id), inline=True)
         self.assertEqual(quick.tried, ["a"])
         back.set()
         outbox.flush()
@@ -113,9 +113,9 @@ class OutboxTests(OutboxTestCase):
         """When the outbox is empty events are sent in line again."""
         quick, patient = Script(down()), Script()
         outbox = self.outbox(quick, patient)
-        outbox.put(post("a"), in_line=True)
+        outbox.put(request("a"), inline=True)
         outbox.flush()
-        outbox.put(post("b"), in_line=True)
+        outbox.put(request("b"), inline=True)
         self.assertEqual((quick.tried, patient.tried), (["a", "b"], ["a"]))
 
     def test_refused(self) -> None:
@@ -125,9 +125,9 @@ class OutboxTests(OutboxTestCase):
             Script(Refused(413, "too-large", "")),
         )
         outbox = self.outbox(quick, patient)
-        outbox.put(post("a"), in_line=True)
+        outbox.put(request("a"), inline=True)
         for id in "bc":
-            outbox.put(post(id), in_line=False)
+            outbox.put(request(id), inline=False)
         outbox.flush()
         self.assertEqual((quick.tried, patient.tried), (["a"], ["b", "c"]))
 
@@ -138,7 +138,7 @@ class OutboxTests(OutboxTestCase):
         """
         quick, patient = Script(SoftTimeLimitExceeded()), Script()
         outbox = self.outbox(quick, patient)
-        self.assertRaises(SoftTimeLimitExceeded, outbox.put, post("a"), in_line=True)
+        self.assertRaises(SoftTimeLimitExceeded, outbox.put, request("a"), inline=True)
         outbox.flush()
         self.assertEqual(patient.tried, ["a"])
 
@@ -151,7 +151,7 @@ class OutboxTests(OutboxTestCase):
         quick, patient = Script(down()), Script()
         outbox = self.outbox(quick, patient)
         self.patch(outbox_module._log, "warning", struck)
-        self.assertRaises(SoftTimeLimitExceeded, outbox.put, post("a"), in_line=True)
+        self.assertRaises(SoftTimeLimitExceeded, outbox.put, request("a"), inline=True)
         self.assertTrue(outbox.flush())
         self.assertEqual(patient.tried, ["a"])
 
@@ -165,7 +165,7 @@ class OutboxTests(OutboxTestCase):
         outbox = self.outbox(Script(), Script(back, back), seconds=0.0, max_events=3, max_bytes=10)
         with self.assertLogs(LOG, "ERROR") as logs:
             for id, size in (("a", 8), ("large", 3), ("b", 1), ("c", 1), ("full", 0)):
-                outbox.put(post(id, bytes(size)), in_line=False)
+                outbox.put(request(id, bytes(size)), inline=False)
             self.assertEqual(outbox.dropped, 2)
             back.set()
             self.assertTrue(outbox.flush(ANSWER))
@@ -178,9 +178,9 @@ class OutboxTests(OutboxTestCase):
         self.addCleanup(back.set)
         outbox = self.outbox(Script(), Script(back), seconds=0.0)
         with self.assertLogs(LOG, "ERROR"):
-            outbox.put(post("large", bytes(17 * 1024 * 1024)), in_line=False)
+            outbox.put(request("large", bytes(17 * 1024 * 1024)), inline=False)
             for number in range(1001):
-                outbox.put(post(str(number)), in_line=False)
+                outbox.put(request(str(number)), inline=False)
         self.assertEqual(outbox.dropped, 2)
 
     def test_losses_are_told_once_in_a_while(self) -> None:
@@ -193,7 +193,7 @@ class OutboxTests(OutboxTestCase):
         for moment in (100.0, 101.0, 109.9, 110.0, 119.9):
             now[0] = moment
             with self.assertLogs(LOG, "ERROR") as logs:
-                outbox.put(post(str(moment)), in_line=False)
+                outbox.put(request(str(moment)), inline=False)
                 if moment in (101.0, 109.9, 119.9):
                     logging.getLogger(LOG).error("nothing")
             expected = {100.0: "event 100.0 is lost: the outbox is full"}
@@ -209,10 +209,48 @@ class OutboxTests(OutboxTestCase):
         back = threading.Event()
         self.addCleanup(back.set)
         outbox = self.outbox(Script(), Script(back), seconds=0.01)
-        outbox.put(post("a"), in_line=False)
+        outbox.put(request("a"), inline=False)
         with self.assertLogs(LOG, "ERROR") as logs:
             outbox.close()
         self.assertIn("event a is lost", logs.output[0])
+
+    def test_an_event_that_is_sent_during_a_close_is_not_lost(self) -> None:
+        """The attempt decides about it; only the events behind it are lost."""
+        back = threading.Event()
+        patient = Script(back)
+        outbox = self.outbox(Script(), patient)
+        for id in "ab":
+            outbox.put(request(id), inline=False)
+        with self.assertLogs(LOG, "ERROR") as logs:
+            self.assertFalse(outbox.close(0.01))
+        self.assertEqual(
+            [record.getMessage() for record in logs.records],
+            [
+                "event b is lost: the outbox was closed",
+                "event a is lost unless the attempt under way succeeds",
+            ],
+        )
+        self.assertEqual(outbox.dropped, 1)
+        outbox.put(request("c"), inline=False)
+        back.set()
+        self.assertTrue(outbox.flush())
+        self.assertEqual((patient.tried, outbox.dropped), (["a", "c"], 1))
+
+    def test_an_attempt_that_fails_after_a_close_is_the_last(self) -> None:
+        """The event is counted as lost once, and what comes later is sent."""
+        receiver = Receiver(respond(503), respond(503))
+        self.addCleanup(receiver.stop)
+        policy = RetryPolicy(deadline=300.0, initial_backoff=60.0, max_backoff=60.0)
+        outbox = Outbox(receiver.url, retry_policy=policy)
+        outbox.send("42", 1, id="a")
+        receiver.wait_for(1)
+        with self.assertLogs(LOG, "ERROR"):
+            self.assertFalse(outbox.close(0.0))
+            self.assertTrue(outbox.flush())
+        self.assertEqual(outbox.dropped, 1)
+        outbox.send("42", 2, id="b")
+        outbox.flush()
+        self.assertEqual([each.id for each in receiver.received], ["a", "b", "b"])
 
     def test_a_flush_loses_nothing(self) -> None:
         """
@@ -222,7 +260,7 @@ class OutboxTests(OutboxTestCase):
         back = threading.Event()
         patient = Script(back)
         outbox = self.outbox(Script(), patient)
-        outbox.put(post("a"), in_line=False)
+        outbox.put(request("a"), inline=False)
         with self.assertLogs(LOG, "WARNING") as logs:
             self.assertFalse(outbox.flush(0.01))
         self.assertIn("1 event is not sent within 0.01 seconds", logs.output[0])
@@ -332,7 +370,8 @@ class ProcessTests(SynchronousTestCase):
         """Run this with `outbox` at hand, to its end.  What came in, and what it said."""
         receiver = Receiver(*script)
         self.addCleanup(receiver.stop)
-        begin = "import multiprocessing, os, sys, time\nfrom asyncplumber.client import Outbox, RetryPolicy\n"
+        begin = "import multiprocessing, os, sys, time\n"
+        begin += "from asyncplumber.client import Outbox, RetryPolicy\n"
         begin += "outbox = Outbox(sys.argv[1], exit_timeout=float(sys.argv[2]))\n"
         folder = Path(mkdtemp(prefix="asyncplumber-test-"))
         self.addCleanup(FilePath(folder).remove)
@@ -357,9 +396,11 @@ class ProcessTests(SynchronousTestCase):
         It does not wait for ever: after its time it ends, with status 0, and says what is lost.
         """
         began = time.monotonic()
-        _, said = self.run_script("outbox.send('42', 1); outbox.send('42', 2, id='t-2')", stall)
+        code = "outbox.send('42', 1, id='t-1'); outbox.send('42', 2, id='t-2')"
+        _, said = self.run_script(code, stall)
         self.assertLess(time.monotonic() - began, ANSWER)
-        self.assertIn("event t-2 is lost: the process ends; and 1 before it", said)
+        self.assertIn("event t-2 is lost: the outbox was closed\n", said)
+        self.assertIn("event t-1 is lost unless the attempt under way succeeds\n", said)
 
     def test_fork(self) -> None:
         """
@@ -396,7 +437,8 @@ class ProcessTests(SynchronousTestCase):
             receiver, said = self.run_script(
                 "def work(n): outbox.send('42', n)\n"
                 "if __name__ == '__main__':\n"
-                f"    process = multiprocessing.get_context('{method}').Process(target=work, args=(7,))\n"
+                f"    context = multiprocessing.get_context('{method}')\n"
+                "    process = context.Process(target=work, args=(7,))\n"
                 "    process.start(); process.join()\n"
             )
             self.assertEqual((self.bodies(receiver), said), ([b"7"], ""), method)

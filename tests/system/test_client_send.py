@@ -8,141 +8,22 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
 from uuid import UUID
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber import client
-from asyncplumber.client.retry import (
-    Address,
-    Answer,
-    Receipt,
-    Refused,
-    RetryPolicy,
-    Tries,
-    Undelivered,
-    encoded,
-)
-from asyncplumber.client.send import Sender
+from asyncplumber.client import Receipt, Refused, RetryPolicy, Sender, Undelivered
+from asyncplumber.client.request import Endpoint
+from asyncplumber.client.response import Response
+from asyncplumber.client.retry import RetryState
 from asyncplumber.event import Event
+from asyncplumber.sending import encode
 from asyncplumber.wire.parse import drafts_of
 from harness.processes import ROOT
-
-
-class Received(NamedTuple):
-    """A request as it came in; `client` tells its connection from others, `id` its event."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    client: tuple[str, int]
-
-    @property
-    def id(self) -> str:
-        return self.headers["webhook-id"]
-
-
-Step = Callable[["_Door"], None]
-
-
-def answer(status: int, body: object = None, hang_up: bool = False, **headers: str) -> Step:
-    """
-    A step that answers so, and then may close the connection although it did not say that it would.
-    """
-
-    def step(door: _Door) -> None:
-        text = json.dumps(body).encode() if body is not None else b""
-        door.send_response_only(status)
-        for name, value in {"Content-Length": str(len(text)), **headers}.items():
-            door.send_header(name.replace("_", "-"), value)
-        door.end_headers()
-        door.wfile.write(text)
-        door.close_connection = hang_up
-
-    return step
-
-
-def receive(door: _Door) -> None:
-    """A step that gives a receipt, as a plumber does."""
-    receipt = {
-        "id": door.headers["Webhook-Id"],
-        "cursor": "e.1",
-        "duplicate": False,
-        "subscribers": 2,
-    }
-    answer(201, {"status": "ok", **receipt, "instances": {"ok": 1, "failed": 0}})(door)
-
-
-def close(door: _Door) -> None:
-    """A step that closes the connection without an answer."""
-    door.close_connection = True
-
-
-def stall(door: _Door) -> None:
-    """A step that says nothing until the test is over."""
-    door.server.over.wait()
-    door.close_connection = True
-
-
-class _Door(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.note(Received(self.path, headers, body, self.client_address))(self)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-class Receiver(ThreadingHTTPServer):
-    """Takes POSTs on a free port; answers by the script, then with receipts."""
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self, *script: Step, tls: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Door)
-        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.server_port}"
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_side=True)
-        self.over = threading.Event()
-        self.received: list[Received] = []
-        self._script = deque(script)
-        self._news = threading.Condition()
-        self._thread = threading.Thread(
-            target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        )
-        self._thread.start()
-
-    def note(self, request: Received) -> Step:
-        with self._news:
-            self.received.append(request)
-            self._news.notify_all()
-            return self._script.popleft() if self._script else receive
-
-    def wait_for(self, number: int, seconds: float = 30.0) -> list[Received]:
-        """Wait until so many requests have come in, for so many seconds; what came in."""
-        with self._news:
-            self._news.wait_for(lambda: len(self.received) >= number, seconds)
-            return list(self.received)
-
-    def handle_error(self, *_: object) -> None:
-        """A client that goes away is part of many a script."""
-
-    def stop(self) -> None:
-        self.over.set()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
+from harness.receiver import Receiver, Step, close, receive, respond, stall
 
 
 class Time:
@@ -172,7 +53,7 @@ class SenderTestCase(SynchronousTestCase):
             retry_policy=retry_policy,
             clock=lambda: self.time.now,
             sleep=self.time.sleep,
-            chance=lambda: 0.5,
+            random=lambda: 0.5,
             **options,
         )
         self.addCleanup(sender.close)
@@ -203,9 +84,9 @@ class SendingTests(SenderTestCase):
 
     def test_kinds_of_data(self) -> None:
         """Text goes as text, bytes as they are, all else as JSON."""
-        self.assertEqual(encoded("é"), ("text/plain; charset=utf-8", "é".encode()))
-        self.assertEqual(encoded(b"\x00"), ("application/octet-stream", b"\x00"))
-        self.assertEqual(encoded([1, None]), ("application/json", b"[1,null]"))
+        self.assertEqual(encode("é"), ("text/plain; charset=utf-8", "é".encode()))
+        self.assertEqual(encode(b"\x00"), ("application/octet-stream", b"\x00"))
+        self.assertEqual(encode([1, None]), ("application/json", b"[1,null]"))
 
     def test_keys_of_a_database(self) -> None:
         """An account or an id may be the number or the UUID that a database has as key."""
@@ -254,9 +135,9 @@ class SendingTests(SenderTestCase):
             "price": "1.50",
             "key": str(key),
         }
-        self.assertEqual(json.loads(encoded(rich)[1]), {**text, "open": "12:00:00"})
-        self.assertEqual(encoded([Decimal("1.50")]), ("application/json", b'["1.50"]'))
-        error = self.assertRaises(TypeError, encoded, {"odd": {1}})
+        self.assertEqual(json.loads(encode(rich)[1]), {**text, "open": "12:00:00"})
+        self.assertEqual(encode([Decimal("1.50")]), ("application/json", b'["1.50"]'))
+        error = self.assertRaises(TypeError, encode, {"odd": {1}})
         self.assertEqual(str(error), "set cannot be expressed in JSON")
 
     def test_content_type(self) -> None:
@@ -284,10 +165,10 @@ class SendingTests(SenderTestCase):
         """
         What goes out means to the plumber what it meant to the sender, with a time and without.
         """
-        address = Address("http://127.0.0.1:8080", None, None)
+        endpoint = Endpoint("http://127.0.0.1:8080", None, None)
         for time, told in [(None, "arrival"), ("2012-09-28T11:00:00Z", "2012-09-28T11:00:00.000Z")]:
             for data in ({"total": [7, None]}, "a\nb", b"\xff"):
-                sent = address.post(
+                sent = endpoint.request(
                     "42", data, id='a "b"%41', type="re port", content_type=None, time=time
                 )
                 headers = {
@@ -342,7 +223,7 @@ class SendingTests(SenderTestCase):
 
     def test_token_is_not_told(self) -> None:
         """Neither a failure nor a token that cannot be sent puts the token into a message."""
-        receiver = self.receiver(answer(403), answer(500))
+        receiver = self.receiver(respond(403), respond(500))
         sender = self.sender(receiver.url, RetryPolicy(attempts=1), token="s3cret")
         for failure in (Refused, Undelivered):
             error = self.assertRaises(failure, sender.send, "42", 1)
@@ -364,7 +245,10 @@ class SendingTests(SenderTestCase):
 
     def test_needs_only_python(self) -> None:
         """A synchronous program does not load Twisted or Celery to send."""
-        code = "import sys, asyncplumber.client; print({'twisted', 'celery', 'treq', 'zope'} & set(sys.modules))"
+        code = (
+            "import sys, asyncplumber.client; "
+            "print({'twisted', 'celery', 'treq', 'zope', 'msgspec'} & set(sys.modules))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
         )
@@ -376,7 +260,7 @@ class RetryTests(SenderTestCase):
 
     def test_again_after_503(self) -> None:
         """An attempt that failed for now is repeated after a pause, as the same event."""
-        receiver = self.receiver(answer(503))
+        receiver = self.receiver(respond(503))
         self.sender(receiver.url).send("42", 1)
         first, second = receiver.received
         self.assertEqual(first.id, second.id)
@@ -384,7 +268,7 @@ class RetryTests(SenderTestCase):
 
     def test_transient(self) -> None:
         """Too slow, too many and every fault of the server are worth another attempt."""
-        receiver = self.receiver(*[answer(status) for status in (408, 429, 500, 502, 504, 507)])
+        receiver = self.receiver(*[respond(status) for status in (408, 429, 500, 502, 504, 507)])
         self.sender(receiver.url).send("42", 1)
         self.assertEqual(len(receiver.received), 7)
 
@@ -414,7 +298,7 @@ class RetryTests(SenderTestCase):
     def test_attempts(self) -> None:
         """The number of attempts can be bounded as well, and the last reason is told."""
         receiver = self.receiver(
-            *[answer(503, {"error": {"code": "unavailable", "message": "no store"}})] * 2
+            *[respond(503, {"error": {"code": "unavailable", "message": "no store"}})] * 2
         )
         error = self.assertRaises(
             Undelivered, self.sender(receiver.url, RetryPolicy(attempts=2)).send, "42", 1
@@ -424,7 +308,7 @@ class RetryTests(SenderTestCase):
     def test_refused(self) -> None:
         """What will never be accepted is not sent again; the error says what the plumber said."""
         receiver = self.receiver(
-            answer(413, {"error": {"code": "too-large", "message": "at most 1 MiB"}})
+            respond(413, {"error": {"code": "too-large", "message": "at most 1 MiB"}})
         )
         error = self.assertRaises(Refused, self.sender(receiver.url).send, "42", 1)
         self.assertEqual(
@@ -435,7 +319,7 @@ class RetryTests(SenderTestCase):
     def test_refused_by_somebody_else(self) -> None:
         """Problem details and answers without words make an error as well."""
         receiver = self.receiver(
-            answer(403, {"type": "about:blank", "title": "Forbidden"}), answer(404)
+            respond(403, {"type": "about:blank", "title": "Forbidden"}), respond(404)
         )
         sender = self.sender(receiver.url)
         self.assertEqual(self.assertRaises(Refused, sender.send, "42", 1).message, "Forbidden")
@@ -444,7 +328,7 @@ class RetryTests(SenderTestCase):
     def test_redirect(self) -> None:
         """A redirect is not followed: a result must not go where its sender did not say."""
         other = self.receiver()
-        receiver = self.receiver(answer(307, Location=other.url + "/hooks/42"))
+        receiver = self.receiver(respond(307, Location=other.url + "/hooks/42"))
         self.assertEqual(
             self.assertRaises(Refused, self.sender(receiver.url).send, "42", 1).code, "redirect"
         )
@@ -452,7 +336,7 @@ class RetryTests(SenderTestCase):
 
     def test_no_receipt(self) -> None:
         """A success that is no receipt comes from somebody else: nothing was kept."""
-        receiver = self.receiver(answer(200, {"status": "ok"}), answer(200, [1]), answer(204))
+        receiver = self.receiver(respond(200, {"status": "ok"}), respond(200, [1]), respond(204))
         sender = self.sender(receiver.url)
         for _ in range(3):
             self.assertEqual(self.assertRaises(Refused, sender.send, "42", 1).code, "no-receipt")
@@ -461,23 +345,23 @@ class RetryTests(SenderTestCase):
 class ScheduleTests(SynchronousTestCase):
     """How long the pauses are."""
 
-    def pauses(self, tries: Tries, *answers: Answer) -> list[object]:
-        return [tries.answered(answer, 0.0) for answer in answers]
+    def pauses(self, state: RetryState, *responses: Response) -> list[object]:
+        return [state.responded(response, 0.0) for response in responses]
 
     def test_growth(self) -> None:
         """
         The pause is a random part of a span that doubles up to a bound, however often it fails.
         """
-        tries = Tries(
+        state = RetryState(
             RetryPolicy(initial_backoff=1.0, max_backoff=5.0, deadline=9e9), "t", 0.0, lambda: 1.0
         )
-        self.assertEqual([tries.failed("", 0.0) for _ in range(5)], [1.0, 2.0, 4.0, 5.0, 5.0])
+        self.assertEqual([state.failed("", 0.0) for _ in range(5)], [1.0, 2.0, 4.0, 5.0, 5.0])
         for _ in range(2000):
-            self.assertEqual(tries.failed("", 0.0), 5.0)
+            self.assertEqual(state.failed("", 0.0), 5.0)
 
     def test_jitter(self) -> None:
         """The random part may be nothing."""
-        self.assertEqual(Tries(RetryPolicy(), "t", 0.0, lambda: 0.0).failed("", 0.0), 0.0)
+        self.assertEqual(RetryState(RetryPolicy(), "t", 0.0, lambda: 0.0).failed("", 0.0), 0.0)
 
     def test_retry_after(self) -> None:
         """
@@ -498,22 +382,23 @@ class ScheduleTests(SynchronousTestCase):
             ("-1", 0.0),
             ("²", 0.0),
         ]:
-            tries = Tries(RetryPolicy(deadline=9e9), "t", 0.0, lambda: 0.0)
+            state = RetryState(RetryPolicy(deadline=9e9), "t", 0.0, lambda: 0.0)
             self.assertEqual(
-                self.pauses(tries, Answer(503, {"retry-after": asked, "date": now}, b"")),
+                self.pauses(state, Response(503, {"retry-after": asked, "date": now}, b"")),
                 [seconds],
                 asked,
             )
 
     def test_retry_after_the_deadline(self) -> None:
         """Who is asked to wait for longer than there is time gives up at once."""
-        tries = Tries(RetryPolicy(deadline=5.0), "t", 0.0, lambda: 0.0)
-        self.assertRaises(Undelivered, tries.answered, Answer(429, {"retry-after": "5"}, b""), 0.0)
+        state = RetryState(RetryPolicy(deadline=5.0), "t", 0.0, lambda: 0.0)
+        response = Response(429, {"retry-after": "5"}, b"")
+        self.assertRaises(Undelivered, state.responded, response, 0.0)
 
     def test_last_attempt_is_short(self) -> None:
         """No attempt may last beyond the deadline."""
-        tries = Tries(RetryPolicy(timeout=5.0, deadline=8.0), "t", 100.0, lambda: 0.0)
-        self.assertEqual((tries.timeout(100.0), tries.timeout(106.0)), (5.0, 2.0))
+        state = RetryState(RetryPolicy(timeout=5.0, deadline=8.0), "t", 100.0, lambda: 0.0)
+        self.assertEqual((state.timeout(100.0), state.timeout(106.0)), (5.0, 2.0))
 
 
 class ConnectionTests(SenderTestCase):
@@ -538,7 +423,7 @@ class ConnectionTests(SenderTestCase):
             "subscribers": 0,
             "instances": {},
         }
-        receiver = self.receiver(answer(202, receipt, hang_up=True))
+        receiver = self.receiver(respond(202, receipt, hang_up=True))
         sender = self.sender(receiver.url, RetryPolicy(attempts=1))
         sender.send("42", 1)
         sender.send("42", 2)

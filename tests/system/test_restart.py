@@ -11,7 +11,7 @@ from twisted.internet.task import deferLater
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import TestCase
 
-from asyncplumber import Event, Plumber
+from asyncplumber import Cursor, Event, Plumber
 from asyncplumber.core.callbacks import CallbackSubscriber
 from harness.core import CoreCase
 from harness.mongod import fresh_uri
@@ -40,19 +40,19 @@ class RestartTests(TestCase):
         tree.startService()
         await plumber.opened
         await self.until(lambda: plumber.hub.count("a") == 1)
-        await plumber.send("a", b"1")
+        await plumber.send("a", 1)
         await self.until(lambda: before == [1])
         await tree.stopService()
         plumber.register("a", lambda event: after.append(event.data), after="earliest")
         tree.startService()
         await plumber.opened
-        receipt = await plumber.send("a", b"2")
-        self.assertEqual(receipt.event.seq, 2)
+        receipt = await plumber.send("a", 2)
+        self.assertEqual(Cursor.parse(receipt.cursor).seq, 2)
         await self.until(lambda: (before, after) == ([1, 2], [1, 2]), lambda: (before, after))
         stopped = tree.stopService()
         tree.startService()
         await plumber.opened
-        await plumber.send("a", b"3")
+        await plumber.send("a", 3)
         await self.until(lambda: (before, after) == ([1, 2, 3], [1, 2, 3]), lambda: (before, after))
         await stopped
         await tree.stopService()

@@ -22,7 +22,7 @@ from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
 from harness.processes import ROOT, Process, start_server
-from tests.system.test_client_send import Receiver, Step, answer, stall
+from harness.receiver import Receiver, Step, respond, stall
 
 EXAMPLES = ROOT / "docs" / "examples"
 SOON = 30.0  # seconds that a worker may take on a busy machine
@@ -123,7 +123,7 @@ class RQTests(SynchronousTestCase):
 
     def test_a_job_stays_finished_though_the_plumber_hangs(self) -> None:
         """The same with one that takes the connection and says nothing, or refuses."""
-        for step in (stall, answer(413)):
+        for step in (stall, respond(413)):
             receiver = self.receiver(step)
             job, worker = self.run_example(receiver.url)
             self.assertLess(self.ended(job, worker), HELD_UP)
@@ -141,7 +141,7 @@ class RQTests(SynchronousTestCase):
         Where no result may be lost the sending is a job itself: RQ keeps it, and runs it again if
         it failed.
         """
-        receiver = self.receiver(answer(403), answer(403))
+        receiver = self.receiver(respond(403), respond(403))
         worker = self.worker(receiver.url)
         job = self.queue.enqueue(
             "asyncplumber.client.send", "42", {"total": 7}, id="t-1", retry=Retry(max=3)

@@ -19,7 +19,7 @@ PACKAGE = "asyncplumber"
 
 # From the bottom up.  A module or package imports only from lines above its own.
 LAYERS = (
-    ("errors", "_twisted_compat", "clocks", "rate_limited_log"),
+    ("errors", "sending", "_twisted_compat", "clocks", "rate_limited_log"),
     ("event", "concurrency"),
     ("wire",),
     ("interfaces",),
@@ -33,8 +33,9 @@ LAYERS = (
 )
 # Although the core is below them, these know only values, interfaces and bytes.
 APART = {"stores": ("auth", "core"), "relays": ("core",)}
-# What runs on the sender's side, and needs nothing of the server.
-CLIENT_LAYERS = (("client",), ("integrations",))
+# What runs on the sender's side.  With the server it shares only `sending`: what a program says
+# about an event.
+CLIENT_LAYERS = (("sending",), ("client",), ("integrations",))
 
 # Each library is imported by one module, or by the modules of one package.
 LIBRARIES = {

@@ -24,7 +24,7 @@ from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from asyncplumber.client.retry import Receipt, Refused, RetryPolicy, Undelivered
+from asyncplumber.client import Receipt, Refused, RetryPolicy, Undelivered
 from asyncplumber.client.twisted import TreqSender
 
 URL = "http://127.0.0.1:8080"
@@ -106,7 +106,7 @@ class TreqSenderTests(SynchronousTestCase):
         self.client = StubTreq(self.receiver)
         token = options.pop("token", None)
         sender = TreqSender(
-            url, self.client, self.clock, token=token, retry_policy=retry_policy, chance=lambda: 0.5
+            url, self.client, self.clock, token=token, retry_policy=retry_policy, random=lambda: 0.5
         )
         return Deferred.fromCoroutine(
             sender.send(**{"account": "42", "data": {"total": 7}, **options})
@@ -180,7 +180,7 @@ class TreqSenderTests(SynchronousTestCase):
         self.client.flush()
         self.clock.advance(5)
         error = self.failureResultOf(sending, Undelivered).value
-        self.assertIn("no answer in 5 seconds", error.reason)
+        self.assertIn("no response in 5 seconds", error.reason)
 
     def test_gives_up(self) -> None:
         """At the deadline it gives up, and says after how many attempts and why."""
