@@ -22,7 +22,7 @@ from asyncplumber.http.reader import Reader
 from asyncplumber.http.request import Request
 from asyncplumber.http.responses import Response, error_response
 from asyncplumber.transports.progress import progress
-from asyncplumber.transports.send_buffer import SendBuffer
+from asyncplumber.transports.send_buffer import SendBuffer, send_buffer_for
 from asyncplumber.transports.stream import Detached
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Connection:
         self.house.connections.add(self)
         with suppress(AttributeError, OSError):  # a UNIX socket, or a transport in memory
             transport.setTcpNoDelay(True)
-        self._outbox = SendBuffer(transport, transport.abortConnection)
+        self._outbox = send_buffer_for(transport, transport.abortConnection)
 
     def connectionMade(self) -> None:
         pass

@@ -44,7 +44,7 @@ from asyncplumber.http.webhook import Webhook, account_of
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.frame_parser import FrameParserPool
 from asyncplumber.transports.long_poll import LongPoll, PollResult
-from asyncplumber.transports.send_buffer import UNSENT
+from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 from asyncplumber.transports.sse import EventStream
 from asyncplumber.transports.websocket import WebSocketStream, handshake
 from asyncplumber.wire.event_batch import batch_limit
@@ -80,7 +80,7 @@ class Listener(Factory):
         *,
         body_limit: int = BODY_LIMIT,
         head_limit: int = HEAD_LIMIT,
-        unsent_limit: int = UNSENT,
+        unsent_limit: int = MAX_UNSENT_BYTES,
         bodies_limit: int = BODIES,
         request_timeout: float = REQUEST_TIMEOUT,
         idle_timeout: float = IDLE_TIMEOUT,
