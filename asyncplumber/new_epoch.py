@@ -1,10 +1,11 @@
 """
-Begins a new epoch in a store that was put back from a backup: ``python -m asyncplumber.new_epoch
-STORE``.
+Begin a new epoch in a store that was restored from a backup.
 
-Numbers that were given out after the backup are given out again.  Clients that know them would take
-new events for old ones; by the new epoch they are told of a gap instead.  See
-``docs/howto/backup.rst``.
+Usage: ``python -m asyncplumber.new_epoch STORE``.
+
+After a restore the store gives out numbers again that it gave out after the backup.  A client that
+knows them would take new events for old ones.  With the new epoch it is told of a gap instead.
+See "Backup and restore" in the documentation.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ USAGE = "usage: python -m asyncplumber.new_epoch sqlite:PATH | mongodb://…"
 
 async def begin(reactor: Any, uri: str) -> str:
     """
-    Begin it in the store that `uri` names.  Returns the epoch.  Raises what `open_store` and
-    `IHistory.begin_epoch` raise.
+    Begin a new epoch in the store of this URI, and return it.
+
+    Raises:
+        ValueError: The URI cannot be used.
+        InstancesRunning: Instances use the store.
+        Unavailable: The store does not answer.
     """
     store = open_store(uri, Retention(), reactor)
     await store.start()
@@ -38,7 +43,9 @@ async def begin(reactor: Any, uri: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """
-    The command.  It ends with status 1, and a sentence on standard error, if nothing could be done.
+    Run the command.
+
+    It ends with status 1, and a sentence on standard error, if it could do nothing.
     """
     if len(arguments) != 1 or not arguments[0].startswith(("sqlite:", "mongodb:", "mongodb+srv:")):
         sys.exit(USAGE)

@@ -1,11 +1,13 @@
 """
-One listening socket, several workers: each takes its share of those who wait, so that all have
-about as many connected.
+One listening socket for several workers, which get about as many connections each.
 
-The kernel wakes everyone who listens, and left alone the quickest takes all: at low load the same
-one again and again, for streams that stay for hours.  So a table in shared memory says how many are
-connected to each worker, and one that has its share steps aside.  Only for a moment: a worker that
-is busy or stuck must not keep anybody waiting, and one that is dead is not counted.
+The kernel wakes all workers that listen.  Left alone, the quickest one takes every connection, and
+at low load that is the same one again and again, for streams that stay for hours.  So a table in
+shared memory has the number of connections of each worker, and a worker that has its fair share
+waits a moment before it accepts.  Only a moment: a worker that is busy or stuck must not keep a
+client waiting, and a dead worker is not counted.
+
+This is the idea of Envoy's exact connection balancing, without a lock.
 """
 
 from __future__ import annotations
@@ -35,148 +37,142 @@ from zope.interface import implementer
 
 from asyncplumber.http.listener import ACCEPTS
 
-# seconds that one who has its share leaves to the others; then they are too busy, and it takes some
-# all the same
-PATIENCE = 0.005
-NOTING = 0.25  # seconds between notes of a worker to whom nobody comes: some may have left it
-EXHAUSTED = 1.0  # seconds until a worker that has no file descriptors left tries again
-UNTOLD = 32  # how many may be waiting where the system does not tell
-_ABSENT = -1  # stands in the table for a worker that does not serve
+# Seconds that a worker with its fair share waits before it accepts all the same: after that time
+# the others are assumed to be busy.
+ACCEPT_YIELD = 0.005
+PUBLISH_INTERVAL = 0.25  # seconds between counts of a worker that accepts nobody
+EXHAUSTED = 1.0  # seconds until a worker without free file descriptors tries again
+UNKNOWN_BACKLOG = 32  # assumed number of waiting clients where the system does not tell it
+_NOT_SERVING = -1  # the count of a worker that does not serve
 _WORD = 8  # bytes of a count
-_ACCEPT_QUEUE = 24  # where struct tcp_info of a listening socket has their number (tcpi_unacked)
+_ACCEPT_QUEUE = 24  # offset of the backlog in struct tcp_info of a listening socket (tcpi_unacked)
 
 
 def shared_file(name: str, size: int) -> IO[bytes]:
-    """A file of zeros, of `size` bytes, to be inherited and mapped.  `name` is for debugging."""
-    # Not every system has files in memory, and where there are some no folder need be writable.
-    file = open(os.memfd_create(name), "r+b") if hasattr(os, "memfd_create") else TemporaryFile()
+    """Make a file of `size` zero bytes, to be inherited and mapped.  `name` is for debugging."""
+    # A file in memory needs no writable folder, but not every system has one.
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = open(os.memfd_create(name), "r+b")  # noqa: SIM115
+    else:
+        file = TemporaryFile()  # noqa: SIM115
     file.truncate(size)
     return file
 
 
-class Seats:
+class ConnectionCounts:
     """
-    The table: how many are connected to each worker.  A count is written in one piece, so that
-    there is no lock.
+    The table of connections: one count for each worker.
+
+    A count is one machine word, which is written in one piece.  So there is no lock.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        """`file` is that of `for_workers`, as a worker has inherited it."""
+    def __init__(self, file: IO[bytes], number: int = 0) -> None:
+        """
+        Map the table.
+
+        Args:
+            file: The file of `for_workers`, as a worker inherits it.
+            number: The worker that this process is; the first is 1.  0 is the parent.
+        """
         self._file = file
         self._counts = memoryview(mmap(file.fileno(), 0)).cast("q")
+        self._own = number - 1
+        self._connected: Callable[[], int] | None = None
 
     @classmethod
-    def for_workers(cls, count: int) -> Seats:
-        """A new table, to be inherited.  Nobody serves yet."""
-        seats = cls(shared_file("seats", count * _WORD))
+    def for_workers(cls, count: int) -> ConnectionCounts:
+        """Make a new table, in which no worker serves yet."""
+        counts = cls(shared_file("connections", count * _WORD))
         for number in range(1, count + 1):
-            seats.leave(number)
-        return seats
+            counts.clear(number)
+        return counts
 
     def fileno(self) -> int:
         return self._file.fileno()
 
-    def note(self, number: int, count: int) -> None:
-        """So many are connected to this worker; the first is number 1."""
-        self._counts[number - 1] = count
+    def clear(self, number: int) -> None:
+        """Note that a worker does not serve."""
+        self._counts[number - 1] = _NOT_SERVING
 
-    def leave(self, number: int) -> None:
-        """This worker does not serve."""
-        self._counts[number - 1] = _ABSENT
+    # One worker's own count
 
-    def share(self, number: int, waiting: int) -> int:
-        """
-        How many of those who wait this worker should take, so that all have as many; 0 or less if
-        it has enough already.
-        """
-        serving = [count for count in self._counts if count != _ABSENT]
-        mine = self._counts[number - 1]
-        if mine == _ABSENT:
-            return 0 if serving else waiting  # its answers come when its store is open
-        return -(-(sum(serving) + waiting) // len(serving)) - mine
-
-    def part(self, number: int, waiting: int) -> int:
-        """
-        How many this worker should take if the others do not come for theirs: never none, if it
-        serves.
-        """
-        serving = sum(count != _ABSENT for count in self._counts)
-        return (
-            0 if self._counts[number - 1] == _ABSENT and serving else -(-waiting // max(1, serving))
-        )
-
-
-class Seat:
-    """The table as one worker sees it."""
-
-    def __init__(self, seats: Seats, number: int) -> None:
-        """It is absent until it serves."""
-        self._seats = seats
-        self._number = number
-        self._count: Callable[[], int] | None = None
-
-    def serve(self, count: Callable[[], int]) -> None:
-        """From now on it serves; `count` tells how many are connected to it."""
-        self._count = count
-        self.note()
+    def serve(self, connected: Callable[[], int]) -> None:
+        """Take part from now on.  `connected` tells the number of connections."""
+        self._connected = connected
+        self.publish_count()
 
     def leave(self) -> None:
-        """It serves nobody new any more."""
-        self._count = None
-        self._seats.leave(self._number)
+        """Take no further connections."""
+        self._connected = None
+        self.clear(self._own + 1)
 
-    def note(self) -> None:
-        """Write how many there are now."""
-        if self._count is not None:
-            self._seats.note(self._number, self._count())
+    def publish_count(self) -> None:
+        """Write the present number of connections."""
+        if self._connected is not None:
+            self._counts[self._own] = self._connected()
 
-    def share(self, waiting: int) -> int:
-        """As `Seats` says."""
-        self.note()
-        return self._seats.share(self._number, waiting)
+    def fair_share(self, waiting: int) -> int:
+        """
+        Return how many of the waiting clients this worker should take.
 
-    def part(self, waiting: int) -> int:
-        """As `Seats` says."""
-        self.note()
-        return self._seats.part(self._number, waiting)
+        With that all workers have as many connections.  0 or less if it has enough already.
+        """
+        serving = [count for count in self._counts if count != _NOT_SERVING]
+        own = self._counts[self._own]
+        if own == _NOT_SERVING:
+            return 0 if serving else waiting  # its answers come when its store is open
+        return -(-(sum(serving) + waiting) // len(serving)) - own
+
+    def fallback_share(self, waiting: int) -> int:
+        """
+        Return how many this worker should take if the others do not come for their share.
+
+        A worker that serves takes one at least.
+        """
+        serving = sum(count != _NOT_SERVING for count in self._counts)
+        if self._counts[self._own] == _NOT_SERVING and serving:
+            return 0
+        return -(-waiting // max(1, serving))
 
 
 @implementer(IListeningPort, IReadDescriptor)
 class SharedPort:
     """
-    What a worker accepts on.
+    The port on which a worker accepts.
 
-    Twisted's own port would take all it can; and at the end it removes the file of a UNIX socket,
-    which is not ours.
+    Twisted's own port would accept all that it can.  When it stops, it also removes the file of a
+    UNIX socket, which is the parent's.
     """
 
     _log = Logger()
 
-    def __init__(self, listening: socket.socket, factory: Any, seat: Seat, reactor: Any) -> None:
+    def __init__(
+        self, listening: socket.socket, factory: Any, counts: ConnectionCounts, reactor: Any
+    ) -> None:
         self._socket = listening
         self._factory = factory
-        self._seat = seat
+        self._counts = counts
         self._reactor = reactor
-        self._aside: Any = None
-        self._notes = LoopingCall(seat.note)
-        self._notes.clock = reactor
+        self._resumption: Any = None
+        self._publishing = LoopingCall(counts.publish_count)
+        self._publishing.clock = reactor
 
     # IListeningPort
 
     def startListening(self) -> None:
         self._socket.setblocking(False)
         self._factory.doStart()
-        self._notes.start(NOTING)
+        self._publishing.start(PUBLISH_INTERVAL)
         self._reactor.addReader(self)
 
     def stopListening(self) -> None:
-        """The others go on.  Harmless if it was stopped before."""
-        if not self._notes.running:
+        """Leave the socket to the other workers.  Harmless if it has stopped."""
+        if not self._publishing.running:
             return
-        self._notes.stop()
-        self._seat.leave()
-        if self._aside is not None:
-            self._aside.cancel()
+        self._publishing.stop()
+        self._counts.leave()
+        if self._resumption is not None:
+            self._resumption.cancel()
         self._reactor.removeReader(self)
         self._socket.close()
         self._factory.doStop()
@@ -198,38 +194,38 @@ class SharedPort:
         return type(self).__name__
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor ends."""
+        """Stop: the reactor ends."""
         self.stopListening()
 
     def doRead(self) -> None:
-        """Somebody waits."""
-        share = self._seat.share(self._waiting())
+        """Accept this worker's share, or give the others a moment first."""
+        share = self._counts.fair_share(self._waiting())
         if share > 0:
             self._take(share)
         else:
-            self._step_aside(PATIENCE)
+            self._yield_turn(ACCEPT_YIELD)
 
-    # Who takes whom
+    # Accepting
 
     def _waiting(self) -> int:
-        """How many wait, at least if there are any: another worker may have been quicker."""
-        told = 0
+        """Return the number of waiting clients, of which other workers may take some first."""
+        known = 0
         if sys.platform == "linux" and self._socket.family != socket.AF_UNIX:
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACCEPT_QUEUE + 4)
-            told = int.from_bytes(info[_ACCEPT_QUEUE:], sys.byteorder)
-        return told or UNTOLD
+            known = int.from_bytes(info[_ACCEPT_QUEUE:], sys.byteorder)
+        return known or UNKNOWN_BACKLOG
 
-    def _step_aside(self, seconds: float) -> None:
+    def _yield_turn(self, seconds: float) -> None:
         self._reactor.removeReader(self)
-        self._aside = self._reactor.callLater(seconds, self._come_back)
+        self._resumption = self._reactor.callLater(seconds, self._resume)
 
-    def _come_back(self) -> None:
-        self._aside = None
+    def _resume(self) -> None:
+        self._resumption = None
         self._reactor.addReader(self)
-        self._take(self._seat.part(self._waiting()))
+        self._take(self._counts.fallback_share(self._waiting()))
 
     def _take(self, count: int) -> None:
-        """Accept so many, or those who are there."""
+        """Accept so many clients, or as many as there are."""
         try:
             for _ in range(min(count, ACCEPTS)):
                 self._accept()
@@ -237,12 +233,14 @@ class SharedPort:
             pass
         except OSError as error:
             if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
-                self._log.warn("cannot accept connections: {error}; others may", error=error)
-                self._step_aside(EXHAUSTED)
-        self._seat.note()
+                self._log.warn(
+                    "cannot accept connections: {error}; other workers go on", error=error
+                )
+                self._yield_turn(EXHAUSTED)
+        self._counts.publish_count()
 
     def _accept(self) -> None:
-        """Raises OSError for what `accept` says."""
+        """Accept one client.  Raises OSError as ``accept`` does."""
         connection, _ = self._socket.accept()
         with connection:
             try:
@@ -250,23 +248,25 @@ class SharedPort:
                     connection.fileno(), self._socket.family, self._factory
                 )
             except OSError:
-                pass  # the client has gone already
+                pass  # the client has disconnected already
             except Exception:
                 self._log.failure("a connection cannot be served")
 
 
 @implementer(IStreamServerEndpoint)
 class SharedEndpoint:
-    """The listening socket that a worker has inherited."""
+    """The listening socket that a worker inherits."""
 
-    def __init__(self, reactor: Any, descriptor: int, family: int, seat: Seat) -> None:
+    def __init__(
+        self, reactor: Any, descriptor: int, family: int, counts: ConnectionCounts
+    ) -> None:
         self._reactor = reactor
         self._descriptor = descriptor
         self._family = family
-        self._seat = seat
+        self._counts = counts
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         listening = socket.socket(self._family, socket.SOCK_STREAM, fileno=self._descriptor)
-        port = SharedPort(listening, protocolFactory, self._seat, self._reactor)
+        port = SharedPort(listening, protocolFactory, self._counts, self._reactor)
         port.startListening()
         return succeed(port)

@@ -1,6 +1,4 @@
-"""
-Whether a Twisted endpoint can be reached from this machine only, as far as its description says.
-"""
+"""Which Twisted endpoints can be reached from this machine only, by their descriptions."""
 
 from __future__ import annotations
 
@@ -9,8 +7,9 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 def _arguments(endpoint: str) -> list[str]:
     """
-    The parts of a description between colons; after a backslash the next character stands for
-    itself.
+    Split a description at its colons.
+
+    A character after a backslash stands for itself.
     """
     parts = [""]
     characters = iter(endpoint)
@@ -24,10 +23,10 @@ def _arguments(endpoint: str) -> list[str]:
 
 def is_local(endpoint: str) -> bool:
     """
-    Whether a server endpoint listens on nothing but the loopback interface, a UNIX socket or what
-    systemd opens.
+    Return whether an endpoint listens only on the loopback interface or a UNIX socket.
 
-    Twisted takes the last of several interfaces: each of them must be local.
+    A socket that systemd opens counts as local: its unit file says where it listens.  Of several
+    interfaces in one description Twisted takes the last one, so each of them must be local.
     """
     kind, *arguments = _arguments(endpoint)
     interfaces = [

@@ -1,4 +1,4 @@
-"""Joins the rooms into the server that ``twistd asyncplumber`` starts: begin, drain, stop."""
+"""The server that ``twistd asyncplumber`` starts: it listens, serves, drains and stops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.application.service import Service
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
@@ -20,14 +20,14 @@ from asyncplumber.http.listener import Listener
 from asyncplumber.plumber import Plumber
 from asyncplumber.transports.connected_clients import ConnectedClients
 
-STOPPING = 20.0  # seconds that a stop may take; then whatever is left is cut off
+STOP_TIMEOUT = 20.0  # seconds that a stop may take; what is left then is cut off
 
 
 def own_url(port: IListeningPort | None) -> str:
-    """What a listening port is called on this machine."""
+    """Return the URL of a listening port on this machine."""
     address = port.getHost() if port is not None else None
     host = getattr(address, "host", "127.0.0.1")
-    if host in ("0.0.0.0", "::"):
+    if host in ("0.0.0.0", "::"):  # noqa: S104
         host = "127.0.0.1"
     scheme = "https" if isinstance(getattr(port, "factory", None), TLSMemoryBIOFactory) else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{getattr(address, 'port', 80)}"
@@ -35,10 +35,19 @@ def own_url(port: IListeningPort | None) -> str:
 
 def listen(endpoint: IStreamServerEndpoint, factory: Any, name: str) -> IListeningPort | None:
     """
-    Listen now.  Raises SystemExit, with a sentence for the user, if that cannot be: a deaf server
-    must not run on.
+    Listen now.
 
-    Returns None where the endpoint takes its time.
+    Args:
+        endpoint: Where.
+        factory: Makes the protocol of each connection.
+        name: What a message calls the endpoint.
+
+    Returns:
+        The port; None if the endpoint is not ready at once.
+
+    Raises:
+        SystemExit: It cannot listen.  A sentence for the user is on standard error: a server
+            that nobody can reach must not run on.
     """
     outcome: list[Any] = []
     endpoint.listen(factory).addBoth(outcome.append)
@@ -53,8 +62,8 @@ def listen(endpoint: IStreamServerEndpoint, factory: Any, name: str) -> IListeni
     return port  # type: ignore[no-any-return]
 
 
-class Server(Service):
-    """The plumber and its doors."""
+class Server(MultiService):
+    """A plumber, and the ports at which it is served."""
 
     _log = Logger()
 
@@ -69,13 +78,20 @@ class Server(Service):
         **limits: Any,
     ) -> None:
         """
-        `endpoints`, each with what to call it in a message: the first is for everybody, the last
-        for the other instances.
+        Make the server; it listens from `startService` on.
 
-        `shares_port` says that other workers accept on the first as well, so that a stop leaves it
-        to them at once. `ready` is called with the server's URL when it serves.  `limits` are those
-        of `Listener`.
+        Args:
+            plumber: What is served.  It becomes a child of this service.
+            endpoints: Where to listen, each with its name in messages.  Clients use the first one,
+                the other instances use the last one.
+            reactor: The reactor to run on.
+            shares_port: Whether other workers accept on the first endpoint as well.  Then a stop
+                leaves it to them at once.
+            ready: Called with the URL of the server when it serves.  None logs it.
+            limits: Those of `Listener`.
         """
+        super().__init__()
+        self.addService(plumber)
         self._plumber = plumber
         self._endpoints = endpoints
         self._reactor = reactor
@@ -83,14 +99,13 @@ class Server(Service):
         self._ready = ready or (
             lambda url: self._log.info("asyncplumber is ready at {url}/", url=url)
         )
-        self._attendance = ConnectedClients(
-            reactor, random.random
-        )  # only the time of a reconnection depends on it
+        # Only the time at which a client reconnects depends on the random number.
+        self._clients = ConnectedClients(reactor, random.random)
         site = plumber.routes.site(reactor)
         self._listener = Listener(
             plumber.webhook,
             plumber.hub,
-            self._attendance,
+            self._clients,
             site,
             reactor,
             gate=plumber.gate,
@@ -100,62 +115,59 @@ class Server(Service):
 
     @property
     def connected(self) -> int:
-        """How many are connected: clients with their requests, and those who have a stream."""
-        return len(self._listener.connections) + len(self._attendance)
+        """The number of connections: those with requests, and those with a stream."""
+        return len(self._listener.connections) + len(self._clients)
 
     def privilegedStartService(self) -> None:
-        """Listen, while a daemon still has the rights to."""
+        """Listen, while a daemon still has the right to."""
+        super().privilegedStartService()
         self._ports = [listen(endpoint, self._listener, name) for endpoint, name in self._endpoints]
         self._listener.ports = list(self._ports)
 
     def startService(self) -> None:
         if not self._ports:
             self.privilegedStartService()  # ``twist`` does not call it
-        super().startService()
         if not self._plumber.advertise_url:
             self._plumber.advertise_url = own_url(self._ports[-1])
         self._listener.start()
-        self._attendance.start()
+        self._clients.start()
         self._plumber.opened.addCallbacks(self._serve, self._cannot_open)
-        self._plumber.startService()
+        super().startService()  # the plumber as well
 
     def _serve(self, _: None) -> None:
-        if self.running:  # and not about to stop already
+        if self.running:  # else it is stopping already
             self._ready(own_url(self._ports[0]))
 
     def _cannot_open(self, failure: Failure) -> None:
-        """End with status 1, for which twistd has no way of its own."""
+        """End with status 1, which twistd itself cannot do."""
         self._log.critical("the store cannot be opened: {error}", error=failure.getErrorMessage())
         self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
         self._reactor.stop()
 
     def stopService(self) -> Deferred[None]:
-        """@return: Deferred that fires when all is done, or `STOPPING` seconds have gone by."""
-        super().stopService()
+        """Return a Deferred that fires when all is done, or after `STOP_TIMEOUT` seconds."""
+        self.running = 0
         stopped = Deferred.fromCoroutine(self._stop())
-        stopped.addTimeout(STOPPING, self._reactor)
+        stopped.addTimeout(STOP_TIMEOUT, self._reactor)
         return stopped.addErrback(
             lambda failure: self._log.failure("stopping was cut short", failure)
         )
 
     async def _stop(self) -> None:
-        """
-        First nobody is sent here any more, then everybody is sent away, then the lights go out.
-        """
+        """Stop in this order: leave the registry, drain subscribers, close the store, the ports."""
         self._log.info(
             "stopping; {count} subscribers are asked to come back elsewhere",
-            count=len(self._attendance),
+            count=len(self._clients),
         )
         self._listener.refuse()
         if self._shares_port:
             await self._close(self._ports[0])
         await self._plumber.withdraw()
-        await self._attendance.dismiss()
-        await self._plumber.intake.stop()
+        await self._clients.dismiss()
+        await MultiService.stopService(self)  # finishes the POSTs under way
         for port in self._ports:
             await self._close(port)
         self._listener.stop()
-        await self._plumber.stopService()
 
     @staticmethod
     async def _close(port: IListeningPort | None) -> None:

@@ -1,8 +1,8 @@
 """
-The figures of several workers as one: whichever of them is asked for metrics answers for all.
+The sum of the figures of several workers: a scrape of any worker returns those of all.
 
-A table in shared memory has a row for each worker.  The successor of a worker counts on from what
-its predecessor left there, so that no counter ever runs backwards.
+A table in shared memory has a row for each worker.  A restarted worker counts on from the row that
+its predecessor left, so that no counter ever goes backwards.
 """
 
 from __future__ import annotations
@@ -14,44 +14,40 @@ from zlib import crc32
 from asyncplumber.http.status import Figures
 from asyncplumber.server.accept import shared_file
 
-NOTING = (
-    0.25  # seconds between notes: what a worker counts after its last one is lost if it is killed
-)
+# Seconds between publications.  What a worker counts after its last one is lost if it is killed.
+PUBLISH_INTERVAL = 0.25
 COLUMNS = 64  # numbers in a row: two of our own, and the figures
-_ALIVE, _NAMES, _FIRST = (
-    0,
-    1,
-    2,
-)  # columns: whether the worker lives, a checksum of the figures' names, the first figure
+# Columns: whether the worker lives, a checksum of the figures' names, the first figure.
+_ALIVE, _NAMES, _FIRST = 0, 1, 2
 _WORD = 8  # bytes of a number
 
 
 class SharedFigures:
-    """The table.  A number is written in one piece, so that there is no lock."""
+    """The table.  A number is written in one piece, so there is no lock."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """`file` is that of `for_workers`, as a worker has inherited it."""
+        """Map the file of `for_workers`, as a worker inherits it."""
         self._file = file
         self._numbers = memoryview(mmap(file.fileno(), 0)).cast("d")
 
     @classmethod
     def for_workers(cls, count: int) -> SharedFigures:
-        """A new table, to be inherited."""
+        """Make a new table, to be inherited."""
         return cls(shared_file("figures", count * COLUMNS * _WORD))
 
     def fileno(self) -> int:
         return self._file.fileno()
 
     def row(self, number: int) -> memoryview[float]:
-        """The row of a worker; the first is number 1."""
+        """Return the row of a worker; the first is number 1."""
         return self._numbers[(number - 1) * COLUMNS : number * COLUMNS]
 
-    def leave(self, number: int) -> None:
-        """This worker has ended: its gauges count no more, its counters do."""
+    def clear(self, number: int) -> None:
+        """Note that a worker has ended: its counters still count, its gauges do not."""
         self.row(number)[_ALIVE] = 0.0
 
     def totals(self, figures: Figures) -> Figures:
-        """The same figures, summed over all workers that have them."""
+        """Return the same figures, summed over all workers that have them."""
         names = _checksum(figures)
         rows = [self.row(at + 1) for at in range(len(self._numbers) // COLUMNS)]
         ours = [row for row in rows if row[_NAMES] == names]
@@ -63,24 +59,25 @@ class SharedFigures:
 
 
 class WorkerFigures:
-    """The table as one worker sees it."""
+    """One worker's row of the table."""
 
     def __init__(self, table: SharedFigures, number: int) -> None:
         self._table = table
         self._row = table.row(number)
-        self._before: list[float] | None = None  # what our predecessors counted
+        self._before: list[float] | None = None  # what this worker's predecessors counted
 
     def combine(self, figures: Figures) -> Figures:
         """
-        Note the figures of this worker, and return those of all.
+        Publish the figures of this worker, and return the sum over all workers.
 
-        Raises ValueError if there are more figures than the table has columns for.
+        Raises:
+            ValueError: There are more figures than the table has columns.
         """
         if len(figures) > COLUMNS - _FIRST:
             raise ValueError(f"{len(figures)} figures are too many for {COLUMNS} columns")
         row, names = self._row, _checksum(figures)
         if self._before is None:
-            known = row[_NAMES] == names  # another version of us may have left other figures there
+            known = row[_NAMES] == names  # another version may have left other figures
             kinds = [kind for kind, _, _ in figures.values()]
             self._before = [
                 row[column] if known and kind == "counter" else 0.0

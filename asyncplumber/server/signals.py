@@ -1,8 +1,7 @@
 """
-What a signal does, beside SIGINT and SIGTERM, which the reactor takes: nothing ends without a word
-to subscribers.
+What signals do besides SIGINT and SIGTERM, which the reactor handles.
 
-Left alone, each of these ends the process at once.
+By default, each of them ends the process at once, before subscribers are told to reconnect.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ def _stop(number: int, frame: Any) -> None:
 
 def handle(reactor: Any) -> None:
     """
-    Ignore SIGHUP (there are no files to read again), stop on SIGQUIT as on SIGTERM, ignore SIGUSR1
-    and SIGUSR2.
+    Stop on SIGQUIT as on SIGTERM, and ignore SIGHUP, SIGUSR1 and SIGUSR2.
 
-    Whatever somebody else has set for a signal stays: ``nohup`` for SIGHUP, twistd for SIGUSR1, on
-    which it rotates its log file.
+    SIGHUP has no effect because there are no files to read again.  A handler that is already set
+    for a signal stays: that of ``nohup`` for SIGHUP, and that of twistd for SIGUSR1, on which it
+    rotates its log file.
     """
 
     def ignore(number: int, frame: Any) -> None:
@@ -36,7 +35,7 @@ def handle(reactor: Any) -> None:
     _set(signal.SIGQUIT, _stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         reactor.callWhenRunning(_once, number, ignore)
-    # twistd looks later whether it may have the signal.
+    # twistd sets its own handler later, if none is set by then.
     reactor.callWhenRunning(_set, signal.SIGUSR1, ignore)
     reactor.callWhenRunning(_set, signal.SIGUSR2, ignore)
 
@@ -45,7 +44,7 @@ def _once(number: signal.Signals, afterwards: Any) -> None:
     """
     Have the reactor stop at the first signal only.
 
-    Parent and service manager may both send one to a worker, and the second is no error.
+    A worker may get one signal from its parent and one from the service manager.
     """
     stop: Any = signal.getsignal(number)
 

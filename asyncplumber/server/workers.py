@@ -1,11 +1,10 @@
 """
-Several processes on one port, so that all the cores of a machine are used: the parent listens, the
-workers accept.
+Several processes on one port, which use all the cores of a machine.
 
-Each worker is an instance like any other, with a hook of its own, and they reach each other as
-machines do.  There is one socket for all, which the parent keeps open while a worker is restarted,
-so nobody is refused, and nobody waits for a worker that is dead; `web.sharing` has each take its
-share.
+The parent listens, and the workers accept.  Each worker is an instance with its own entry in the
+registry, and workers reach each other as machines do.  The parent keeps the one listening socket
+open while a worker is restarted: no client is refused, and none waits for a dead worker.  How the
+workers share the connections is in `accept`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ProcessDone
@@ -23,22 +23,20 @@ from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.server.accept import Seats
+from asyncplumber.server.accept import ConnectionCounts
 from asyncplumber.server.service import listen, own_url
 from asyncplumber.server.shared_figures import SharedFigures
+from asyncplumber.server.worker import COUNTS, FIGURES, LISTENING, READY
 
-LISTENING = 3  # the file descriptor at which a worker finds the socket
-READY = 4  # the one at which it says that it serves
-SEATS = 5  # the one of the table that says how many each worker has
-FIGURES = 6  # and the one of the table with the figures of each worker
-PATIENCE = 25.0  # seconds that a worker has to stop: a little more than it takes itself
-STABLE = 5.0  # seconds after which a worker that dies is restarted at once
-RESTART = (0.5, 30.0)  # seconds until a worker that keeps dying is restarted: at first, at most
+STOP_TIMEOUT = 25.0  # seconds that a worker has to stop: a little more than it takes itself
+STABLE = 5.0  # seconds of life after which a worker that dies is restarted at once
+# Seconds until a worker that keeps dying is restarted: 0.5, 1, 2, 4 … and 30 at most.
+restart_delay = backoffPolicy(initialDelay=0.5, maxDelay=30.0, factor=2.0, jitter=lambda: 0.0)
 _TWISTD = "from twisted.scripts.twistd import run; run()"
 
 
 class Worker(ProcessProtocol):
-    """One worker process, and its successors."""
+    """One worker process, and those that are started after it in its place."""
 
     _log = Logger()
 
@@ -59,7 +57,7 @@ class Worker(ProcessProtocol):
             return
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
-            # Its own time is left out: the parent's log has one.
+            # The parent's log has its own time.
             time, _, rest = line.decode(errors="replace").partition(" ")
             self._log.info(
                 "worker {number}: {line}",
@@ -68,15 +66,14 @@ class Worker(ProcessProtocol):
             )
 
     def processEnded(self, reason: Failure) -> None:
-        self._supervisor.seats.leave(self.number)
-        self._supervisor.figures.leave(self.number)
+        self._supervisor.counts.clear(self.number)
+        self._supervisor.figures.clear(self.number)
         if self.stopped is not None:
             self.stopped.callback(None)
             return
         if self._supervisor.reactor.seconds() - self._started > STABLE:
             self._deaths = 0
-        first, most = RESTART
-        delay = 0.0 if not self._deaths else min(most, first * 2 ** (self._deaths - 1))
+        delay = restart_delay(self._deaths - 1) if self._deaths else 0.0
         self._deaths += 1
         how = "ended" if reason.check(ProcessDone) else str(reason.value)
         self._log.warn(
@@ -89,24 +86,29 @@ class Worker(ProcessProtocol):
 
     def stop(self) -> Deferred[None]:
         """
-        Ask it to stop, and insist after a while.  @return: Deferred that fires when it has ended.
+        Send SIGTERM, and SIGKILL after `STOP_TIMEOUT`.
+
+        Returns:
+            A Deferred that fires when the process has ended.
         """
         self.stopped = Deferred()
         if self.transport is None or self.transport.pid is None:
             self.stopped.callback(None)
             return self.stopped
         self.transport.signalProcess("TERM")
-        insist = self._supervisor.reactor.callLater(PATIENCE, self.transport.signalProcess, "KILL")
+        kill = self._supervisor.reactor.callLater(
+            STOP_TIMEOUT, self.transport.signalProcess, "KILL"
+        )
 
         def ended(_: None) -> None:
-            if insist.active():
-                insist.cancel()
+            if kill.active():
+                kill.cancel()
 
         return self.stopped.addCallback(ended)
 
 
 class Supervisor(Service):
-    """The parent: starts the workers, restarts those that die, passes on the end."""
+    """The parent process: starts the workers, restarts those that die, and stops them."""
 
     _log = Logger()
 
@@ -118,21 +120,21 @@ class Supervisor(Service):
         environ: Mapping[str, str],
         reactor: Any,
     ) -> None:
-        """`environ` is what the workers find their options in."""
+        """`environ` is the environment of the workers, in which they find their options."""
         self.reactor = reactor
         self._endpoint = endpoint
         self._name = name
         self._environ = dict(environ)
-        self.seats = Seats.for_workers(count)
+        self.counts = ConnectionCounts.for_workers(count)
         self.figures = SharedFigures.for_workers(count)
         self._workers = [Worker(number, self) for number in range(1, count + 1)]
-        self._waiting = set(self._workers)
+        self._starting = set(self._workers)
         self._restarts: set[Any] = set()
         self._port: Any = None
 
     def privilegedStartService(self) -> None:
         self._port = listen(self._endpoint, Factory(), self._name)
-        # The parent only holds the socket: accepting is the workers' business.
+        # The parent only holds the socket; the workers accept.
         self._port.stopReading()
 
     def startService(self) -> None:
@@ -144,13 +146,9 @@ class Supervisor(Service):
 
     def _spawn(self, worker: Worker) -> None:
         listening = self._port.fileno()
-        family = (
-            "unix"
-            if self._port.addressFamily == getattr(socket, "AF_UNIX", None)
-            else self._port.addressFamily.name
-        )
+        family = socket.AddressFamily(self._port.addressFamily).name
         environ = {**self._environ, "ASYNCPLUMBER_WORKER": f"{worker.number}:{family}"}
-        # Standard input is a pipe that ends when we do: a worker does not outlive its parent.
+        # Standard input ends when the parent does, and the worker stops then.
         self.reactor.spawnProcess(
             worker,
             sys.executable,
@@ -162,13 +160,13 @@ class Supervisor(Service):
                 2: "r",
                 LISTENING: listening,
                 READY: "r",
-                SEATS: self.seats.fileno(),
+                COUNTS: self.counts.fileno(),
                 FIGURES: self.figures.fileno(),
             },
         )
 
     def restart(self, worker: Worker, delay: float) -> None:
-        """Start its successor after `delay` seconds."""
+        """Start the worker again after `delay` seconds."""
 
         def start() -> None:
             self._restarts.discard(call)
@@ -178,10 +176,10 @@ class Supervisor(Service):
         self._restarts.add(call)
 
     def is_ready(self, worker: Worker) -> None:
-        """A worker serves."""
-        if worker in self._waiting:
-            self._waiting.discard(worker)
-            if not self._waiting:
+        """Note that a worker serves; the last one of the start is logged."""
+        if worker in self._starting:
+            self._starting.discard(worker)
+            if not self._starting:
                 url = own_url(self._port)
                 self._log.info(
                     "asyncplumber is ready at {url}/ with {count} workers",
@@ -190,7 +188,7 @@ class Supervisor(Service):
                 )
 
     def stopService(self) -> Deferred[None]:
-        """@return: Deferred that fires when all workers have ended."""
+        """Return a Deferred that fires when all workers have ended."""
         super().stopService()
         for call in self._restarts:
             call.cancel()

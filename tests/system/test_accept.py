@@ -15,60 +15,15 @@ import tempfile
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 
-from asyncplumber.server.accept import UNTOLD, Seat, Seats, SharedEndpoint
+from asyncplumber.server.accept import UNKNOWN_BACKLOG, ConnectionCounts, SharedEndpoint
 from harness.clients import sleep
 from harness.cluster import until
 
 
-class SeatsTests(SynchronousTestCase):
-    """The arithmetic."""
-
-    def setUp(self) -> None:
-        self.seats = Seats.for_workers(3)
-
-    def counted(self, *counts: int) -> None:
-        for number, count in enumerate(counts, 1):
-            self.seats.note(number, count)
-
-    def shares(self, waiting: int) -> list[int]:
-        return [self.seats.share(number, waiting) for number in (1, 2, 3)]
-
-    def test_all_are_to_have_as_many(self) -> None:
-        self.counted(5, 5, 5)
-        self.assertEqual(self.shares(9), [3, 3, 3])
-        self.counted(10, 4, 0)
-        self.assertEqual(self.shares(1), [-5, 1, 5])
-        self.assertEqual(self.shares(16), [0, 6, 10])
-
-    def test_what_cannot_be_divided_is_for_whoever_comes_first(self) -> None:
-        self.counted(0, 0, 0)
-        self.assertEqual(self.shares(1), [1, 1, 1])
-        self.counted(1, 0, 0)
-        self.assertEqual(self.shares(1), [0, 1, 1])
-
-    def test_who_is_absent_is_not_counted(self) -> None:
-        self.counted(4, 0, 2)
-        self.seats.leave(2)
-        self.assertEqual(self.shares(2), [0, 0, 2])
-        self.assertEqual([self.seats.part(number, 5) for number in (1, 2, 3)], [3, 0, 3])
-
-    def test_nobody_serves(self) -> None:
-        """Whoever is there takes them all, to tell them so."""
-        self.assertEqual(self.shares(7), [7, 7, 7])
-        self.assertEqual(self.seats.part(1, 7), 7)
-
-    def test_it_is_one_table_for_all(self) -> None:
-        """Another process has it by its descriptor."""
-        other = Seats(os.fdopen(os.dup(self.seats.fileno()), "r+b"))
-        self.counted(4, 0, 2)
-        other.leave(3)
-        self.assertEqual(self.shares(2), [-1, 3, 0])
-
-
-class Guests(Factory):
-    """Those who are connected to one worker."""
+class Connections(Factory):
+    """The connections of one worker."""
 
     noisy = False
 
@@ -76,8 +31,8 @@ class Guests(Factory):
         self.present: list[Protocol] = []
 
     def buildProtocol(self, addr: object) -> Protocol:
-        self.present.append(guest := Protocol())
-        return guest
+        self.present.append(connection := Protocol())
+        return connection
 
     def __len__(self) -> int:
         return len(self.present)
@@ -97,21 +52,23 @@ class SharedPortTests(TestCase):
         self.addCleanup(listening.close)
         self.listening = listening
         self.clients: list[socket.socket] = []
-        self.seats = Seats.for_workers(2)
-        self.workers = [Guests(), Guests()]
-        self.places = [Seat(self.seats, number) for number in (1, 2)]
+        table = ConnectionCounts.for_workers(2)
+        self.workers = [Connections(), Connections()]
+        self.counts = [
+            ConnectionCounts(os.fdopen(os.dup(table.fileno()), "r+b"), number) for number in (1, 2)
+        ]
         self.ports = []
-        for guests, seat in zip(self.workers, self.places, strict=True):
-            endpoint = SharedEndpoint(reactor, os.dup(listening.fileno()), listening.family, seat)
-            port = self.successResultOf(endpoint.listen(guests))
+        for connections, counts in zip(self.workers, self.counts, strict=True):
+            endpoint = SharedEndpoint(reactor, os.dup(listening.fileno()), listening.family, counts)
+            port = self.successResultOf(endpoint.listen(connections))
             self.ports.append(port)
             self.addCleanup(port.stopListening)
             self.addCleanup(
-                lambda guests=guests: [
-                    guest.transport.abortConnection() for guest in guests.present
+                lambda connections=connections: [
+                    connection.transport.abortConnection() for connection in connections.present
                 ]
             )
-            seat.serve(guests.__len__)
+            counts.serve(connections.__len__)
 
     def come(self, count: int) -> None:
         """So many connect at once, before any worker has a look."""
@@ -141,10 +98,10 @@ class SharedPortTests(TestCase):
             self.assertEqual(max(await self.all_in()), (count + 1) // 2)
 
     async def test_who_has_fewer_catches_up(self) -> None:
-        self.places[1].leave()
+        self.counts[1].leave()
         self.come(6)
         self.assertEqual(await self.all_in(), [6, 0])
-        self.places[1].serve(self.workers[1].__len__)
+        self.counts[1].serve(self.workers[1].__len__)
         for count in range(1, 7):
             self.come(1)
             self.assertEqual(await self.all_in(), [6, count])
@@ -156,10 +113,10 @@ class SharedPortTests(TestCase):
         self.assertEqual(await self.all_in(), [30, 0])
 
     async def test_one_that_does_not_serve_yet_leaves_them_to_the_other(self) -> None:
-        self.places[0].leave()
+        self.counts[0].leave()
         self.come(3)
         self.assertEqual(await self.all_in(), [0, 3])
-        self.places[1].leave()
+        self.counts[1].leave()
         self.come(3)
         self.assertEqual(sum(await self.all_in()), 6)
 
@@ -196,11 +153,12 @@ class SharedPortTests(TestCase):
         self.clients.pop().close()
         self.come(1)
         await until(
-            lambda: any(len(guests) for guests in self.workers), "the one who stayed is taken in"
+            lambda: any(len(connections) for connections in self.workers),
+            "the one who stayed is taken in",
         )
 
     async def test_a_protocol_that_fails_does_no_harm(self) -> None:
-        self.places[1].leave()
+        self.counts[1].leave()
         build, self.workers[0].buildProtocol = self.workers[0].buildProtocol, lambda addr: 1 // 0
         self.come(1)
         await until(lambda: self.flushLoggedErrors(ZeroDivisionError), "it is logged")
@@ -222,21 +180,21 @@ class UnixSocketTests(SharedPortTests):
     async def test_those_who_come_at_once_are_shared(self) -> None:
         self.come(150)
         first, second = await self.all_in()
-        self.assertLessEqual(abs(first - second), UNTOLD)
+        self.assertLessEqual(abs(first - second), UNKNOWN_BACKLOG)
 
     async def test_those_who_come_one_by_one_are_shared(self) -> None:
         for _ in range(100):
             self.come(1)
             first, second = await self.all_in()
-            self.assertLessEqual(abs(first - second), UNTOLD)
+            self.assertLessEqual(abs(first - second), UNKNOWN_BACKLOG)
 
     async def test_who_has_fewer_catches_up(self) -> None:
-        self.places[1].leave()
-        self.come(UNTOLD + 6)
-        self.assertEqual(await self.all_in(), [UNTOLD + 6, 0])
-        self.places[1].serve(self.workers[1].__len__)
+        self.counts[1].leave()
+        self.come(UNKNOWN_BACKLOG + 6)
+        self.assertEqual(await self.all_in(), [UNKNOWN_BACKLOG + 6, 0])
+        self.counts[1].serve(self.workers[1].__len__)
         self.come(1)
-        self.assertEqual(await self.all_in(), [UNTOLD + 6, 1])
+        self.assertEqual(await self.all_in(), [UNKNOWN_BACKLOG + 6, 1])
 
     async def test_its_file_stays(self) -> None:
         for port in self.ports:

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.tap import Options
+from asyncplumber.options import Options
 
 try:
     import yaml

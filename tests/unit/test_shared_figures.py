@@ -34,7 +34,7 @@ class SharedFiguresTests(SynchronousTestCase):
         """Counters go on from there; who was connected to it is not."""
         self.one.combine(figures(5, 2))
         self.other.combine(figures(7, 1))
-        self.table.leave(1)
+        self.table.clear(1)
         self.assertEqual(values(self.other.combine(figures(7, 1))), [12, 1])
         successor = WorkerFigures(self.table, 1)
         self.assertEqual(values(successor.combine(figures(0, 0))), [12, 1])
@@ -47,7 +47,7 @@ class SharedFiguresTests(SynchronousTestCase):
         """
         self.one.combine(figures(5, 2))
         self.other.combine(figures(7, 1))
-        self.table.leave(1)
+        self.table.clear(1)
         newer = WorkerFigures(self.table, 1)
         more: Figures = {"refused_total": ("counter", "", 1), **figures(0, 0)}
         self.assertEqual(values(newer.combine(more)), [1, 0, 0])

@@ -1,4 +1,8 @@
-"""The signpost: twistd looks here, and must be able to although nothing of ours can be imported."""
+"""
+The plugin of ``twistd asyncplumber``.
+
+It imports nothing of the package: an error there would show in every command of twistd.
+"""
 
 from twisted.application.service import ServiceMaker
 

@@ -1,0 +1,256 @@
+"""All options of ``twistd asyncplumber``: what each takes, its default, and the help about it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from asyncplumber.auth.hosts import parse_hosts
+from asyncplumber.auth.origins import parse_origin
+from asyncplumber.http.bodies import BODIES
+from asyncplumber.server.units import count, duration, size
+
+PREFIX = "ASYNCPLUMBER_"
+STORES = "sqlite:PATH, memory: or mongodb://…"
+INSECURE = "Listen beyond the loopback interface, although nobody is authenticated yet."
+_MOST_BYTES = 2**40
+_DAY = 86400
+_WIDTH = 80  # columns of the help
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if text and (
+        parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment
+    ):
+        raise ValueError(f"{text!r} is not an http:// or https:// URL")
+    parse_hosts(parts.hostname or "")
+    return text
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(text.replace(",", " ").split())
+    return tuple(origin if origin == "*" else parse_origin(origin) for origin in origins)
+
+
+@dataclass(frozen=True)
+class Option:
+    """
+    One option that takes a value.
+
+    Attributes:
+        name: Its name on the command line, without the dashes.
+        value: What the help shows in place of the value.
+        default: The text that it has if nothing is given.
+        text: The sentence in the help.
+        convert: Makes the value of the text, or raises ValueError.  None leaves it as it is.
+        short: A letter for the command line, or None.
+    """
+
+    name: str
+    value: str
+    default: str
+    text: str
+    convert: Callable[[str], Any] | None = None
+    short: str | None = None
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that gives its default."""
+        return PREFIX + self.name.upper().replace("-", "_")
+
+
+GROUPS: Mapping[str, Sequence[Option]] = {
+    "Where to listen": (
+        Option(
+            "port",
+            "NUMBER",
+            "8080",
+            "Port on 127.0.0.1.  0 takes any port that is free.",
+            count(0, 65535),
+            "p",
+        ),
+        Option(
+            "listen",
+            "ENDPOINT",
+            "",
+            "Twisted endpoint in place of the port, such as ssl:443:privateKey=… or unix:PATH.",
+            None,
+            "l",
+        ),
+        Option(
+            "host",
+            "NAMES",
+            "",
+            "Host names by which clients call this server, such as push.example.com or "
+            "*.example.com.  May be repeated.",
+            parse_hosts,
+        ),
+        Option(
+            "allow-origin",
+            "ORIGINS",
+            "",
+            "Origins whose web pages may use this server, such as https://*.example.com.  "
+            "* allows all.",
+            _origins,
+        ),
+        Option("workers", "NUMBER", "1", "Processes that share the port.", count(1, 256), "w"),
+    ),
+    "Where to keep events": (
+        Option("store", "URI", "sqlite:asyncplumber.sqlite", f"Store: {STORES}", None, "s"),
+        Option(
+            "history-length",
+            "NUMBER",
+            "1,000",
+            "Events that are kept for each account.",
+            count(1, 10**7),
+        ),
+        Option(
+            "history-age",
+            "DURATION",
+            "1d",
+            "How long an event is kept.",
+            duration(1, 10 * 366 * _DAY),
+        ),
+    ),
+    "Cluster": (
+        Option(
+            "advertise-url",
+            "URL",
+            "",
+            "URL at which the other instances reach this one directly.  Default: that of the port.",
+            _url,
+        ),
+        Option(
+            "peer-host",
+            "ADDRESS",
+            "127.0.0.1",
+            "Address at which each worker listens for the other instances.",
+        ),
+        Option(
+            "peer-port",
+            "NUMBER",
+            "0",
+            "Port of the first worker there; the next worker has the next port.  "
+            "0 takes any port that is free.",
+            count(0, 65000),
+        ),
+        Option(
+            "peer-secret-file",
+            "PATH",
+            "",
+            "File with the secret that instances sign with, of 16 bytes or more.  "
+            "Default: a secret in the store.",
+        ),
+        Option(
+            "peer-secret",
+            "",
+            "",
+            f"Refused on the command line, where every user can read it.  Give {PREFIX}PEER_SECRET "
+            "in the environment, or --peer-secret-file.",
+        ),
+        Option(
+            "lease",
+            "DURATION",
+            "15s",
+            "How long an instance that died is remembered.",
+            duration(1, 3600),
+        ),
+        Option(
+            "linger",
+            "DURATION",
+            "10s",
+            "How long an account stays registered after its last subscriber left.",
+            duration(0, 3600),
+        ),
+    ),
+    "Limits": (
+        Option("max-body", "SIZE", "1MiB", "Longest body of a POST.", size(1, _MOST_BYTES)),
+        Option(
+            "max-headers",
+            "SIZE",
+            "16KiB",
+            "Longest request line and headers together.",
+            size(256, _MOST_BYTES),
+        ),
+        Option(
+            "max-waiting",
+            "SIZE",
+            f"{BODIES // 2**20}MiB",
+            "Memory for large bodies that wait at the same time.",
+            size(65536, _MOST_BYTES),
+        ),
+        Option(
+            "max-unsent",
+            "SIZE",
+            "1MiB",
+            "Bytes that may wait for one slow subscriber.",
+            size(1024, _MOST_BYTES),
+        ),
+        Option(
+            "max-subscribers",
+            "NUMBER",
+            "100,000",
+            "Subscribers of one process.",
+            count(1, 10**7),
+        ),
+        Option(
+            "request-timeout",
+            "DURATION",
+            "30s",
+            "Time in which a request must arrive.",
+            duration(0.1, 3600),
+        ),
+        Option(
+            "idle-timeout",
+            "DURATION",
+            "75s",
+            "How long a connection without a request stays open.",
+            duration(1, 3600),
+        ),
+    ),
+}
+OPTIONS: Mapping[str, Option] = {
+    option.name: option for options in GROUPS.values() for option in options
+}
+
+
+def help_text(description: str) -> str:
+    """Return the help: the options by groups, in the units that they take."""
+    lines = [textwrap.fill(description, _WIDTH), ""]
+    for title, options in GROUPS.items():
+        lines.append(f"{title}:")
+        for option in options:
+            lines += _help(option)
+        if option.name == "workers":
+            lines += _entry("    --insecure", INSECURE)
+        lines.append("")
+    lines += [
+        textwrap.fill(
+            "DURATION is a number with ms, s, min, h or d, and SIZE one with kB, MB, KiB or "
+            "MiB; without a unit they are seconds and bytes.  Every option can be given in the "
+            f"environment: --history-age is {PREFIX}HISTORY_AGE.",
+            _WIDTH,
+        ),
+        "",
+        *_entry("    --version", "Print the version and exit."),
+        *_entry("    --help", "Print this help and exit."),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _help(option: Option) -> list[str]:
+    short = f"-{option.short}, " if option.short else "    "
+    text = option.text + (f"  Default: {option.default}" if option.default else "")
+    return _entry(f"{short}--{option.name}{option.value and f'={option.value}'}", text)
+
+
+def _entry(name: str, text: str) -> list[str]:
+    """Lay out one option: its name on the left, its sentence on the right."""
+    indent = 32
+    lines = textwrap.wrap(text, _WIDTH - indent)
+    return [f"  {name:<{indent - 2}}{lines[0]}", *(" " * indent + line for line in lines[1:])]

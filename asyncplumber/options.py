@@ -1,0 +1,230 @@
+"""
+The options of ``twistd asyncplumber``, each of which is an environment variable as well.
+
+Whatever is wrong is refused here, before anything starts, with a sentence that names the option.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from twisted.internet.endpoints import serverFromString
+from twisted.python import usage
+
+from asyncplumber.option_list import INSECURE, OPTIONS, PREFIX, STORES, help_text
+from asyncplumber.server.loopback import LOCAL, is_local
+from asyncplumber.stores import open_store
+from asyncplumber.stores.retention import Retention
+
+CREDENTIAL = "asyncplumber.peer-secret"  # the file's name in $CREDENTIALS_DIRECTORY
+SHORTEST_SECRET = 16  # bytes
+
+
+class Options(usage.Options):
+    """The values: the command line wins over the environment, and that over the defaults."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "Background tasks POST their results to /hooks/ACCOUNT.  The server pushes them to every "
+        "subscriber of /events/ACCOUNT, by WebSocket, Server-Sent Events or long-poll."
+    )
+    optFlags = [["insecure", None, INSECURE]]
+    optParameters = [
+        [option.name, option.short, option.default, option.text] for option in OPTIONS.values()
+    ]
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        super().__init__()
+        self._environ = environ
+        self._hosts: list[str] = []  # the values on the command line, where --host may be repeated
+        for option in OPTIONS.values():
+            self[option.name] = environ.get(option.variable, option.default)
+        self["insecure"] = int(environ.get(PREFIX + "INSECURE", "") not in ("", "0", "no", "false"))
+
+    # What twistd asks
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """
+        Read the command line.
+
+        Under twistd, which would print its own usage before the error, an error is printed here.
+
+        Raises:
+            UsageError: An option is wrong, and there is no twistd round it.
+            SystemExit: An option is wrong, and the sentence is on standard error.
+        """
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            if getattr(self, "parent", None) is None:
+                raise
+            sys.stderr.write(
+                f"asyncplumber: {error}\n(twistd asyncplumber --help lists them all)\n"
+            )
+            raise SystemExit(1) from None
+
+    def getUsage(self, width: int | None = None) -> str:
+        """Return the help: the options by groups, in the units that they take."""
+        return help_text(self.longdesc)
+
+    def opt_host(self, names: str) -> None:
+        """Add a name to those by which clients call this server."""
+        self._hosts.append(names)
+        self["host"] = " ".join(self._hosts)
+
+    def opt_peer_secret(self, _: str) -> None:
+        """Refuse a secret on the command line."""
+        raise usage.UsageError(
+            "--peer-secret: every user can read a command line in the list of processes.  Give "
+            f"--peer-secret-file PATH, or {PREFIX}PEER_SECRET in the environment"
+        )
+
+    def opt_version(self) -> None:
+        """Print the version and exit."""
+        print(f"asyncplumber {version('asyncplumber')}")
+        raise SystemExit(0)
+
+    def postOptions(self) -> None:
+        """
+        Convert and check all values.
+
+        Raises:
+            UsageError: One of them is wrong.
+        """
+        self._given = {name: self[name] for name in OPTIONS}
+        for option in OPTIONS.values():
+            if option.convert is not None:
+                text = self[option.name]
+                try:
+                    self[option.name] = option.convert(text)
+                except ValueError as error:
+                    # The very text of the environment was not replaced by the command line.
+                    source = (
+                        f" (from {option.variable})"
+                        if text is self._environ.get(option.variable)
+                        else ""
+                    )
+                    raise usage.UsageError(f"--{option.name}{source}: {error}") from None
+        if not self["listen"]:
+            self["listen"] = f"tcp:{self['port']}:interface=127.0.0.1:backlog=4096"
+        self._find_secret()
+        self._check_endpoint()
+        self._check_peers()
+        self._check_store()
+
+    # What makeService asks
+
+    def environment(self) -> dict[str, str]:
+        """
+        Return the environment in which a worker finds these options.
+
+        A secret in it does not show in the list of processes.
+        """
+        return {
+            **os.environ,
+            **{OPTIONS[name].variable: text for name, text in self._given.items()},
+            PREFIX + "INSECURE": str(int(self["insecure"])),
+            PREFIX + "WORKERS": "1",
+        }
+
+    def limits(self) -> dict[str, Any]:
+        """Return the limits of the HTTP server, by the names of their parameters."""
+        return {
+            "body_limit": self["max-body"],
+            "head_limit": self["max-headers"],
+            "unsent_limit": self["max-unsent"],
+            "bodies_limit": self["max-waiting"],
+            "request_timeout": self["request-timeout"],
+            "idle_timeout": self["idle-timeout"],
+            "origins": self["allow-origin"],
+        }
+
+    # Checks
+
+    def _find_secret(self) -> None:
+        """Take the secret from the environment, a file, or systemd's ``LoadCredential=``."""
+        if self["peer-secret"] and self["peer-secret-file"]:
+            raise usage.UsageError(
+                f"--peer-secret-file: {PREFIX}PEER_SECRET has a secret as well; give one of them"
+            )
+        handed = os.path.join(self._environ.get("CREDENTIALS_DIRECTORY", ""), CREDENTIAL)
+        has_credential = os.path.isabs(handed) and os.path.exists(handed)
+        path = self["peer-secret-file"] or (handed if has_credential else "")
+        if path and not self["peer-secret"]:
+            try:
+                with open(path, encoding="utf-8") as file:
+                    # An empty file is a secret that is too short, and not the same as no file.
+                    self["peer-secret"] = file.read().strip() or "-"
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+                raise usage.UsageError(
+                    f"--peer-secret-file: {path} cannot be read: {reason}"
+                ) from None
+        # A worker may have no right to read the file any more.
+        self._given["peer-secret"], self._given["peer-secret-file"] = self["peer-secret"], ""
+        if self["peer-secret"] and len(self["peer-secret"].encode()) < SHORTEST_SECRET:
+            raise usage.UsageError(
+                f"--peer-secret-file: a secret has at least {SHORTEST_SECRET} bytes"
+            )
+
+    def _check_endpoint(self) -> None:
+        from twisted.internet import reactor
+
+        text: str = self["listen"]
+        try:
+            serverFromString(reactor, text)
+        except Exception as error:
+            raise usage.UsageError(
+                f"--listen: {text!r} is not a Twisted endpoint: {error}"
+            ) from None
+        if self["workers"] > 1 and text.partition(":")[0] not in ("tcp", "tcp6", "unix"):
+            raise usage.UsageError(
+                "--workers: several workers can share a tcp: or unix: endpoint; let a proxy do TLS"
+            )
+        if not is_local(text) and not self["insecure"]:
+            raise usage.UsageError(
+                "--listen: nobody is authenticated yet, so only the loopback interface "
+                "(interface=127.0.0.1) and UNIX sockets are safe; --insecure listens on others "
+                "all the same"
+            )
+
+    def _check_peers(self) -> None:
+        if self["workers"] > 1 and self["advertise-url"]:
+            raise usage.UsageError(
+                "--advertise-url: each of several workers has its own address; see --peer-host"
+            )
+        if self["peer-host"] in ("0.0.0.0", "::"):  # noqa: S104
+            raise usage.UsageError(
+                "--peer-host: name the one address at which other machines reach this one"
+            )
+        if self["peer-host"] not in LOCAL and not (self["peer-secret"] or self["insecure"]):
+            raise usage.UsageError(
+                "--peer-host: instances on several machines need a --peer-secret-file"
+            )
+
+    def _check_store(self) -> None:
+        """Find out what cannot work, without opening anything."""
+        uri: str = self["store"]
+        if not (uri == "memory:" or uri.startswith(("sqlite:", "mongodb:", "mongodb+srv:"))):
+            # A URI may hold a password: only its scheme is repeated.
+            raise usage.UsageError(
+                f"--store: {uri.partition(':')[0]!r} is not a store; give {STORES}"
+            )
+        try:
+            open_store(uri, Retention(), None)
+        except ValueError as error:
+            raise usage.UsageError(f"--store: {error}") from None
+        if uri == "memory:" and self["workers"] > 1:
+            raise usage.UsageError(
+                "--workers: workers do not share their memory; give --store sqlite:PATH or "
+                "mongodb://…"
+            )
+        if uri.startswith("sqlite:"):
+            path = os.path.abspath(uri[7:].partition("?")[0])
+            existing = path if os.path.exists(path) else os.path.dirname(path)
+            if os.path.isdir(path) or not os.access(existing, os.W_OK):
+                raise usage.UsageError(f"--store: {path} cannot be written")

@@ -1,0 +1,84 @@
+"""One of several workers: a server that accepts on a socket which its parent holds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.error import ReactorNotRunning
+from twisted.internet.interfaces import IReactorCore
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.stdio import StandardIO
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from asyncplumber.plumber import Plumber
+from asyncplumber.server.accept import ConnectionCounts, SharedEndpoint
+from asyncplumber.server.service import Server
+from asyncplumber.server.shared_figures import PUBLISH_INTERVAL, SharedFigures, WorkerFigures
+
+# The file descriptors that a worker inherits.
+LISTENING = 3  # the socket that all workers accept on
+READY = 4  # a pipe: one byte says that the worker serves
+COUNTS = 5  # the table of connections, one count for each worker
+FIGURES = 6  # the table of figures, one row for each worker
+
+
+def make_worker(
+    place: str, plumber: Plumber, peers: tuple[str, int], reactor: Any, **limits: Any
+) -> Server:
+    """
+    Make the service of one worker.
+
+    Args:
+        place: Its number and the family of the shared socket, such as ``2:AF_INET``.
+        plumber: What it serves.
+        peers: The address and the first port for the other instances.  Port 0 is any free one;
+            else worker 1 has this port, worker 2 the next one, and so on.
+        reactor: The reactor to run on.
+        limits: Those of `http.listener.Listener`.
+    """
+    text, _, family = place.partition(":")
+    number = int(text)
+    # A terminal interrupts the whole process group; the parent stops its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Both tables stay open as long as the process lives.
+    counts = ConnectionCounts(open(COUNTS, "r+b"), number)  # noqa: SIM115
+    figures = SharedFigures(open(FIGURES, "r+b"))  # noqa: SIM115
+    shared = SharedEndpoint(reactor, LISTENING, socket.AddressFamily[family], counts)
+    host, first = peers
+    port = first + number - 1 if first else 0
+    own = TCP4ServerEndpoint(reactor, port, interface=host)
+
+    def ready(url: str) -> None:
+        counts.serve(lambda: server.connected)
+        publishing = LoopingCall(about.combined)
+        publishing.clock = reactor
+        publishing.start(PUBLISH_INTERVAL)
+        reactor.addSystemEventTrigger("after", "shutdown", about.combined)
+        os.write(READY, b"!")
+        StandardIO(_ParentWatch(reactor), reactor=reactor)
+
+    about = plumber.about
+    about.combine = WorkerFigures(figures, number).combine
+    endpoints = [
+        (shared, "the socket of the parent"),
+        (own, f"port {port} of {host}, for the other instances"),
+    ]
+    server = Server(plumber, endpoints, reactor, shares_port=True, ready=ready, **limits)
+    return server
+
+
+class _ParentWatch(Protocol):
+    """Stops the worker when standard input ends, which it does when the parent has died."""
+
+    def __init__(self, reactor: IReactorCore) -> None:
+        self._reactor = reactor
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        with suppress(ReactorNotRunning):  # the worker may be stopping already
+            self._reactor.stop()
