@@ -126,6 +126,8 @@ class StopTests(FarmTestCase):
         await until(lambda: "stopping" in self.node.output, "it begins to stop")
         self.node.signal(signal.SIGTERM)
         await self.node.ended(10)
+        # The process may end before its last bytes are read here.
+        await until(lambda: person.closes, "the close is read")
         self.assertEqual((person.byes, person.closes), (1, [1001]))
 
 
@@ -146,4 +148,5 @@ class LonelyStopTests(FarmTestCase):
         self.cluster.nodes[0].signal(signal.SIGTERM)
         await self.cluster.nodes[0].ended(25)
         self.assertLess(time.monotonic() - began, 22)
+        await until(lambda: person.closes, "the close is read")
         self.assertEqual((person.byes, person.closes[0]), (1, 1001))
