@@ -28,12 +28,14 @@ from asyncplumber.core.callbacks import Callback, CallbackSubscriber
 from asyncplumber.core.hub import LINGER, SUBSCRIBERS, Hub
 from asyncplumber.core.intake import TICK, Intake
 from asyncplumber.core.leases import Leases
+from asyncplumber.core.status import AccountStatus, Figure, Figures, State, Status
 from asyncplumber.errors import BadRequest, TooLarge
 from asyncplumber.event import EARLIEST, Cursor, Instance, checked_account, timestamp
 from asyncplumber.http.gate import Gate
 from asyncplumber.http.listener import BODY_LIMIT
+from asyncplumber.http.metrics import Metrics
 from asyncplumber.http.routes import Routes
-from asyncplumber.http.status import About, Figures
+from asyncplumber.http.status import StatusPages
 from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import LEASE, IStore
 from asyncplumber.relays.http import HttpRelay
@@ -64,6 +66,7 @@ class Plumber(Service):
 
     _log = Logger()
     name = "asyncplumber"
+    _draining = False  # whether the instance has left the registry, or is about to
     _stopping: Deferred[None] | None = (
         None  # fires when the last stop is done; None: there was none
     )
@@ -139,8 +142,10 @@ class Plumber(Service):
             self.intake, self.hub, now, id, drop_stale=self.leases.drop_stale, signer=signer
         )
         self._census = PresenceClient.over_treq(self._reactor, now, signer)
-        self.about = About(self.store, self.hub, self._figures, self._listeners)
-        self.routes = Routes(self.webhook, self.about, body_limit, self.gate, self.hub)
+        pages = StatusPages(self.store, self.status, self._listeners)
+        #: What ``/metrics`` shows.
+        self.metrics = Metrics(self._figures)
+        self.routes = Routes(self.webhook, pages, self.metrics, body_limit, self.gate, self.hub)
 
     @property
     def advertise_url(self) -> str:
@@ -166,7 +171,7 @@ class Plumber(Service):
             await self._stopping
         if self.opened is not opened:
             return  # stopped meanwhile
-        self.about.stopping = False
+        self._draining = False
         for part in (self.intake, self.hub, self.leases, self.relay):
             part.resume()
         self._late.start()
@@ -207,7 +212,7 @@ class Plumber(Service):
         The first half of stopping: no new subscribers, no hooks any more.  Those who are connected
         stay.
         """
-        self.about.stopping = True
+        self._draining = True
         self.hub.refuse()
         self.intake.refuse()
         if self.store.shared:
@@ -216,7 +221,7 @@ class Plumber(Service):
     async def _stop(self, before: Deferred[None] | None) -> None:
         if before is not None:
             await before
-        if not self.about.stopping:
+        if not self._draining:
             await self.withdraw()
         for round in self._rounds:
             round.stop()
@@ -330,28 +335,37 @@ class Plumber(Service):
             "here": here,
         }
 
+    def status(self) -> Status:
+        """Return what this instance knows about itself now.  The store is not asked."""
+        hub, leases = self.hub, self.leases
+        return Status(
+            instance_id=leases.instance.id,
+            advertise_url=self.advertise_url,
+            state=State.DRAINING if self._draining else State.RUNNING,
+            figures=self._figures(),
+            accounts=tuple(
+                AccountStatus(account, subscribers, cursor, self.store.shared)
+                for account, subscribers, cursor in hub.channels()
+            ),
+            peers=(),
+        )
+
     def _figures(self) -> Figures:
         return {
-            "subscribers": ("gauge", "Subscribers that are connected.", self.hub.subscribers),
-            "open_channels": (
-                "gauge",
-                "Open channels, one for each account at each worker.",
-                len(self.hub.accounts),
+            "subscribers": Figure("gauge", "Connected subscribers.", self.hub.subscribers),
+            "open_channels": Figure(
+                "gauge", "Open channels, one per account and worker.", len(self.hub.accounts)
             ),
-            "events_delivered_total": (
-                "counter",
-                "Events handed to subscribers.",
-                self.hub.delivered,
+            "events_delivered_total": Figure(
+                "counter", "Events handed to subscribers, once for each.", self.hub.delivered
             ),
-            "events_accepted_total": ("counter", "Events accepted and kept.", self.intake.accepted),
-            "events_relayed_total": (
-                "counter",
-                "Events sent to other instances.",
-                self.relay.carried,
+            "events_accepted_total": Figure(
+                "counter", "Events accepted and kept.", self.intake.accepted
             ),
-            "events_not_relayed_total": (
-                "counter",
-                "Batches that another instance did not take.",
-                self.relay.failed,
+            "events_relayed_total": Figure(
+                "counter", "Events taken by other instances, once for each.", self.relay.carried
+            ),
+            "event_batches_failed_total": Figure(
+                "counter", "Batches of events not taken by another instance.", self.relay.failed
             ),
         }

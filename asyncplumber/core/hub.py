@@ -82,6 +82,13 @@ class Hub:
         """The accounts that have a channel here."""
         return list(self._channels)
 
+    def channels(self) -> list[tuple[str, int, Cursor | None]]:
+        """Return account, number of subscribers and cursor of each channel (None: it opens)."""
+        return [
+            (account, len(channel.live), channel.delivered)
+            for account, channel in self._channels.items()
+        ]
+
     def admit(self, account: str) -> Deferred[Channel]:
         """
         Open the account's channel, or find it open; the caller then subscribes to it without delay.

@@ -38,10 +38,11 @@ from asyncplumber.errors import (
     to_client_error,
 )
 from asyncplumber.http.gate import Gate
+from asyncplumber.http.metrics import Metrics
 from asyncplumber.http.mounted_polls import MountedPolls
 from asyncplumber.http.request import METHODS
 from asyncplumber.http.responses import Response, error_response, json_response
-from asyncplumber.http.status import About
+from asyncplumber.http.status import StatusPages
 from asyncplumber.http.webhook import ODD_HEADER, ODD_PATH, SPLITTING, Webhook, account_of
 from asyncplumber.wire.event_batch import batch_limit
 from asyncplumber.wire.parse import Headers
@@ -184,12 +185,19 @@ class Routes:
     app.url_map.merge_slashes = False
 
     def __init__(
-        self, webhook: Webhook, about: About, body_limit: int, gate: Gate, hub: Hub
+        self,
+        webhook: Webhook,
+        pages: StatusPages,
+        metrics: Metrics,
+        body_limit: int,
+        gate: Gate,
+        hub: Hub,
     ) -> None:
         """`body_limit` in bytes."""
         self._gate = gate
         self._webhook = webhook
-        self._about = about
+        self._pages = pages
+        self._metrics = metrics
         self._limit = body_limit
         self.polls = MountedPolls(hub)
         self._static = _static_answers()
@@ -288,7 +296,7 @@ class Routes:
     def account(self, request: Request, account: str) -> Deferred[bytes]:
         """Who listens to an account."""
         return self._write(
-            request, maybeDeferred(lambda: self._about.account(account_of(account.encode("ascii"))))
+            request, maybeDeferred(lambda: self._pages.account(account_of(account.encode("ascii"))))
         )
 
     @app.route("/healthz", methods=["GET"])
@@ -299,12 +307,12 @@ class Routes:
     @app.route("/readyz", methods=["GET"])
     def readyz(self, request: Request) -> Deferred[bytes]:
         """It can do its work."""
-        return self._write(request, maybeDeferred(self._about.ready))
+        return self._write(request, maybeDeferred(self._pages.ready))
 
     @app.route("/metrics", methods=["GET"])
     def metrics(self, request: Request) -> bytes:
         """For Prometheus."""
-        return _written(self._about.metrics(), request)
+        return _written(self._metrics.response(), request)
 
     @app.route("/", methods=["GET"])
     @app.route(

@@ -11,7 +11,7 @@ from mmap import mmap
 from typing import IO
 from zlib import crc32
 
-from asyncplumber.http.status import Figures
+from asyncplumber.core.status import Figure, Figures
 from asyncplumber.server.accept import shared_file
 
 # Seconds between publications.  What a worker counts after its last one is lost if it is killed.
@@ -53,7 +53,9 @@ class SharedFigures:
         ours = [row for row in rows if row[_NAMES] == names]
         living = [row for row in ours if row[_ALIVE]]
         return {
-            name: (kind, text, sum(row[column] for row in (ours if kind == "counter" else living)))
+            name: Figure(
+                kind, text, sum(row[column] for row in (ours if kind == "counter" else living))
+            )
             for column, (name, (kind, text, _)) in enumerate(figures.items(), _FIRST)
         }
 

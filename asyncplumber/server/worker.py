@@ -56,15 +56,15 @@ def make_worker(
 
     def ready(url: str) -> None:
         counts.serve(lambda: server.connected)
-        publishing = LoopingCall(about.combined)
+        publishing = LoopingCall(metrics.combined)
         publishing.clock = reactor
         publishing.start(PUBLISH_INTERVAL)
-        reactor.addSystemEventTrigger("after", "shutdown", about.combined)
+        reactor.addSystemEventTrigger("after", "shutdown", metrics.combined)
         os.write(READY, b"!")
         StandardIO(_ParentWatch(reactor), reactor=reactor)
 
-    about = plumber.about
-    about.combine = WorkerFigures(figures, number).combine
+    metrics = plumber.metrics
+    metrics.combine = WorkerFigures(figures, number).combine
     endpoints = [
         (shared, "the socket of the parent"),
         (own, f"port {port} of {host}, for the other instances"),

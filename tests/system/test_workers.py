@@ -191,7 +191,7 @@ class WorkersTests(EmbeddedTestCase):
 
         async def told(name: str) -> int:
             text = (await self.node.ask("GET", "/metrics")).body.decode()
-            return int(re.search(rf"^asyncplumber_{name} (\d+)$", text, re.M)[1])  # type: ignore[index]
+            return int(float(re.search(rf"^asyncplumber_{name} (\S+)$", text, re.M)[1]))  # type: ignore[index]
 
         publishers = [self.crowd.publisher(self.ports, "all") for _ in range(4)]
         people = await self.scattered()

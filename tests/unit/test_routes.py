@@ -162,31 +162,11 @@ class OwnSiteTests(SynchronousTestCase):
             )
             self.assertIn(b"default-src 'self'", reply.headers[b"content-security-policy"])
 
-    def test_figures_are_prometheus_text(self) -> None:
-        """Each with its type; and they count."""
-        self.server.post("a", b"1")
-        reply = self.server.request("GET", "/metrics")
-        self.assertEqual(
-            reply.headers[b"content-type"], b"text/plain; version=0.0.4; charset=utf-8"
-        )
-        self.assertIn(
-            b"# TYPE asyncplumber_events_accepted_total counter\nasyncplumber_events_accepted_total 1\n",
-            reply.body,
-        )
-
-    def test_figures_are_not_rounded(self) -> None:
-        """A counter beyond a million still counts by one."""
-        self.server.plumber.intake.accepted = 12_345_678
-        self.assertIn(
-            b"asyncplumber_events_accepted_total 12345678\n",
-            self.server.request("GET", "/metrics").body,
-        )
-
     def test_health_and_readiness(self) -> None:
         """A server that is about to stop is alive, and not ready."""
         self.assertEqual(self.server.request("GET", "/healthz").status, 200)
         self.assertEqual(self.server.request("GET", "/readyz").status, 200)
-        self.server.plumber.about.stopping = True
+        self.successResultOf(Deferred.fromCoroutine(self.server.plumber.withdraw()))
         self.assertEqual(self.server.request("GET", "/healthz").status, 200)
         self.assertEqual(self.server.request("GET", "/readyz").status, 503)
 

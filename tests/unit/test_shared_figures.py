@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.http.status import Figures
+from asyncplumber.core.status import Figure, Figures
 from asyncplumber.server.shared_figures import COLUMNS, SharedFigures, WorkerFigures
 from asyncplumber.testing import MemoryServer
 
 
 def figures(accepted: float, subscribers: float) -> Figures:
-    return {"accepted_total": ("counter", "", accepted), "subscribers": ("gauge", "", subscribers)}
+    return {
+        "events_accepted_total": Figure("counter", "", accepted),
+        "subscribers": Figure("gauge", "", subscribers),
+    }
 
 
 def values(told: Figures) -> list[float]:
@@ -49,14 +52,16 @@ class SharedFiguresTests(SynchronousTestCase):
         self.other.combine(figures(7, 1))
         self.table.clear(1)
         newer = WorkerFigures(self.table, 1)
-        more: Figures = {"refused_total": ("counter", "", 1), **figures(0, 0)}
+        more: Figures = {"refused_total": Figure("counter", "", 1), **figures(0, 0)}
         self.assertEqual(values(newer.combine(more)), [1, 0, 0])
         self.assertEqual(values(self.other.combine(figures(7, 1))), [7, 1])
 
     def test_as_many_figures_as_there_are_columns(self) -> None:
         """One more is an error; ours fit in."""
-        most: Figures = {f"{number}_total": ("counter", "", 1) for number in range(COLUMNS - 2)}
+        most: Figures = {
+            f"{number}_total": Figure("counter", "", 1) for number in range(COLUMNS - 2)
+        }
         self.assertEqual(values(self.one.combine(most)), [1] * len(most))
         with self.assertRaises(ValueError):
-            WorkerFigures(self.table, 2).combine({**most, "more": ("gauge", "", 1)})
-        self.assertLess(len(MemoryServer().plumber.about.combined()), COLUMNS - 2)
+            WorkerFigures(self.table, 2).combine({**most, "more": Figure("gauge", "", 1)})
+        self.assertLess(len(MemoryServer().plumber.metrics.combined()), COLUMNS - 2)
