@@ -8,7 +8,7 @@ taken effect, and can be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
@@ -72,6 +72,24 @@ class RelayFailed(Exception):
 
     The message says why, without secrets.
     """
+
+
+class InstanceGone(RelayFailed):
+    """The instance is not there any more: another one answers at its address."""
+
+
+# Takes the events of a batch that arrived; returns the number of subscribers for each account.
+Deliver = Callable[[Sequence[Event]], dict[str, int]]
+
+
+@dataclass(slots=True)
+class Reached:
+    """How far the events of one account got at the other instances, for the receipt."""
+
+    subscribers: int = 0
+    ok: int = 0  # instances that have subscribers, and took the events
+    failed: int = 0  # instances that did not take them
+    pending: int = 0  # instances that had not answered when the receipt was written
 
 
 class IHistory(Interface):
@@ -292,16 +310,91 @@ class ISubscriber(Interface):
 
 
 class IRelay(Interface):
-    """Carries events to the other instances."""
+    """
+    Sends events to the other instances that want them.
 
-    def carry(instance: Instance, events: Sequence[Event]) -> Deferred[dict[str, int]]:
+    A relay is a hint and no promise: the events are in the history already, and an instance that
+    misses some finds them when it compares its positions with the history.
+    """
+
+    def start(deliver: Deliver) -> Deferred[None]:
         """
-        Hand these events, already in the history, to that instance.  Per instance, order is kept.
+        Let in what other instances relay to this one.
 
-        @return: Deferred of the number of subscribers there that were given them, per account;
-        fails with
-            `RelayFailed`.
+        It must be called before this instance puts a hook into the registry, and may be called
+        again after a stop.
+
+        Args:
+            deliver: See `ICarrier.start`.
+
+        Returns:
+            A Deferred that fires when other instances can reach this one.
+        """
+
+    def send(
+        events: Sequence[Event], recipients: Mapping[str, Sequence[Instance]]
+    ) -> Deferred[dict[str, Reached]]:
+        """
+        Send these events to the instances that want them, except to this instance.
+
+        Args:
+            events: Events that are in the history.  The order is kept for each instance.
+            recipients: What the registry said, after the append: for each account the instances.
+
+        Returns:
+            A Deferred that fires within about a second, and does not fail.  It has a `Reached` for
+            each account that another instance wants.
         """
 
     def stop() -> Deferred[None]:
-        """Wait for what is under way, a few seconds at most.  @return: Deferred of None."""
+        """
+        Send nothing more, and let nothing in.
+
+        Returns:
+            A Deferred that fires when what is under way has ended, after some seconds at most.
+        """
+
+
+class ICarrier(Interface):
+    """
+    Carries batches of events to other instances, in one way: by HTTP, in memory, by a broker.
+
+    A carrier knows no registry, keeps no queue and has no time-out: its caller has one batch under
+    way to each instance at a time, and cancels what takes too long.
+    """
+
+    def start(deliver: Deliver) -> Deferred[None]:
+        """
+        Open the way in.  It may be called again after a stop.
+
+        Args:
+            deliver: Takes the events of one batch that has arrived, and returns for each of their
+                accounts how many subscribers of this instance were given them.  An empty batch says
+                that events may have been lost: a carrier delivers one each time that a connection
+                to a broker is open again.
+
+        Returns:
+            A Deferred that fires when the way in is open.
+        """
+
+    def carry(instance: Instance, events: Sequence[Event]) -> Deferred[dict[str, int]]:
+        """
+        Carry one batch to one instance.  An empty one tells it to look for what it missed.
+
+        Args:
+            instance: Where to.
+            events: The whole batch; it is not split.
+
+        Returns:
+            A Deferred of what `deliver` returned there.  Fails with `RelayFailed`; with
+            `InstanceGone` if it is certain that the instance is not there any more.  A batch that
+            failed may have arrived.  It can be cancelled, and then leaves nothing behind.
+        """
+
+    def stop() -> Deferred[None]:
+        """
+        Close the way in and all connections.
+
+        Returns:
+            A Deferred that fires when they are closed.
+        """

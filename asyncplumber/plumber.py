@@ -26,8 +26,9 @@ from asyncplumber.clocks import WallClock
 from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.core.callbacks import Callback, CallbackSubscriber
 from asyncplumber.core.hub import LINGER, SUBSCRIBERS, Hub
-from asyncplumber.core.intake import TICK, Intake
+from asyncplumber.core.intake import LATE_CHECK, Intake
 from asyncplumber.core.leases import Leases
+from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import AccountStatus, Figure, Figures, State, Status
 from asyncplumber.errors import BadRequest, TooLarge
 from asyncplumber.event import EARLIEST, Cursor, Instance, checked_account, timestamp
@@ -38,8 +39,9 @@ from asyncplumber.http.routes import Routes
 from asyncplumber.http.status import StatusPages
 from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import LEASE, IStore
-from asyncplumber.relays.http import HttpRelay
+from asyncplumber.relays.http import HttpCarrier
 from asyncplumber.relays.presence import PresenceClient
+from asyncplumber.relays.routing import Relay
 from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, key_text, message
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
@@ -108,9 +110,7 @@ class Plumber(Service):
         )
         signer = PeerSigner(secret, self.store)
         instance, registry = Instance(uuid4().hex[:16], ""), self.store.registry
-        self.leases = Leases(
-            registry, instance, reactor, lease, forgotten=self._look, prepare=signer.learn
-        )
+        self.leases = Leases(registry, instance, reactor, lease, prepare=signer.learn)
         self.gate = Gate(Hosts(hosts))
         self.advertise_url = advertise_url
         self.hub = Hub(
@@ -121,11 +121,11 @@ class Plumber(Service):
             linger=linger,
             subscribers=subscribers,
         )
-        self.relay = HttpRelay.over_treq(reactor, registry, wall.seconds, signer)
-        self.intake = Intake(
-            self.store.append, self.hub, reactor, relay=self.relay, instance=self.leases.instance
-        )
-        self._open_doors(signer, body_limit)
+        carrier = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
+        self.relay = Relay(carrier, registry, instance.id, reactor)
+        self.intake = Intake(self.store.append, self.hub, reactor, relay=self.relay)
+        self._receiver = RelayReceiver(self.hub, self.leases.drop_stale)
+        self._open_doors(signer, carrier, body_limit)
         # : Fires when the store is open; fails if it never will be.  A server that is down is
         # waited for.  Another one after a stop.
         self.opened: Deferred[None] = Deferred()
@@ -135,11 +135,11 @@ class Plumber(Service):
             PeriodicTask(self._sweep, SWEEP, reactor),
         ]
 
-    def _open_doors(self, signer: PeerSigner, body_limit: int) -> None:
-        self._late = PeriodicTask(self.intake.answer_late, TICK, self._reactor)
+    def _open_doors(self, signer: PeerSigner, carrier: HttpCarrier, body_limit: int) -> None:
+        self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, self._reactor)
         id, now = self.leases.instance.id, self._wall.seconds
         self.webhook = Webhook(
-            self.intake, self.hub, now, id, drop_stale=self.leases.drop_stale, signer=signer
+            self.intake, self.hub, now, id, signer=signer, receive=carrier.receive
         )
         self._census = PresenceClient.over_treq(self._reactor, now, signer)
         pages = StatusPages(self.store, self.status, self._listeners)
@@ -172,8 +172,10 @@ class Plumber(Service):
         if self.opened is not opened:
             return  # stopped meanwhile
         self._draining = False
-        for part in (self.intake, self.hub, self.leases, self.relay):
-            part.resume()
+        self.intake.resume()
+        self.hub.resume()
+        # The way in is open before a hook says that this instance wants events.
+        await self.relay.start(self._receiver.deliver)
         self._late.start()
         self.store.start().addCallback(self._begin, opened).addCallbacks(
             opened.callback, opened.errback
@@ -184,7 +186,7 @@ class Plumber(Service):
         if self.opened is not opened:
             return  # stopped meanwhile
         if self.store.shared:
-            self.leases.start()
+            self.leases.start(self.hub.check_soon)
         for round in self._rounds:
             round.start()
         for subscriber in self._registered.values():
@@ -306,17 +308,14 @@ class Plumber(Service):
 
     def _hold(self, account: str) -> Deferred[None]:
         if self.store.shared:
-            return self.leases.hold(account)
+            return self.leases.register(account)
         held: Deferred[None] = Deferred()
         held.callback(None)
         return held
 
-    def _look(self) -> None:
-        self.hub.check_soon()
-
     def _release(self, account: str) -> None:
         if self.store.shared:
-            self.leases.release(account)
+            self.leases.unregister(account)
 
     async def _sweep(self) -> None:
         await self.store.history.sweep()
@@ -363,7 +362,7 @@ class Plumber(Service):
                 "counter", "Events accepted and kept.", self.intake.accepted
             ),
             "events_relayed_total": Figure(
-                "counter", "Events taken by other instances, once for each.", self.relay.carried
+                "counter", "Events taken by other instances, once for each.", self.relay.relayed
             ),
             "event_batches_failed_total": Figure(
                 "counter", "Batches of events not taken by another instance.", self.relay.failed

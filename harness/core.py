@@ -17,8 +17,8 @@ from asyncplumber.core.channel import Channel
 from asyncplumber.core.hub import Hub
 from asyncplumber.core.subscription import Subscription
 from asyncplumber.errors import PlumberError, Unavailable
-from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
-from asyncplumber.interfaces import PAGE_BYTES, Appended, IRelay, ISubscriber, RelayFailed
+from asyncplumber.event import Cursor, Draft, Event, Position, Stored
+from asyncplumber.interfaces import PAGE_BYTES, Appended, ISubscriber
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.recipients import with_recipients
 from asyncplumber.stores.retention import Retention
@@ -149,25 +149,6 @@ class FaultProxy:
                 ask().chainDeferred(answer)
             else:
                 answer.errback(error)
-
-
-@implementer(IRelay)
-class TcpProxy:
-    """A relay in memory: what is carried waits until a test hands it over, as badly as it likes."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[Instance, Sequence[Event], Deferred[dict[str, int]]]] = []
-        self.gone = False
-
-    def carry(self, instance: Instance, events: Sequence[Event]) -> Deferred[dict[str, int]]:
-        if self.gone:
-            return fail(RelayFailed("gone"))
-        answer: Deferred[dict[str, int]] = Deferred()
-        self.waiting.append((instance, events, answer))
-        return answer
-
-    def stop(self) -> Deferred[None]:
-        return succeed(None)
 
 
 class CoreCase(SynchronousTestCase):

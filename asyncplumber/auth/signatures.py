@@ -1,9 +1,9 @@
 """
-Is this POST genuine and fresh?  Standard Webhooks 1.0.0 with a symmetric secret.
+Signatures that prove a POST genuine and fresh: Standard Webhooks 1.0.0, with a symmetric secret.
 
-Signed is ``{webhook-id}.{webhook-timestamp}.{body}``, by HMAC-SHA256; compared in constant time.
-Instances sign the method and the path of what they ask of each other as well, so that a captured
-signature is of no use elsewhere.
+``{webhook-id}.{webhook-timestamp}.{body}`` is signed with HMAC-SHA256, and compared in constant
+time.  Requests between instances have their method and path signed as well, so that a captured
+signature is of no use for another request.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from uuid import uuid4
 
 from twisted.internet.defer import Deferred, succeed
 
+from asyncplumber.errors import NotAllowed
 from asyncplumber.interfaces import ISecrets
 
-# Seconds.  The clocks of two machines may be some minutes off, each in its own direction.  A
-# request that is sent again within that time does no harm: events that came before are dropped by
-# their number, and a count changes nothing.
+# Seconds that a signature is valid before and after its time.  The clocks of two machines may each
+# be wrong by some minutes.  A captured request that is sent again within that time does no harm:
+# old events are dropped by their numbers, and a count changes nothing.
 PEER_TOLERANCE = 900.0
+MIN_SECRET_LENGTH = 16  # bytes
 
 
 class Signer:
     """Signs and verifies with one secret."""
 
     def __init__(self, secret: bytes, tolerance: float = PEER_TOLERANCE) -> None:
-        """`tolerance` is in seconds.  Raises ValueError for a secret shorter than 16 bytes."""
-        if len(secret) < 16:
-            raise ValueError("a secret has at least 16 bytes")
+        """`tolerance` is in seconds.  Raises ValueError for a secret that is too short."""
+        if len(secret) < MIN_SECRET_LENGTH:
+            raise ValueError(f"a secret has at least {MIN_SECRET_LENGTH} bytes")
         self._secret = secret
         self._tolerance = tolerance
 
@@ -40,7 +42,7 @@ class Signer:
         )
 
     def sign(self, id: bytes, now: float, body: bytes) -> dict[bytes, bytes]:
-        """The headers that make this body genuine.  `now` is in seconds since 1970."""
+        """Return the headers that sign this body.  `now` is in seconds since 1970."""
         time = b"%d" % now
         return {
             b"webhook-id": id,
@@ -49,12 +51,12 @@ class Signer:
         }
 
     def verify(self, headers: Mapping[bytes, bytes], body: bytes, now: float) -> bool:
-        """Whether these headers, with lower-case names, make this body genuine and fresh."""
+        """Whether `headers`, with names in lower case, sign this body and are fresh."""
         id, time = headers.get(b"webhook-id", b""), headers.get(b"webhook-timestamp", b"")
         if not id or not time.isdigit() or len(time) > 12 or abs(now - int(time)) > self._tolerance:
             return False
         expected = self._signature(id, time, body)
-        # All are compared, so that the time taken does not tell which one came near.
+        # Compare with all of them, so that the time taken does not tell which one came near.
         matches = [
             hmac.compare_digest(expected, given)
             for given in headers.get(b"webhook-signature", b"").split()
@@ -62,16 +64,17 @@ class Signer:
         return any(matches)
 
 
-def batchs_target(instance_id: str) -> str:
+def batch_target(instance_id: str) -> str:
     """
-    What a POST of a batch to this instance asks for, as it is signed: without the prefix of a proxy
-    in front.
+    Return what is signed as method and path of a POST of a batch.
+
+    It has no prefix that a proxy in front of the instance may add or remove.
     """
     return f"POST /instances/{instance_id}/events"
 
 
 def count_target(instance_id: str, account: str) -> str:
-    """The same for the question how many listen to this account there."""
+    """Return the same for the question how many subscribers an account has at an instance."""
     return f"GET /instances/{instance_id}/accounts/{quote(account, safe='')}"
 
 
@@ -81,16 +84,19 @@ def _content(target: str, body: bytes) -> bytes:
 
 class PeerSigner:
     """
-    Signs what this instance asks of the others, and verifies what they ask of it.
+    Signs requests of this instance to other instances, and verifies theirs.
 
-    The secret is the one that the operator gave, or the one that the store keeps for all its
-    instances.  Before it is known nothing is genuine.
+    The secret is the operator's, or else the one that the store keeps for all its instances.  Until
+    it is known, no request is genuine.
     """
 
     def __init__(self, secret: bytes | None = None, secrets: ISecrets | None = None) -> None:
         """
-        `secrets` keeps the secret where `secret` is None.  Raises ValueError for a secret shorter
-        than 16 bytes.
+        Args:
+            secret: The operator's secret; None takes the one of `secrets`.
+            secrets: Keeps the secret where the operator gave none.
+
+        Raises ValueError for a secret that is too short.
         """
         self.is_given = secret is not None  # by the operator
         self._signer = Signer(secret) if secret is not None else None
@@ -98,35 +104,40 @@ class PeerSigner:
 
     def learn(self) -> Deferred[None]:
         """
-        Ask the store for the secret, again if it is known: a new database has a new one.
+        Ask the store for the secret, also if it is known: a new database has a new one.
 
-        @return: Deferred that fires when the secret is known.  Fails with `Unavailable`.
+        Returns:
+            A Deferred that fires when the secret is known.  Fails with `Unavailable`.
         """
         if self.is_given or self._secrets is None:
             return succeed(None)
-        return self._secrets.secret().addCallback(self._learned)
+        return self._secrets.secret().addCallback(self._set_secret)
 
-    def _learned(self, secret: bytes) -> None:
+    def _set_secret(self, secret: bytes) -> None:
         self._signer = Signer(secret)
 
     def sign(self, target: str, now: float, body: bytes) -> Deferred[dict[bytes, bytes]]:
         """
-        The headers that make this request genuine.  `target` is its method and path, see
-        `batchs_target`.
+        Sign a request to another instance.
 
-        @return: Deferred of a dict, already fired where the secret is known.  Fails with
-        `Unavailable`.
+        Args:
+            target: The method and the path, see `batch_target`.
+            now: Seconds since 1970.
+            body: The body of the request.
+
+        Returns:
+            A Deferred of the headers, which has fired if the secret is known.  Fails with
+            `Unavailable`.
         """
         known = self.learn() if self._signer is None else succeed(None)
-        return known.addCallback(lambda _: self._signed(target, now, body))
+        return known.addCallback(lambda _: self._sign(target, now, body))
 
-    def _signed(self, target: str, now: float, body: bytes) -> dict[bytes, bytes]:
+    def _sign(self, target: str, now: float, body: bytes) -> dict[bytes, bytes]:
         if self._signer is None:
             return {}  # the other instance will refuse it
         return self._signer.sign(uuid4().hex.encode("ascii"), now, _content(target, body))
 
-    def verify(self, target: str, headers: Mapping[bytes, bytes], body: bytes, now: float) -> bool:
-        """Whether this request, to this method and path, is genuine and fresh."""
-        return self._signer is not None and self._signer.verify(
-            headers, _content(target, body), now
-        )
+    def check(self, target: str, headers: Mapping[bytes, bytes], body: bytes, now: float) -> None:
+        """Raise `NotAllowed` if this request is not genuine and fresh.  For `target` see `sign`."""
+        if self._signer is None or not self._signer.verify(headers, _content(target, body), now):
+            raise NotAllowed("this is not signed with the secret of the instances")

@@ -1,35 +1,56 @@
 """
-Keeps this instance's hooks alive, lets them lapse, sweeps up after the dead.
+This instance's row in the registry, and its hooks: keeps them alive, and equal to what is wanted.
 
-The registry is told in groups: whatever is held or released while one call is under way goes into
-the next, so the calls for one account never overtake each other.
+The state is three sets of accounts.
+
+- ``wanted``: the hub serves them, so the registry should have their hooks;
+- ``registered``: the registry has their hooks, for certain or perhaps (see `_Row`);
+- ``dirty``: they have changed, and must be looked at by the next synchronisation.
+
+What to add and what to remove is computed from these when it is sent:
+
+========  ==============  =================
+wanted    row             action
+========  ==============  =================
+yes       none, MAYBE     register
+yes       CERTAIN         nothing
+no        MAYBE, CERTAIN  unregister
+no        none            nothing
+========  ==============  =================
+
+A row is MAYBE from the moment that a call about it is sent, and stays so if the call fails.  One
+call is under way at a time, so the calls for one account never overtake each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from enum import Enum
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import LoopingCall
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.errors import PlumberError, Unavailable, to_client_error
+from asyncplumber.concurrency import PeriodicTask, SingleFlight, Waiters
+from asyncplumber.errors import Unavailable, to_client_error
 from asyncplumber.event import Instance
 from asyncplumber.interfaces import IRegistry
 
-RENEWALS = 3  # in the time of one lease: two may fail before the others take us for dead
-GROUP = 1000  # hooks in one call
+RENEWALS = 3  # in the time of one lease: two may fail before the others take this instance for dead
+MAX_HOOKS_PER_CALL = 1000
 
 
-def _some(accounts: set[str]) -> list[str]:
-    """Take a group out of `accounts`."""
-    return [accounts.pop() for _ in range(min(GROUP, len(accounts)))]
+class _Row(Enum):
+    """What this instance knows of a hook's row in the registry.  No entry: there is no row."""
+
+    CERTAIN = "the registry has it"
+    MAYBE = "a call about it is under way, or has failed"
 
 
 class Leases:
-    """This instance's row in the registry, and its hooks."""
+    """Keeps this instance and its hooks in the registry."""
 
     _log = Logger()
 
@@ -37,229 +58,228 @@ class Leases:
         self,
         registry: IRegistry,
         instance: Instance,
-        clock: Any,
+        clock: IReactorTime,
         lease: float,
         *,
-        forgotten: Callable[[], Any] = lambda: None,
         prepare: Callable[[], Deferred[None]] = lambda: succeed(None),
     ) -> None:
         """
-        `lease` in seconds.  `forgotten` is called when the registry had lost us and has our hooks
-        again: we may miss events.
-
-        `prepare` is awaited before we add_instance, and so before others may ask something of us.
+        Args:
+            registry: Where the hooks are.
+            instance: This one.
+            clock: Measures the time between renewals.
+            lease: Seconds that a lease lasts.
+            prepare: Is waited for before this instance is added to the registry, and so before
+                other instances can ask something of it.
         """
         self.instance = instance
         self._registry = registry
         self._clock = clock
-        self._forgotten = forgotten
         self._prepare = prepare
-        self._held: set[str] = set()
-        self._known: set[str] = set()  # what the registry has, as far as we know
-        self._adding: set[str] = set()
-        self._removing: set[str] = set()
-        self._waiting: dict[str, list[Deferred[None]]] = {}
-        self._busy = False
-        self._idle: list[Deferred[None]] = []
-        self._enlisted = False
-        self._was_forgotten = False
-        self._sweeping = False
+        self._on_lease_lost: Callable[[], None] = lambda: None
+        self._wanted: set[str] = set()
+        self._registered: dict[str, _Row] = {}
+        self._dirty: set[str] = set()
+        self._waiters: dict[str, Waiters] = {}  # for the hooks that are not registered yet
+        self._is_added = False  # whether the registry has this instance
+        self._was_lost = False  # whether it had lost it, and ``on_lease_lost`` is to be called
+        self._sync_wanted = False
         self._stopped = False
-        self._renewal = LoopingCall(self._renew)
-        self._renewal.clock = clock
-        self._interval = lease / RENEWALS
+        self._sync = SingleFlight(self._synchronise)
+        interval = lease / RENEWALS
+        self._renewal = PeriodicTask(self._renew, interval, clock, now=True)
+        # A task of its own: sweeping a million hooks of a dead instance delays no renewal.
+        self._sweeping = PeriodicTask(self._sweep, interval, clock, now=True)
 
     @property
-    def held(self) -> int:
-        """How many hooks this instance wants."""
-        return len(self._held)
+    def wanted(self) -> int:
+        """The number of hooks that this instance wants."""
+        return len(self._wanted)
 
-    def start(self) -> None:
+    def start(self, on_lease_lost: Callable[[], None] = lambda: None) -> None:
         """
-        Enlist, and renew from now on.  If the registry is away, it is tried again at each renewal.
-        """
-        self._renewal.start(self._interval)
+        Add this instance to the registry, and renew its lease from now on.
 
-    def hold(self, account: str) -> Deferred[None]:
+        A registry that is away is tried again at each renewal.
+
+        Args:
+            on_lease_lost: Called after the registry had lost this instance, when it has all hooks
+                again.  Events may have been missed.
+        """
+        self._on_lease_lost = on_lease_lost
+        self._stopped = False
+        self._renewal.start()
+        self._sweeping.start()
+
+    def register(self, account: str) -> Deferred[None]:
         """
         Put a hook for this account into the registry.
 
-        @return: Deferred that fires when it is there.  Fails with `Unavailable`; then it is not
-        held.
+        Returns:
+            A Deferred that fires when it is there.  Fails with `Unavailable`; then the hook is not
+            wanted any more.
         """
         if self._stopped:
             return fail(Unavailable("this instance is about to stop"))
-        self._held.add(account)
-        self._removing.discard(account)
-        if account in self._known:
+        self._wanted.add(account)
+        if self._registered.get(account) is _Row.CERTAIN:
             return succeed(None)
-        done: Deferred[None] = Deferred()
-        self._adding.add(account)
-        self._waiting.setdefault(account, []).append(done)
-        self._stir()
-        return done
+        self._dirty.add(account)
+        waiters = self._waiters.setdefault(account, Waiters())
+        registered = waiters.wait()
+        self._schedule_sync()
+        return registered
 
-    def release(self, account: str) -> None:
+    def unregister(self, account: str) -> None:
         """Take the hook out again, soon."""
-        self._held.discard(account)
-        if account in self._adding:
-            self._adding.discard(account)
-            self._answer(account, Unavailable("nobody wants this hook any more"))
-        if account in self._known:
-            self._removing.add(account)
-            self._stir()
+        self._wanted.discard(account)
+        if waiters := self._waiters.pop(account, None):
+            waiters.fail(Unavailable("nobody wants this hook any more"))
+        if account in self._registered:
+            self._dirty.add(account)
+            self._schedule_sync()
 
     def drop_stale(self, account: str) -> None:
-        """
-        The registry seems to have a hook of ours for an account that we do not hold: take it out
-        again.
-        """
-        if account not in self._held:
-            self._known.add(account)
-            self.release(account)
-
-    def resume(self) -> None:
-        """Hold again, after a stop: the registry knows nothing of us any more."""
-        self._stopped = self._enlisted = self._was_forgotten = False
-        self._known.clear()
-        self._removing.clear()
+        """Take out a hook of ours that the registry seems to have although it is not wanted."""
+        if account not in self._wanted:
+            self._registered[account] = _Row.MAYBE
+            self.unregister(account)
 
     def stop(self) -> Deferred[None]:
         """
-        Take everything out.  @return: Deferred of None; an unreachable registry is no failure: the
-        lease runs out.
+        Take this instance and all its hooks out.
+
+        Returns:
+            A Deferred that does not fail: if the registry is away, the lease ends by itself.
         """
         self._stopped = True
-        if self._renewal.running:
-            self._renewal.stop()
-        for account in list(self._waiting):
-            self._answer(account, Unavailable("this instance is about to stop"))
-        # What is under way must not overtake the resignation, and put in again what that takes out.
-        told: Deferred[None] = Deferred()
-        self._idle.append(told)
-        self._rest()
-        told.addCallback(lambda _: self._registry.remove_instance(self.instance))
-        return told.addErrback(
-            lambda failure: self._log.warn(
-                "could not remove_instance: {error}", error=failure.getErrorMessage()
-            )
-        )
+        self._renewal.stop()
+        self._sweeping.stop()
+        self._fail_waiters(Unavailable("this instance is about to stop"))
+        return Deferred.fromCoroutine(self._remove_instance())
 
-    # Telling the registry
+    async def _remove_instance(self) -> None:
+        # A call that is under way must not put hooks in again after this.
+        await self._sync.run()
+        self._is_added = self._was_lost = False
+        self._registered.clear()
+        self._dirty.clear()
+        try:
+            await self._registry.remove_instance(self.instance)
+        except Exception as error:
+            self._log.warn("this instance stays in the registry: {error}", error=str(error))
 
-    def _stir(self) -> None:
-        if not self._busy and not self._stopped:
-            self._busy = True
-            self._clock.callLater(0, self._tell)
+    # Synchronisation
 
-    def _tell(self) -> None:
-        Deferred.fromCoroutine(self._told()).addErrback(self._not_told)
+    def _schedule_sync(self) -> None:
+        self._sync_wanted = True
+        self._sync.request()
 
-    def _rest(self) -> None:
-        """Nothing is under way: whoever waits for that goes on."""
-        if not self._busy:
-            idle, self._idle = self._idle, []
-            for done in idle:
-                done.callback(None)
+    async def _synchronise(self) -> None:
+        """Make the registry have what is wanted."""
+        if not self._sync_wanted or self._stopped:
+            return
+        # What is asked for in this turn of the reactor goes into one call.
+        await deferLater(self._clock, 0)
+        try:
+            while not self._stopped and await self._take_step():
+                pass
+        except Exception:
+            self._sync_failed(Failure())
+        else:
+            self._sync_wanted = False
 
-    async def _told(self) -> None:
-        """
-        Bring the registry up to what is held: first the new hooks, for which subscribers wait, then
-        the old ones.
-        """
-        while not self._stopped:
-            if not self._enlisted:
-                await self._prepare()
-                self.instance = await self._registry.add_instance(self.instance)
-                self._enlisted = True
-                self._known.clear()
-                self._removing.clear()
-                self._adding.update(self._held)
-            if added := _some(self._adding):
-                await self._add(added)
-            elif removed := _some(self._removing):
-                await self._remove(removed)
-            else:
-                break
-        self._busy = False
-        self._rest()
-        if self._was_forgotten and not self._stopped:
-            # Now that the hooks are in again: nothing falls between what this finds and what is
-            # relayed.
-            self._was_forgotten = False
-            self._forgotten()
+    async def _take_step(self) -> bool:
+        """Make one call, or report that the lease was lost.  Return whether there may be more."""
+        if not self._is_added:
+            await self._add_instance()
+        elif added := self._to_add():
+            # First the new hooks: subscribers wait for them.
+            await self._add(added)
+        elif removed := self._to_remove():
+            await self._remove(removed)
+        elif self._was_lost:
+            # All hooks are in again, so no event falls between what the hub will find in the
+            # history and what is relayed.
+            self._was_lost = False
+            self._on_lease_lost()
+        else:
+            self._dirty.clear()
+            return False
+        return True
+
+    def _to_add(self) -> list[str]:
+        certain, found = _Row.CERTAIN, []
+        for account in self._dirty:
+            if account in self._wanted and self._registered.get(account) is not certain:
+                found.append(account)
+                if len(found) == MAX_HOOKS_PER_CALL:
+                    break
+        return found
+
+    def _to_remove(self) -> list[str]:
+        found = []
+        for account in self._dirty:
+            if account not in self._wanted and account in self._registered:
+                found.append(account)
+                if len(found) == MAX_HOOKS_PER_CALL:
+                    break
+        return found
+
+    async def _add_instance(self) -> None:
+        await self._prepare()
+        self.instance = await self._registry.add_instance(self.instance)
+        self._is_added = True
+        self._registered.clear()
+        self._dirty = set(self._wanted)
 
     async def _add(self, accounts: list[str]) -> None:
-        try:
-            await self._registry.register(self.instance, accounts)
-        except Exception:
-            self._removing.update(
-                accounts
-            )  # they may be there all the same; `_not_told` leaves out what is held
-            raise
-        self._known.update(accounts)
-        self._removing.update([account for account in accounts if account not in self._held])
+        self._registered.update(dict.fromkeys(accounts, _Row.MAYBE))
+        await self._registry.register(self.instance, accounts)
+        self._registered.update(dict.fromkeys(accounts, _Row.CERTAIN))
+        # An account that is not wanted any more stays dirty, and is removed.
+        self._dirty.difference_update(self._wanted.intersection(accounts))
         for account in accounts:
-            self._answer(account, None)
+            if waiters := self._waiters.pop(account, None):
+                waiters.release()
 
     async def _remove(self, accounts: list[str]) -> None:
-        # From here on they may be gone, whatever the answer says.
-        self._known.difference_update(accounts)
-        try:
-            await self._registry.unregister(self.instance, accounts)
-        except Exception:
-            self._removing.update(accounts)
-            raise
+        self._registered.update(dict.fromkeys(accounts, _Row.MAYBE))
+        await self._registry.unregister(self.instance, accounts)
+        for account in accounts:
+            del self._registered[account]
+        # An account that is wanted again stays dirty, and is added.
+        self._dirty.difference_update(set(accounts) - self._wanted)
 
-    def _answer(self, account: str, error: PlumberError | None) -> None:
-        for done in self._waiting.pop(account, ()):
-            if error is None:
-                done.callback(None)
-            else:
-                done.errback(error)
-
-    def _not_told(self, failure: Failure) -> None:
-        """Those who wait are told; whatever else is open is tried again at the next renewal."""
-        error = to_client_error(failure, self._log, "telling the registry failed")
+    def _sync_failed(self, failure: Failure) -> None:
+        """Tell those who wait.  Everything else that is dirty is tried at the next renewal."""
+        error = to_client_error(failure, self._log, "synchronising the registry failed")
         self._log.warn("the registry cannot be told of hooks: {error}", error=error.message)
-        waiting = list(self._waiting)
-        self._held.difference_update(waiting)
-        self._adding = self._held - self._known
-        self._removing -= self._held
-        self._busy = False
-        self._rest()
-        for account in waiting:
-            self._answer(account, error)
+        self._sync_wanted = False
+        self._wanted.difference_update(self._waiters)
+        self._fail_waiters(error)
 
-    # Renewing
+    def _fail_waiters(self, error: Exception) -> None:
+        waiting, self._waiters = self._waiters, {}
+        for waiters in waiting.values():
+            waiters.fail(error)
 
-    def _renew(self) -> Deferred[None]:
-        # A LoopingCall ends for good at the first failure that reaches it.
-        return Deferred.fromCoroutine(self._renewed()).addErrback(self._not_renewed)
+    # Renewing and sweeping
 
-    async def _renewed(self) -> None:
-        if self._enlisted:
+    async def _renew(self) -> None:
+        if self._is_added:
             renewed = await self._registry.renew(self.instance)
             if renewed is not None:
                 self.instance = renewed
             else:
                 self._log.warn(
-                    "the registry had forgotten this instance: enlisting again, with {hooks} hooks",
-                    hooks=self.held,
+                    "the registry had lost this instance: adding it again, with {hooks} hooks",
+                    hooks=self.wanted,
                 )
-                self._enlisted = False
-                self._was_forgotten = True
-        if not self._enlisted or self._adding or self._removing:
-            self._stir()
-        if not self._sweeping:
-            # Not awaited: a long sweep must not keep us from renewing.
-            self._sweeping = True
-            self._registry.sweep().addErrback(self._not_renewed).addCallback(self._swept)
+                self._is_added = False
+                self._was_lost = True
+        if not self._is_added or self._dirty:
+            self._schedule_sync()
 
-    def _swept(self, _: Any) -> None:
-        self._sweeping = False
-
-    def _not_renewed(self, failure: Failure) -> None:
-        self._log.warn(
-            "renewing the lease, or sweeping, failed: {error}", error=failure.getErrorMessage()
-        )
+    async def _sweep(self) -> None:
+        await self._registry.sweep()

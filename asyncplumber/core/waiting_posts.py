@@ -1,6 +1,4 @@
-"""
-The POSTs that wait to be appended: bounded, and a share of each in turn.  Pure: no clock, no store.
-"""
+"""The POSTs that wait to be appended: bounded, and a share of each in turn.  Pure."""
 
 from __future__ import annotations
 
@@ -10,34 +8,36 @@ from asyncplumber.errors import PlumberError, TooManyRequests
 from asyncplumber.event import Draft, Stored
 from asyncplumber.sending import Receipt
 
-GROUP = 1000  # drafts in one append: more gains nothing and makes the first of them wait
-SHARE = 100  # drafts of one POST in a group, while other POSTs wait for a place in it
-# Drafts that wait for the store, some 270 bytes and 12 us each beside their payloads: a second of
-# work at most.
-WAITING_EVENTS = 50_000
-WAITING = (
-    64 * 1024 * 1024
-)  # bytes of payloads that wait for the store; beyond that a POST is told to come back
+MAX_GROUP = 1000  # drafts in one append: more gains nothing and makes the first of them wait
+FAIR_SHARE = 100  # drafts of one POST in a group, while other POSTs wait for a place in it
+# Drafts that wait for the store.  Each costs some 270 bytes beside its payload, and 12 µs: together
+# a second of work at most.
+MAX_WAITING_EVENTS = 50_000
+MAX_WAITING_BYTES = 64 * 1024 * 1024  # of payloads that wait for the store
 
-# What becomes of a POST: a receipt for each of its drafts, or why there is none.
+# What a POST is answered with: a receipt for each of its drafts, or an error.
 Outcome = list[Receipt] | PlumberError
 
 
 class Post:
-    """The drafts of one POST on their way, and who is told what became of them, once."""
+    """The drafts of one POST on their way to the store and back."""
 
     __slots__ = ("broken", "drafts", "handed", "left", "receipts", "settle", "since", "size")
 
     def __init__(
         self, drafts: Sequence[Draft], settle: Callable[[Outcome], None], since: float
     ) -> None:
-        """`since` is when it came, in seconds of the intake's clock."""
+        """
+        Args:
+            drafts: One or more.
+            settle: Called once with the outcome.
+            since: When the POST came, in seconds of the intake's clock.
+        """
         self.drafts = drafts
         self.handed = 0  # drafts that were handed to the store
-        self.left = len(drafts)  # drafts whose receipts are not there yet
-        self.receipts: list[
-            Receipt | None
-        ] = []  # in the order of the drafts, where there are several
+        self.left = len(drafts)  # drafts without a receipt
+        # In the order of the drafts; None until the first of several pieces is answered.
+        self.receipts: list[Receipt | None] | None = None
         self.broken: PlumberError | None = None  # of the first draft that was not kept
         self.since = since
         self.size = (
@@ -45,78 +45,75 @@ class Post:
             if len(drafts) == 1
             else sum([len(draft.payload) for draft in drafts])
         )
-        self.settle: Callable[[Outcome], None] | None = settle
+        self.settle: Callable[[Outcome], None] | None = settle  # None: the POST is answered
 
 
 class Group:
-    """
-    Drafts that were appended together.  Once they are kept: their results, and how many here got
-    each.
-    """
+    """Drafts that are appended together, and what the store and the hub said of them."""
 
     __slots__ = ("given", "pieces", "results", "size")
 
     def __init__(self) -> None:
-        self.pieces: list[
-            tuple[Post, int, Sequence[Draft]]
-        ] = []  # of a POST, from which draft on, which
+        # A POST, the number of its first draft in this group, its drafts in this group.
+        self.pieces: list[tuple[Post, int, Sequence[Draft]]] = []
         self.size = 0  # bytes of the payloads
-        self.results: list[Stored | PlumberError] | None = None
-        self.given: list[int] = []  # for each result that is `Stored`
+        self.results: list[Stored | PlumberError] | None = None  # None: the store has not answered
+        self.given: Sequence[int] = ()  # subscribers here, for each result that is `Stored`
 
 
 class WaitingPosts:
     """POSTs in the order in which their next drafts are appended."""
 
-    def __init__(self, size_limit: int, events_limit: int) -> None:
+    def __init__(self, max_bytes: int, max_events: int) -> None:
         """
-        `size_limit` is in bytes of payloads, `events_limit` in drafts; both count what is being
-        appended too.
+        Args:
+            max_bytes: Bytes of payloads that may wait; what is being appended counts.
+            max_events: The same in drafts.
         """
-        self._size_limit = size_limit
-        self._events_limit = events_limit
+        self._max_bytes = max_bytes
+        self._max_events = max_events
         self._posts: list[Post] = []
-        self.size = 0
+        self._bytes = 0
         self._events = 0
 
     def __len__(self) -> int:
         return len(self._posts)
 
     def add(self, post: Post) -> None:
-        """The last in the row."""
+        """Put a POST at the end of the queue."""
         self._posts.append(post)
-        self.size += post.size
+        self._bytes += post.size
         self._events += len(post.drafts)
 
     def is_full(self, events: int) -> TooManyRequests | None:
         """
         Return the error for a POST of so many events that would come now, None if there is room.
 
-        It costs less than to read what a large POST says, which would be in vain.  Where nothing
-        waits, each POST is taken.
+        Asking costs less than parsing a large POST that would be refused.  Where nothing waits,
+        a POST of any size is taken.
         """
-        if self.size > self._size_limit or (
-            self._events and self._events + events > self._events_limit
+        if self._bytes > self._max_bytes or (
+            self._events and self._events + events > self._max_events
         ):
             return TooManyRequests("the store does not keep up with what is posted", retry_after=1)
         return None
 
     def gather(self) -> tuple[Group, list[Draft]]:
         """
-        Take a group out of what waits, a share of each POST in turn.
+        Take the next group out of the queue, and return its drafts as well.
 
-        A connection has one POST under way at a time.  So nobody waits for the thousands of events
-        of another connection.
+        Each POST has a fair share.  A connection has one POST under way at a time, so no connection
+        waits for the thousands of events of another one.
         """
         group, drafts = Group(), list[Draft]()
-        pieces, size, room = group.pieces, 0, GROUP
+        pieces, size, room = group.pieces, 0, MAX_GROUP
         while self._posts and room:
             posts, self._posts = self._posts, []
-            for at, post in enumerate(posts):
+            for index, post in enumerate(posts):
                 own = post.drafts
                 if not room:
-                    # Those that had no turn are the first of the next group.
-                    self._posts = posts[at:] + self._posts
+                    # The POSTs that had no turn are the first of the next group.
+                    self._posts = posts[index:] + self._posts
                     break
                 if post.settle is None:  # it was answered with an error
                     self._drop(post)
@@ -127,7 +124,7 @@ class WaitingPosts:
                     room -= 1
                 else:
                     begin = post.handed
-                    piece = own[begin : begin + min(SHARE, room)]
+                    piece = own[begin : begin + min(FAIR_SHARE, room)]
                     post.handed += len(piece)
                     pieces.append((post, begin, piece))
                     drafts += piece
@@ -139,10 +136,10 @@ class WaitingPosts:
         return group, drafts
 
     def _drop(self, post: Post) -> None:
-        """What of this POST still waits is not appended."""
+        """Append no more of this POST."""
         rest = post.drafts[post.handed :]
         post.handed = len(post.drafts)
-        self.size -= sum([len(draft.payload) for draft in rest])
+        self._bytes -= sum([len(draft.payload) for draft in rest])
         self._events -= len(rest)
 
     def drop_until(self, moment: float) -> list[Post]:
@@ -154,6 +151,6 @@ class WaitingPosts:
         return dropped
 
     def appended(self, group: Group, count: int) -> None:
-        """The store has answered for this group of so many drafts."""
-        self.size -= group.size
+        """Make room: the store has answered for this group of so many drafts."""
+        self._bytes -= group.size
         self._events -= count

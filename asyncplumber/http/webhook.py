@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.auth.signatures import PeerSigner, batchs_target, count_target
+from asyncplumber.auth.signatures import PeerSigner, count_target
 from asyncplumber.core.hub import Hub
 from asyncplumber.core.intake import Intake
 from asyncplumber.core.waiting_posts import Outcome
@@ -24,7 +23,6 @@ from asyncplumber.errors import BadAccount, Gone, NotAllowed, PlumberError, to_c
 from asyncplumber.event import checked_account, timestamp
 from asyncplumber.http.responses import Response, error_response, json_response, receipt_response
 from asyncplumber.sending import Receipt
-from asyncplumber.wire.event_batch import unpack
 from asyncplumber.wire.parse import Headers, drafts_of, skyhooks_draft
 
 # Bytes that Twisted and Autobahn would split a header at, each in its own way (CVE-2026-44546 in
@@ -67,20 +65,23 @@ class Webhook:
         now: Callable[[], float],
         instance_id: str,
         *,
-        drop_stale: Callable[[str], Any] = lambda account: None,
-        signer: PeerSigner | None = None,
+        signer: PeerSigner,
+        receive: Callable[[str, Headers, bytes], dict[str, int]],
     ) -> None:
         """
-        `now` is the time in seconds since 1970.  `drop_stale` is told of accounts relayed here that
-        nobody here wants.
-
-        `signer` None: nothing that comes from other instances is genuine.
+        Args:
+            intake: Keeps what is posted.
+            hub: Knows the subscribers of this instance.
+            now: Returns the seconds since 1970.
+            instance_id: The id of this instance.
+            signer: Verifies the questions of other instances.
+            receive: Delivers a batch of another instance, see `HttpCarrier.receive`.
         """
         self._intake = intake
         self._hub = hub
         self._now = now
-        self._disown = drop_stale
-        self._signer = signer or PeerSigner()
+        self._signer = signer
+        self._receive = receive
         self.instance_id = instance_id
 
     def take(self, segment: bytes, headers: Headers, body: bytes) -> Deferred[Response]:
@@ -179,42 +180,26 @@ class Webhook:
         """
         try:
             account = account_of(segment)
-            self._check_peer(instance_id, count_target(self.instance_id, account), headers, b"")
+            if instance_id.decode("ascii", "replace") != self.instance_id:
+                raise Gone
+            target = count_target(self.instance_id, account)
+            self._signer.check(target, headers, b"", self._now())
         except PlumberError as error:
             return succeed(error_response(error))
         return succeed(json_response(200, {"subscribers": self._hub.count(account)}))
-
-    def _check_peer(self, instance_id: bytes, target: str, headers: Headers, body: bytes) -> None:
-        """
-        Raises `Gone` if this is another instance, `NotAllowed` if `target` is not signed with the
-        instances' secret.
-        """
-        if instance_id.decode("ascii", "replace") != self.instance_id:
-            raise Gone
-        if not self._signer.verify(target, headers, body, self._now()):
-            raise NotAllowed("this is not signed with the secret of the instances")
 
     def take_event_batch(
         self, instance_id: bytes, headers: Headers, body: bytes
     ) -> Deferred[Response]:
         """
-        Events that another instance has kept, for this one to deliver; an empty body asks it to
-        compare its positions.
+        Take ``POST /instances/{id}/events``: a batch that another instance relays.
 
-        The answer says for each account how many were given its events.  @return: Deferred that
-        never fails.
+        Returns:
+            A Deferred of the response, which tells for each account how many subscribers were given
+            its events.  It does not fail.
         """
         try:
-            self._check_peer(instance_id, batchs_target(self.instance_id), headers, body)
-            events = unpack(body) if body else []
+            subscribers = self._receive(instance_id.decode("ascii", "replace"), headers, body)
         except PlumberError as error:
             return succeed(error_response(error))
-        if not body:
-            self._hub.check_soon()
-        subscribers: dict[str, int] = {}
-        for event, given in zip(events, self._hub.publish(events), strict=True):
-            subscribers[event.account] = max(given, subscribers.get(event.account, 0))
-        for account in subscribers:
-            if not self._hub.serves(account):
-                self._disown(account)
         return succeed(json_response(200, {"subscribers": subscribers}))

@@ -1,7 +1,4 @@
-"""
-How many listen to an account at the other instances: asked when somebody wants to know, and within
-a bound.
-"""
+"""Asks the other instances how many subscribers an account has there."""
 
 from __future__ import annotations
 
@@ -18,17 +15,20 @@ from twisted.web.client import Agent
 from asyncplumber.auth.signatures import PeerSigner, count_target
 from asyncplumber.event import Instance
 
-PATIENCE = 2.0  # seconds; an instance that does not answer counts as one that has nobody
+TIMEOUT = 2.0  # seconds
 
 
 class PresenceClient:
-    """Asks the other instances."""
+    """Asks the other instances, each time anew."""
 
     _log = Logger()
 
-    def __init__(self, client: HTTPClient, now: Callable[[], float], signer: PeerSigner) -> None:
-        """`now` is the time in seconds since 1970."""
+    def __init__(
+        self, client: HTTPClient, reactor: Any, now: Callable[[], float], signer: PeerSigner
+    ) -> None:
+        """`now` returns the seconds since 1970, for signatures."""
         self._client = client
+        self._reactor = reactor
         self._now = now
         self._signer = signer
 
@@ -36,12 +36,14 @@ class PresenceClient:
     def over_treq(
         cls, reactor: Any, now: Callable[[], float], signer: PeerSigner
     ) -> PresenceClient:
-        """A census with connections of its own, one for each question: it is asked rarely."""
-        return cls(HTTPClient(Agent(reactor, connectTimeout=PATIENCE)), now, signer)
+        """Make a client that opens a connection for each question: questions are rare."""
+        return cls(HTTPClient(Agent(reactor, connectTimeout=TIMEOUT)), reactor, now, signer)
 
     async def count(self, instances: Iterable[Instance], account: str) -> list[int | None]:
         """
-        For each instance how many subscribers the account has there, None where it does not say.
+        Return the number of the account's subscribers at each of these instances.
+
+        None stands for an instance that does not answer within `TIMEOUT` seconds.
         """
         asked = [Deferred.fromCoroutine(self._ask(instance, account)) for instance in instances]
         counts: list[int | None] = await gatherResults(asked)
@@ -52,16 +54,19 @@ class PresenceClient:
             headers: Any = await self._signer.sign(
                 count_target(instance.id, account), self._now(), b""
             )
-            url = f"{instance.url}/accounts/{quote(account, safe='')}"
             response = await self._client.get(
-                url, headers=headers, allow_redirects=False, timeout=PATIENCE
+                f"{instance.url}/accounts/{quote(account, safe='')}",
+                headers=headers,
+                allow_redirects=False,
+                timeout=TIMEOUT,
+                reactor=self._reactor,
             )
             if response.code != 200:
                 return None
             return int(json.loads(await response.content())["subscribers"])
         except Exception as error:
             self._log.warn(
-                "{id} does not say who listens: {error}",
+                "instance {id} does not tell its number of subscribers: {error}",
                 id=instance.id,
                 error=f"{type(error).__name__}: {error}",
             )

@@ -1,7 +1,8 @@
-"""This instance's row in the registry, and its hooks."""
+"""This instance's hooks in the registry: put in, kept alive, taken out."""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -20,30 +21,34 @@ class LeasesCase(CoreCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.forgotten: list[list[str]] = []
-        self.leases = Leases(
-            self.registry,
-            Instance("me", "http://me"),
-            self.clock,
-            LEASE,
-            forgotten=lambda: self.forgotten.append(self.hooks()),
-        )
+        self.lost: list[list[str]] = []  # the hooks at each time that a lost lease is reported
+        self.leases = self.make_leases()
 
-    def started(self) -> None:
-        self.leases.start()
+    def make_leases(self, **options: Any) -> Leases:
+        return Leases(self.registry, Instance("me", "http://me"), self.clock, LEASE, **options)
+
+    def start(self) -> None:
+        self.leases.start(lambda: self.lost.append(self.hooks()))
         self.turn()
 
     def hooks(self) -> list[str]:
-        """What the registry really has of ours."""
+        """Return our hooks that the registry really has."""
         return sorted(account for account, ids in self.store.registry._hooks.items() if "me" in ids)
 
-    def held(self, *accounts: str) -> None:
+    def register(self, *accounts: str) -> None:
+        """Put these hooks in, and nothing else."""
         for account in accounts:
-            self.leases.hold(account)
+            self.leases.register(account)
         self.turn()
         self.assertEqual(self.hooks(), sorted(accounts))
 
-    def tell_calls(self) -> list[Any]:
+    def renew(self) -> None:
+        """Let time pass until the next renewal."""
+        self.clock.advance(LEASE / leases.RENEWALS)
+        self.turn()
+
+    def hook_calls(self) -> list[Any]:
+        """Return the calls about hooks, each with its accounts."""
         return [
             (name, *[sorted(arg) for arg in args[1:]])
             for name, *args in self.registry.calls
@@ -52,146 +57,208 @@ class LeasesCase(CoreCase):
 
 
 class PrepareTests(LeasesCase):
-    """What must be there before anybody asks something of this instance."""
+    """What must be done before other instances can ask something of this one."""
 
-    def test_nobody_finds_an_instance_that_is_not_prepared(self) -> None:
-        """It enlists when it is; what it could not prepare is tried again at the next renewal."""
-        outcomes: list[Deferred[None]] = [fail(Unavailable()), Deferred()]
-        prepared = Leases(
-            self.registry,
-            Instance("me", "http://me"),
-            self.clock,
-            LEASE,
-            prepare=lambda: outcomes.pop(0),
-        )
-        waiting = outcomes[1]
-        prepared.start()
-        self.turn()
+    def test_an_instance_is_added_when_it_is_prepared(self) -> None:
+        """A preparation that fails is tried again at the next renewal."""
+        waiting: Deferred[None] = Deferred()
+        outcomes: list[Deferred[None]] = [fail(Unavailable()), waiting]
+        self.leases = self.make_leases(prepare=lambda: outcomes.pop(0))
+        self.start()
         self.assertEqual((len(outcomes), self.registry.count("add_instance")), (1, 0))
-        self.clock.advance(LEASE / leases.RENEWALS)
-        self.turn()
-        held = prepared.hold("a")
+        self.renew()
+        registered = self.leases.register("a")
         self.turn()
         self.assertEqual((len(outcomes), self.registry.count("add_instance")), (0, 0))
         waiting.callback(None)
-        self.successResultOf(held)
+        self.successResultOf(registered)
         self.assertEqual((self.registry.count("add_instance"), self.hooks()), (1, ["a"]))
 
-    def test_who_was_forgotten_prepares_anew(self) -> None:
+    def test_an_instance_that_was_lost_is_prepared_again(self) -> None:
         """The registry may be a new one, with another secret."""
         prepared: list[int] = []
-        again = Leases(
-            self.registry,
-            Instance("me", "http://me"),
-            self.clock,
-            LEASE,
-            prepare=lambda: succeed(prepared.append(1)),
-        )
-        again.start()
-        self.turn()
-        self.store.registry.prune(again.instance)
-        self.clock.advance(LEASE / leases.RENEWALS)
-        self.turn()
+        self.leases = self.make_leases(prepare=lambda: succeed(prepared.append(1)))
+        self.start()
+        self.store.registry.prune(self.leases.instance)
+        self.renew()
         self.assertEqual((len(prepared), self.registry.count("add_instance")), (2, 2))
 
 
-class HoldTests(LeasesCase):
+class HookTests(LeasesCase):
     """Hooks come and go."""
 
     def test_the_hooks_of_a_turn_are_one_call(self) -> None:
         """However many they are; each Deferred fires when its hook is in."""
-        self.started()
-        waiting = [self.leases.hold(account) for account in "abc"]
-        for each in waiting:
+        self.start()
+        registered = [self.leases.register(account) for account in "abc"]
+        for each in registered:
             self.assertNoResult(each)
         self.turn()
-        for each in waiting:
+        for each in registered:
             self.successResultOf(each)
-        self.assertEqual(self.tell_calls(), [("register", ["a", "b", "c"])])
-        self.assertEqual((self.hooks(), self.leases.held), (["a", "b", "c"], 3))
-        self.successResultOf(self.leases.hold("a"))
+        self.assertEqual(self.hook_calls(), [("register", ["a", "b", "c"])])
+        self.assertEqual((self.hooks(), self.leases.wanted), (["a", "b", "c"], 3))
+        self.successResultOf(self.leases.register("a"))
 
     def test_a_call_is_bounded(self) -> None:
-        """The rest goes into the next."""
-        self.patch(leases, "GROUP", 2)
-        self.started()
-        self.held("a", "b", "c", "d", "e")
+        """The rest goes into the next, in both directions."""
+        self.patch(leases, "MAX_HOOKS_PER_CALL", 2)
+        self.start()
+        self.register("a", "b", "c", "d", "e")
         self.assertEqual(self.registry.count("register"), 3)
+        for account in "abcd":
+            self.leases.unregister(account)
+        self.turn()
+        self.assertEqual((self.hooks(), self.registry.count("unregister")), (["e"], 2))
 
-    def test_a_hook_held_before_the_start_brings_the_instance_in(self) -> None:
-        """A hook without a row would count for nothing."""
-        self.held("a")
+    def test_a_hook_before_the_start_adds_the_instance(self) -> None:
+        """A hook without a row of its instance would count for nothing."""
+        self.register("a")
         self.assertEqual(self.registry.calls[0][0], "add_instance")
 
-    def test_a_released_hook_is_taken_out_soon(self) -> None:
-        """With others of its turn; releasing it again does nothing."""
-        self.started()
-        self.held("a", "b", "c")
-        self.leases.release("a")
-        self.leases.release("b")
-        self.leases.release("b")
+    def test_an_unregistered_hook_is_taken_out_soon(self) -> None:
+        """With others of its turn; to unregister it again does nothing."""
+        self.start()
+        self.register("a", "b", "c")
+        self.leases.unregister("a")
+        self.leases.unregister("b")
+        self.leases.unregister("b")
         self.turn()
         self.assertEqual(
-            (self.hooks(), self.tell_calls()[1:]), (["c"], [("unregister", ["a", "b"])])
+            (self.hooks(), self.hook_calls()[1:]), (["c"], [("unregister", ["a", "b"])])
         )
 
-    def test_held_again_at_once_it_is_never_taken_out(self) -> None:
+    def test_registered_again_at_once_it_is_never_taken_out(self) -> None:
         """A page that reloads costs nothing."""
-        self.started()
-        self.held("a")
-        self.leases.release("a")
-        self.successResultOf(self.leases.hold("a"))
+        self.start()
+        self.register("a")
+        self.leases.unregister("a")
+        self.successResultOf(self.leases.register("a"))
         self.turn()
         self.assertEqual((self.hooks(), self.registry.count("unregister")), (["a"], 0))
 
-    def test_held_again_while_it_is_being_taken_out_it_is_put_in_again_after_that(self) -> None:
+    def test_registered_again_while_it_is_taken_out_it_is_put_in_after_that(self) -> None:
         """The calls never overtake each other."""
-        self.started()
-        self.held("a")
+        self.start()
+        self.register("a")
         self.registry.kept = {"unregister"}
-        self.leases.release("a")
+        self.leases.unregister("a")
         self.turn()
-        again = self.leases.hold("a")
+        again = self.leases.register("a")
         self.turn()
         self.assertNoResult(again)
         self.registry.let_go()
         self.successResultOf(again)
         self.assertEqual(self.hooks(), ["a"])
 
-    def test_released_while_it_is_being_put_in_it_is_taken_out_after_that(self) -> None:
-        """And held again in between it stays."""
+    def test_unregistered_while_it_is_put_in_it_is_taken_out_after_that(self) -> None:
+        """If it is registered again in between it stays.  Who waited first is told at once."""
         for again, hooks in ((False, []), (True, ["a"])):
             self.setUp()
-            self.started()
+            self.start()
             self.registry.kept = {"register"}
-            self.leases.hold("a")
+            registered = self.leases.register("a")
             self.turn()
-            self.leases.release("a")
+            self.leases.unregister("a")
+            self.failureResultOf(registered, Unavailable)
             if again:
-                self.leases.hold("a")
+                registered = self.leases.register("a")
             self.registry.kept = set()
             self.registry.let_go()
             self.turn()
             self.assertEqual(self.hooks(), hooks)
+            if again:
+                self.successResultOf(registered)
 
-    def test_released_before_it_was_put_in_nobody_waits_for_ever(self) -> None:
-        """It is not put in at all."""
-        self.started()
-        waiting = self.leases.hold("a")
-        self.leases.release("a")
-        self.failureResultOf(waiting, Unavailable)
+    def test_unregistered_before_it_was_put_in_it_is_never_put_in(self) -> None:
+        """And who waited for it is told."""
+        self.start()
+        registered = self.leases.register("a")
+        self.leases.unregister("a")
+        self.failureResultOf(registered, Unavailable)
         self.turn()
-        self.assertEqual(self.tell_calls(), [])
+        self.assertEqual(self.hook_calls(), [])
 
-    def test_a_hook_that_nobody_here_wants_is_disowned(self) -> None:
-        """But not one that is held."""
-        self.started()
-        self.held("a")
+    def test_a_stale_hook_is_dropped(self) -> None:
+        """But not one that is wanted."""
+        self.start()
+        self.register("a")
         self.store.registry.register(self.leases.instance, ["phantom"])
         self.leases.drop_stale("phantom")
         self.leases.drop_stale("a")
         self.turn()
         self.assertEqual(self.hooks(), ["a"])
+
+    def test_new_hooks_go_before_old_ones(self) -> None:
+        """Subscribers wait for the new ones, and nobody for the old ones."""
+        self.start()
+        self.register("a")
+        self.leases.unregister("a")
+        self.leases.register("b")
+        self.turn()
+        self.assertEqual(self.hook_calls()[1:], [("register", ["b"]), ("unregister", ["a"])])
+
+    def test_who_is_told_of_a_hook_may_ask_for_the_next(self) -> None:
+        """From inside its callback, after a success and after a failure."""
+        self.start()
+        for failures in (0, 1):
+            self.registry.fails = failures
+            later: list[Deferred[None]] = []
+            first = self.leases.register(f"first {failures}")
+            first.addBoth(lambda _, found=later: found.append(self.leases.register("next")))
+            self.turn()
+            self.successResultOf(later[0])
+            self.leases.unregister("next")
+            self.turn()
+
+
+class ModelTests(LeasesCase):
+    """Whatever happens in between, in the end the registry has what is wanted."""
+
+    def test_the_registry_ends_with_what_is_wanted(self) -> None:
+        """By seed: hooks come and go, calls fail, hang, or succeed although they seem to fail."""
+        self.patch(leases, "MAX_HOOKS_PER_CALL", 2)
+        for seed in range(40):
+            self.setUp()
+            self.start()
+            self.live(random.Random(seed))
+
+    def live(self, dice: random.Random) -> None:
+        wanted: set[str] = set()
+        for _ in range(120):
+            account, move = dice.choice("abcdef"), dice.random()
+            if move < 0.4:
+                wanted.add(account)
+                # A hook that cannot be registered is not wanted any more.
+                registered = self.leases.register(account)
+                registered.addErrback(lambda _, name=account: wanted.discard(name))
+            elif move < 0.65:
+                wanted.discard(account)
+                self.leases.unregister(account)
+            elif move < 0.75:
+                self.registry.kept = dice.choice([set(), {"register"}, {"unregister"}])
+            elif move < 0.85:
+                self.let_go(dice)
+            elif move < 0.88:
+                self.registry.fails = 1
+            elif move < 0.90:
+                self.store.registry.prune(self.leases.instance)
+            else:
+                self.clock.advance(dice.choice([0, 0, LEASE / leases.RENEWALS]))
+        self.registry.kept, self.registry.fails = set(), 0
+        self.registry.let_go()
+        for _ in range(3):
+            self.renew()
+            self.settle()
+        self.assertEqual((self.hooks(), self.leases.wanted), (sorted(wanted), len(wanted)))
+
+    def let_go(self, dice: random.Random) -> None:
+        """Answer what hangs; some calls fail, and some of those were done all the same."""
+        fate = dice.random()
+        if fate < 0.3:
+            for _, ask in self.registry.waiting:
+                ask()
+        self.registry.let_go(Unavailable() if fate < 0.6 else None)
 
 
 class OutageTests(LeasesCase):
@@ -200,81 +267,78 @@ class OutageTests(LeasesCase):
     def test_away_at_the_start_it_is_tried_at_each_renewal(self) -> None:
         """And not more often."""
         self.registry.away = Unavailable()
-        self.started()
+        self.start()
         for _ in range(9):
             self.clock.advance(LEASE / 3)
             self.turn(5)
         self.assertEqual(self.registry.count("add_instance"), 10)
         self.registry.away = None
         self.clock.advance(LEASE / 3)
-        self.held("a")
+        self.register("a")
 
-    def test_who_waits_is_told_and_the_hook_is_not_held(self) -> None:
-        """The subscriber is to come back; others that are held stay held."""
-        self.started()
-        self.held("a")
+    def test_who_waits_is_told_and_the_hook_is_not_wanted(self) -> None:
+        """The subscriber comes back.  Other hooks that are wanted stay wanted."""
+        self.start()
+        self.register("a")
         self.registry.away = Unavailable()
-        waiting = [self.leases.hold("b"), self.leases.hold("b"), self.leases.hold("c")]
+        waiting = [self.leases.register("b"), self.leases.register("b"), self.leases.register("c")]
         self.turn()
         for each in waiting:
             self.failureResultOf(each, Unavailable)
-        self.assertEqual(self.leases.held, 1)
+        self.assertEqual(self.leases.wanted, 1)
         calls = len(self.registry.calls)
         self.turn(50)
         self.assertEqual(len(self.registry.calls), calls)
 
-    def test_a_withdrawal_that_failed_is_made_good_at_the_next_renewal(self) -> None:
-        """Else the hook would stay for as long as this instance lives."""
-        self.started()
-        self.held("a", "b")
+    def test_a_removal_that_failed_is_repeated_at_the_next_renewal(self) -> None:
+        """Otherwise the hook would stay for as long as this instance lives."""
+        self.start()
+        self.register("a", "b")
         self.registry.fails = 1
-        self.leases.release("a")
+        self.leases.unregister("a")
         self.turn()
         self.assertEqual(self.hooks(), ["a", "b"])
-        self.clock.advance(LEASE / 3)
-        self.turn()
+        self.renew()
         self.assertEqual(self.hooks(), ["b"])
 
-    def test_a_hook_whose_withdrawal_failed_is_put_in_when_it_is_held_again(self) -> None:
+    def test_a_hook_whose_removal_failed_is_put_in_when_it_is_registered_again(self) -> None:
         """It may have been taken out all the same."""
-        self.started()
-        self.held("a")
+        self.start()
+        self.register("a")
         self.registry.kept = {"unregister"}
-        self.leases.release("a")
+        self.leases.unregister("a")
         self.turn()
         self.store.registry.unregister(self.leases.instance, ["a"])
         self.registry.let_go(Unavailable())
-        again = self.leases.hold("a")
+        again = self.leases.register("a")
         self.turn()
         self.successResultOf(again)
-        self.clock.advance(LEASE / 3)
-        self.turn()
+        self.renew()
         self.assertEqual(self.hooks(), ["a"])
 
     def test_a_hook_that_came_in_although_the_call_failed_is_taken_out(self) -> None:
         """An answer that was lost on the way."""
-        self.started()
+        self.start()
         self.registry.kept = {"register"}
-        waiting = self.leases.hold("a")
+        waiting = self.leases.register("a")
         self.turn()
         self.store.registry.register(self.leases.instance, ["a"])
         self.registry.kept = set()
         self.registry.let_go(Unavailable())
         self.failureResultOf(waiting, Unavailable)
-        self.clock.advance(LEASE / 3)
-        self.turn()
+        self.renew()
         self.assertEqual(self.hooks(), [])
 
     def test_an_error_that_nobody_expected_is_logged_once_for_all_who_wait(self) -> None:
-        """They learn that it is our fault."""
-        self.started()
+        """They are told that the error is ours."""
+        self.start()
         self.registry.away = KeyError("x")
-        error = self.failureResultOf(self._turned("a"), PlumberError)
+        error = self.failureResultOf(self.register_now("a"), PlumberError)
         self.assertEqual(error.value.status, 500)
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
 
-    def _turned(self, account: str) -> Any:
-        waiting = self.leases.hold(account)
+    def register_now(self, account: str) -> Any:
+        waiting = self.leases.register(account)
         self.turn()
         return waiting
 
@@ -283,9 +347,9 @@ class RenewalTests(LeasesCase):
     """The lease is kept alive."""
 
     def test_a_lease_is_renewed_thrice_in_its_time(self) -> None:
-        """So it never runs out, and the dead are swept."""
-        self.started()
-        self.held("a")
+        """So it never ends, and dead instances are swept."""
+        self.start()
+        self.register("a")
         for _ in range(12):
             self.clock.advance(LEASE / 3)
             self.assertIn("a", self.successResultOf(self.store.registry.instances(["a"])))
@@ -295,17 +359,17 @@ class RenewalTests(LeasesCase):
         self.assertEqual(self.registry.count("sweep"), 13)
 
     def test_each_renewal_has_a_new_lease(self) -> None:
-        """So that nobody prunes us by an old one."""
-        self.started()
+        """So that no instance prunes this one by an old lease."""
+        self.start()
         before = self.leases.instance
         self.clock.advance(LEASE / 3)
         self.assertNotEqual(self.leases.instance.lease, before.lease)
         self.assertFalse(self.successResultOf(self.store.registry.prune(before)))
 
-    def test_a_renewal_that_fails_is_made_good_by_the_next(self) -> None:
+    def test_a_renewal_that_fails_is_repeated_by_the_next(self) -> None:
         """Two may fail in a row."""
-        self.started()
-        self.held("a")
+        self.start()
+        self.register("a")
         self.registry.away = Unavailable()
         self.clock.advance(LEASE / 3)
         self.clock.advance(LEASE / 3)
@@ -314,12 +378,12 @@ class RenewalTests(LeasesCase):
         self.assertIn("a", self.successResultOf(self.store.registry.instances(["a"])))
         self.clock.advance(0.1)
         self.clock.advance(LEASE / 3)
-        self.assertEqual((self.hooks(), self.forgotten), (["a"], []))
+        self.assertEqual((self.hooks(), self.lost), (["a"], []))
 
     def test_a_long_sweep_does_not_keep_us_from_renewing(self) -> None:
-        """A million hooks of somebody dead take their time."""
+        """To remove a million hooks of a dead instance takes time."""
         self.registry.kept = {"sweep"}
-        self.started()
+        self.start()
         for _ in range(6):
             self.clock.advance(LEASE / 3)
         self.assertEqual((self.registry.count("renew"), self.registry.count("sweep")), (6, 1))
@@ -327,58 +391,55 @@ class RenewalTests(LeasesCase):
         self.clock.advance(LEASE / 3)
         self.assertEqual(self.registry.count("sweep"), 2)
 
-    def test_once_forgotten_everything_is_put_in_again(self) -> None:
-        """And only then whoever may have missed something is told."""
-        self.patch(leases, "GROUP", 2)
-        self.started()
-        self.held("a", "b", "c", "d", "e")
+    def test_after_a_lost_lease_everything_is_put_in_again(self) -> None:
+        """And only then the loss is reported: events may have been missed."""
+        self.patch(leases, "MAX_HOOKS_PER_CALL", 2)
+        self.start()
+        self.register("a", "b", "c", "d", "e")
         self.store.registry.prune(self.leases.instance)
-        self.leases.release("e")
+        self.leases.unregister("e")
         self.turn()
         self.assertEqual(self.hooks(), [])
+        self.renew()
+        self.assertEqual((self.hooks(), self.lost), (list("abcd"), [list("abcd")]))
         self.clock.advance(LEASE / 3)
-        self.turn()
-        self.assertEqual((self.hooks(), self.forgotten), (list("abcd"), [list("abcd")]))
-        self.clock.advance(LEASE / 3)
-        self.assertEqual(len(self.forgotten), 1)
+        self.assertEqual(len(self.lost), 1)
 
-    def test_forgotten_and_then_cut_off_everything_is_put_in_when_the_registry_is_back(
+    def test_lost_and_then_cut_off_everything_is_put_in_when_the_registry_is_back(
         self,
     ) -> None:
         """The half that was put in counts for nothing."""
-        self.patch(leases, "GROUP", 1)
-        self.started()
-        self.held("a", "b")
+        self.patch(leases, "MAX_HOOKS_PER_CALL", 1)
+        self.start()
+        self.register("a", "b")
         self.store.registry.prune(self.leases.instance)
         self.registry.kept = {"register"}
-        self.clock.advance(LEASE / 3)
-        self.turn()
+        self.renew()
         self.registry.kept = set()
         self.registry.let_go(Unavailable())
-        self.assertEqual(self.forgotten, [])
-        self.clock.advance(LEASE / 3)
-        self.turn()
-        self.assertEqual((self.hooks(), self.forgotten), (["a", "b"], [["a", "b"]]))
+        self.assertEqual(self.lost, [])
+        self.renew()
+        self.assertEqual((self.hooks(), self.lost), (["a", "b"], [["a", "b"]]))
 
 
 class StopTests(LeasesCase):
     """Taking everything out."""
 
-    def test_stopping_resigns(self) -> None:
+    def test_stopping_removes_the_instance(self) -> None:
         """No row, no hook, no timer is left."""
-        self.started()
-        self.held("a")
+        self.start()
+        self.register("a")
         self.successResultOf(self.leases.stop())
         self.assertEqual(
             (self.hooks(), self.store.registry._rows, self.clock.getDelayedCalls()), ([], {}, [])
         )
-        self.failureResultOf(self.leases.hold("b"), Unavailable)
+        self.failureResultOf(self.leases.register("b"), Unavailable)
 
     def test_stopping_does_not_overtake_what_is_under_way(self) -> None:
-        """A hook that comes in after the resignation would be a phantom."""
-        self.started()
+        """A hook that comes in after the removal would be a phantom."""
+        self.start()
         self.registry.kept = {"register"}
-        waiting = self.leases.hold("a")
+        waiting = self.leases.register("a")
         self.turn()
         stopped = self.leases.stop()
         self.failureResultOf(waiting, Unavailable)
@@ -386,16 +447,16 @@ class StopTests(LeasesCase):
         self.registry.let_go()
         self.successResultOf(stopped)
         self.assertEqual(
-            (self.hooks(), self.registry.calls[-1][0], self.forgotten), ([], "remove_instance", [])
+            (self.hooks(), self.registry.calls[-1][0], self.lost), ([], "remove_instance", [])
         )
 
     def test_an_unreachable_registry_does_not_keep_us_from_stopping(self) -> None:
         """The lease runs out."""
-        self.started()
+        self.start()
         self.registry.away = Unavailable()
         self.assertIsNone(self.successResultOf(self.leases.stop()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stopping_without_having_started_is_no_failure(self) -> None:
-        """Whoever cleans up need not know."""
+        """Code that cleans up need not know."""
         self.assertIsNone(self.successResultOf(self.leases.stop()))

@@ -1,4 +1,4 @@
-"""The bodies of a POST from instance to instance: that of the request, and that of the response."""
+"""The bodies of a POST from instance to instance: of the request, and of the response."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from zope.interface import implementer
 
 
 @implementer(IBodyProducer)
-class Body:
+class BytesProducer:
     """
-    A batch, written in one go.  treq's own way with bytes takes a turn of the global reactor for
-    each piece.
+    Writes a body in one go, for ``HTTPClient(data_to_body_producer=BytesProducer)``.
+
+    treq's default producer writes in pieces, each in a turn of its own of the global reactor.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -28,19 +29,22 @@ class Body:
         return succeed(None)
 
     def pauseProducing(self) -> None:
-        """It is written already."""
+        """Do nothing: the body is written already."""
 
     resumeProducing = stopProducing = pauseProducing
 
 
-class Answer(Protocol):
+class ResponseBody(Protocol):
     """
-    The body of an answer; whoever stops waiting for `whole` hangs up, as there is no other use for
-    the connection.
+    Collects the body of a response.
+
+    ``twisted.web.client.readBody`` cannot be used: when it is cancelled, the connection stays open
+    (the transport that a response has knows no ``abortConnection``).
     """
 
     def __init__(self) -> None:
-        self.whole: Deferred[bytes] = Deferred(self._hang_up)
+        #: Fires with the body.  Cancelled, it closes the connection.
+        self.complete: Deferred[bytes] = Deferred(self._hang_up)
         self._parts: list[bytes] = []
 
     def _hang_up(self, _: Deferred[bytes]) -> None:
@@ -51,9 +55,9 @@ class Answer(Protocol):
         self._parts.append(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.whole.called:
+        if self.complete.called:
             return
         if reason.check(ResponseDone, PotentialDataLoss):
-            self.whole.callback(b"".join(self._parts))
+            self.complete.callback(b"".join(self._parts))
         else:
-            self.whole.errback(reason)
+            self.complete.errback(reason)
