@@ -17,15 +17,19 @@ from twisted.internet.interfaces import IProtocol
 # Raised before the first byte of a request was sent.  ``twisted.web.client`` exports its siblings,
 # but not this one.
 from twisted.web._newclient import RequestNotSent
+from twisted.web.http import HTTPChannel
 
 __all__ = [
     "RequestNotSent",
+    "can_take_over",
+    "has_unsent",
     "is_plain_socket",
     "limit_accepts",
     "reactor_of",
     "replace_protocol",
     "replace_reactor",
     "socket_of",
+    "take_over",
     "unsent_bytes",
 ]
 
@@ -54,6 +58,41 @@ def unsent_bytes(transport: Any) -> tuple[int, int]:
         was written since the buffer was filled is not counted.
     """
     return len(getattr(transport, "dataBuffer", b"")), getattr(transport, "offset", 0)
+
+
+def has_unsent(transport: Any) -> bool:
+    """Tell whether the transport holds bytes that it has not handed to the socket yet."""
+    size, offset = unsent_bytes(transport)
+    return size > offset or bool(getattr(transport, "_tempDataBuffer", ()))
+
+
+def can_take_over(request: Any) -> bool:
+    """Tell whether `take_over` works: a request over HTTP/1.1, on a transport with a protocol."""
+    channel = getattr(request, "channel", None)
+    transport = getattr(channel, "transport", None)
+    return isinstance(channel, HTTPChannel) and (
+        hasattr(transport, "wrappedProtocol") or hasattr(transport, "protocol")
+    )
+
+
+def take_over(request: Any) -> tuple[Any, bytes]:
+    """
+    Take the transport from the HTTP channel that has read this ``twisted.web`` request.
+
+    The channel has to be idle: call this in a turn of the reactor after the one that rendered the
+    request, and before any response.
+
+    Returns:
+        The transport, which reads and has no producer; and what the client has sent after the
+        request.
+    """
+    channel = request.channel
+    transport, channel.transport = channel.transport, None
+    channel.setTimeout(None)
+    unread, channel._dataBuffer = b"".join(channel._dataBuffer), []
+    channel._networkProducer.unregisterProducer()
+    channel._networkProducer.resumeProducing()  # it is paused while much is unread
+    return transport, unread
 
 
 def replace_protocol(transport: Any, protocol: IProtocol) -> None:

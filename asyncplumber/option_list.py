@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from asyncplumber.auth.hosts import parse_hosts
 from asyncplumber.auth.origins import parse_origin
-from asyncplumber.http.bodies import BODIES
+from asyncplumber.http.bodies import MAX_LARGE_BYTES
 from asyncplumber.server.units import count, duration, size
 
 PREFIX = "ASYNCPLUMBER_"
@@ -179,7 +179,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option(
             "max-waiting",
             "SIZE",
-            f"{BODIES // 2**20}MiB",
+            f"{MAX_LARGE_BYTES // 2**20}MiB",
             "Memory for large bodies that wait at the same time.",
             size(65536, _MOST_BYTES),
         ),

@@ -134,13 +134,10 @@ class Options(usage.Options):
     def limits(self) -> dict[str, Any]:
         """Return the limits of the HTTP server, by the names of their parameters."""
         return {
-            "body_limit": self["max-body"],
             "head_limit": self["max-headers"],
-            "unsent_limit": self["max-unsent"],
             "bodies_limit": self["max-waiting"],
             "request_timeout": self["request-timeout"],
             "idle_timeout": self["idle-timeout"],
-            "origins": self["allow-origin"],
         }
 
     # Checks

@@ -11,7 +11,8 @@ The server that ``twistd asyncplumber`` starts is built on this.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Collection, Iterable
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +22,7 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource
 
 from asyncplumber.auth.hosts import Hosts
+from asyncplumber.auth.origins import Origins
 from asyncplumber.auth.signatures import PeerSigner
 from asyncplumber.clocks import WallClock
 from asyncplumber.concurrency import PeriodicTask
@@ -32,11 +34,11 @@ from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import AccountStatus, Figure, Figures, State, Status
 from asyncplumber.errors import BadRequest, TooLarge
 from asyncplumber.event import EARLIEST, Cursor, Instance, checked_account, timestamp
-from asyncplumber.http.gate import Gate
-from asyncplumber.http.listener import BODY_LIMIT
+from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.metrics import Metrics
 from asyncplumber.http.routes import Routes
 from asyncplumber.http.status import StatusPages
+from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import LEASE, IStore
 from asyncplumber.relays.http import HttpCarrier
@@ -45,6 +47,8 @@ from asyncplumber.relays.routing import Relay
 from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, key_text, message
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
+from asyncplumber.transports.connected_clients import ConnectedClients
+from asyncplumber.transports.send_buffer import UNSENT
 from asyncplumber.wire.parse import drafts_of
 
 # seconds between comparisons of our positions with the history: the longest a lost relay is noticed
@@ -85,7 +89,9 @@ class Plumber(Service):
         subscribers: int = SUBSCRIBERS,
         body_limit: int = BODY_LIMIT,
         check: float = CHECK,
+        unsent_limit: int = UNSENT,
         hosts: Iterable[str] = (),
+        origins: Collection[str] = (),
         reactor: Any = None,
         wall: Any = WallClock,
     ) -> None:
@@ -96,7 +102,9 @@ class Plumber(Service):
         `secret` signs what instances relay to each other; None takes the one that the store keeps
         for them.  `linger` and `check` in seconds, `body_limit` in bytes, `subscribers` at this
         instance.  `hosts` are names by which clients may address `resource()`, beside ``localhost``
-        and that of `advertise_url` (see `Hosts`).  `wall.seconds()` is the time of day, for stamps.
+        and that of `advertise_url` (see `Hosts`).  `origins` are those, beside our own, whose pages may
+        subscribe and post (see `Origins`).  `unsent_limit` is the bytes that may be queued for one
+        client.  `wall.seconds()` is the time of day, for stamps.
         Raises ValueError for a URI that names no store, a short secret, or a host that is none.
         """
         self._reactor = reactor = reactor or _global_reactor()
@@ -111,7 +119,7 @@ class Plumber(Service):
         signer = PeerSigner(secret, self.store)
         instance, registry = Instance(uuid4().hex[:16], ""), self.store.registry
         self.leases = Leases(registry, instance, reactor, lease, prepare=signer.learn)
-        self.gate = Gate(Hosts(hosts))
+        self.gate = Gate(Hosts(hosts), Origins(origins, reactor.seconds), body_limit)
         self.advertise_url = advertise_url
         self.hub = Hub(
             self.store.history,
@@ -125,7 +133,7 @@ class Plumber(Service):
         self.relay = Relay(carrier, registry, instance.id, reactor)
         self.intake = Intake(self.store.append, self.hub, reactor, relay=self.relay)
         self._receiver = RelayReceiver(self.hub, self.leases.drop_stale)
-        self._open_doors(signer, carrier, body_limit)
+        self._open_doors(signer, carrier, unsent_limit)
         # : Fires when the store is open; fails if it never will be.  A server that is down is
         # waited for.  Another one after a stop.
         self.opened: Deferred[None] = Deferred()
@@ -135,7 +143,7 @@ class Plumber(Service):
             PeriodicTask(self._sweep, SWEEP, reactor),
         ]
 
-    def _open_doors(self, signer: PeerSigner, carrier: HttpCarrier, body_limit: int) -> None:
+    def _open_doors(self, signer: PeerSigner, carrier: HttpCarrier, unsent_limit: int) -> None:
         self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, self._reactor)
         id, now = self.leases.instance.id, self._wall.seconds
         self.webhook = Webhook(
@@ -145,7 +153,12 @@ class Plumber(Service):
         pages = StatusPages(self.store, self.status, self._listeners)
         #: What ``/metrics`` shows.
         self.metrics = Metrics(self._figures)
-        self.routes = Routes(self.webhook, pages, self.metrics, body_limit, self.gate, self.hub)
+        # Only the time at which a client comes back depends on this randomness.
+        self.clients = ConnectedClients(self._reactor, random.random)
+        self.subscribers = Subscribers(
+            self.hub, self.clients, self.gate, self._reactor, unsent_limit
+        )
+        self.routes = Routes(self.webhook, pages, self.metrics, self.gate, self.subscribers)
 
     @property
     def advertise_url(self) -> str:
@@ -177,6 +190,7 @@ class Plumber(Service):
         # The way in is open before a hook says that this instance wants events.
         await self.relay.start(self._receiver.deliver)
         self._late.start()
+        self.clients.start()
         self.store.start().addCallback(self._begin, opened).addCallbacks(
             opened.callback, opened.errback
         )
@@ -220,6 +234,14 @@ class Plumber(Service):
         if self.store.shared:
             await self.leases.stop()
 
+    async def drain(self) -> None:
+        """Close the streams and answer the long-polls; wait until the clients have gone.
+
+        Clients that do not close are cut off after some seconds; see `ConnectedClients`.
+        """
+        self.subscribers.answer_polls()
+        await self.clients.dismiss()
+
     async def _stop(self, before: Deferred[None] | None) -> None:
         if before is not None:
             await before
@@ -229,7 +251,7 @@ class Plumber(Service):
             round.stop()
         for subscriber in list(self._registered.values()):
             subscriber.stop()
-        self.routes.polls.dismiss()
+        await self.drain()
         await self.intake.stop()
         self._late.stop()
         self.hub.stop()
@@ -239,8 +261,12 @@ class Plumber(Service):
     # For the application
 
     def resource(self) -> IResource:
-        """The webhook, to be mounted at the path of `advertise_url` in a twisted.web site."""
-        return self.routes.resource()
+        """Return all that this instance serves, for a twisted.web or Klein site.
+
+        That is ``/events`` by WebSocket, Server-Sent Events and long-poll, ``/hooks``, the page
+        and the client script.  Mount it at the path of `advertise_url`.
+        """
+        return self.routes.resource(self._reactor)
 
     def register(self, account: Key, callback: Callback, after: Cursor | str | None = None) -> None:
         """

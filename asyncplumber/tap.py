@@ -58,6 +58,8 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
             linger=options["linger"],
             subscribers=options["max-subscribers"],
             body_limit=options["max-body"],
+            unsent_limit=options["max-unsent"],
+            origins=options["allow-origin"],
             hosts=options["host"],
             reactor=reactor,
         )

@@ -193,11 +193,11 @@ class MemoryServer:
         more = {"reactor": self.clock, "wall": self.clock, **(plumber or {})}
         self.plumber = Plumber(store, "http://127.0.0.1:8080", body_limit=body_limit, **more)
         endpoints = [(serverFromString(self.clock, "tcp:8080"), "a port in memory")]
-        self.service = Server(self.plumber, endpoints, self.clock, body_limit=body_limit, **limits)
+        self.service = Server(self.plumber, endpoints, self.clock, **limits)
         self.service.privilegedStartService()
         self.service.startService()
         self.listener = cast(Listener, self.clock.tcpServers[0][1])
-        self.clients: ConnectedClients = self.listener.clients
+        self.clients: ConnectedClients = self.plumber.clients
         self.settle()
 
     def settle(self) -> None:

@@ -1,324 +1,360 @@
-"""
-One connection at the door: has the requests that `reading` finds in its bytes answered, one by one,
-in time.
+"""One HTTP/1.1 connection: its requests are answered one by one, in order and in time.
 
-Nothing here knows what a request means: a complete `Request` goes to the listener.
+Nothing here knows what a request means: a complete one goes to the server that the connection
+belongs to.  `connection_state` has the states.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from asyncplumber._twisted_compat import replace_protocol
-from asyncplumber.errors import PlumberError, TooSlow, to_client_error
-from asyncplumber.http.reader import Reader
+from asyncplumber.errors import PlumberError, TooSlow
+from asyncplumber.http.connection_state import (
+    ANSWERING,
+    BLOCKED,
+    CLOSING,
+    DETACHED,
+    LINGERING,
+    LOST,
+    READING,
+    TRANSITIONS,
+    IllegalTransition,
+    State,
+)
+from asyncplumber.http.reader import Reader, ReaderLimits
 from asyncplumber.http.request import Request
 from asyncplumber.http.responses import Response, error_response
 from asyncplumber.transports.progress import progress
-from asyncplumber.transports.send_buffer import SendBuffer, send_buffer_for
+from asyncplumber.transports.send_buffer import SendBuffer
 from asyncplumber.transports.stream import Detached
 
-if TYPE_CHECKING:
-    from asyncplumber.http.listener import Listener
-
-BACKLOG = 64 * 1024  # bytes read ahead while an answer is awaited
-# seconds that a refused client may go on sending: closing with bytes unread would destroy the
-# answer
+MAX_BACKLOG = 64 * 1024  # bytes that are read ahead while a request is being answered
+# Seconds that a refused client may go on sending.  To close with bytes unread would reset the
+# connection, and destroy the response.
 LINGER = 2.0
+
+
+class HttpServer(ReaderLimits, Protocol):
+    """What a connection needs of the server that it belongs to."""
+
+    now: float  # the clock's seconds, at most a second old
+    idle_timeout: float  # seconds without a request
+    request_timeout: float  # seconds for a request to arrive, or for a response to be taken
+    stopping: bool  # each connection is closed after its next response
+    connections: set[Connection]
+
+    def handle(self, connection: Connection, request: Request) -> None:
+        """Respond to this request, now or later, by ``connection``."""
 
 
 @implementer(IProtocol, IHalfCloseableProtocol)
 class Connection:
-    """
-    An HTTP/1.1 server connection.  While a client does not take its answers, no more of its
-    requests are read.
-    """
+    """A connection to an HTTP client."""
 
     __slots__ = (
         "_backlog",
-        "_busy",
-        "_closing",
-        "_full",
-        "_going",
-        "_lost",
-        "_outbox",
+        "_dispatching",
         "_paused",
         "_progress",
         "_reader",
+        "_send_buffer",
+        "_server",
+        "_state",
+        "awaits_events",
         "deadline",
-        "gone",
-        "has_ended",
-        "house",
-        "is_waiting",
+        "input_ended",
+        "on_disconnect",
+        "request",
         "transport",
     )
-    _log = Logger()
+    can_detach = True  # a stream can have the transport
 
-    def __init__(self, house: Listener) -> None:
-        self.house = house
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._state = READING
         self.transport: Any = None
-        self.deadline: float | None = house.now + house.idle_timeout
-        self.gone: Any = None  # called when the client goes away before it is answered
-        self.is_waiting = False  # the answer is awaited until there is an event
-        self._reader = Reader(house)
-        self._backlog = bytearray()  # not read yet: an answer is awaited
-        self._busy = False  # an answer is awaited
-        self._closing = False  # the last word is written
-        self.has_ended = False  # the client has sent all that it will send
-        self._full = False  # the client does not take its answers
-        self._going = False  # `_go_on` is under way
-        self._lost = False
-        self._paused = False
-        self._progress: object | None = None  # when the deadline last passed
+        #: The clock's seconds at which `expired` is called; None while a response is our task.
+        self.deadline: float | None = server.now + server.idle_timeout
+        #: The request that is being answered.
+        self.request: Request | None = None
+        #: Called once if the client disconnects before its response is written.
+        self.on_disconnect: Callable[[Failure], object] | None = None
+        self.awaits_events = False  # the response waits for an event; see `readConnectionLost`
+        self.input_ended = False  # the client will send no more
+        self._reader = Reader(server)
+        self._backlog = bytearray()  # received, and not parsed yet
+        self._dispatching = False  # `_dispatch` is running, and must not run inside itself
+        self._paused = False  # the transport does not read
+        self._progress: object | None = None  # of the client, when the deadline last passed
         # there from `makeConnection` on
-        self._outbox: SendBuffer = None  # type: ignore[assignment]
+        self._send_buffer: SendBuffer = None  # type: ignore[assignment]
 
-    # IProtocol
+    @property
+    def state(self) -> State:
+        """What the connection is doing."""
+        return self._state
+
+    def _enter(self, state: State) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise IllegalTransition(self._state, state)
+        self._state = state
+
+    # IProtocol, IHalfCloseableProtocol
 
     def makeConnection(self, transport: Any) -> None:
         self.transport = transport
-        self.house.connections.add(self)
+        self._server.connections.add(self)
         with suppress(AttributeError, OSError):  # a UNIX socket, or a transport in memory
             transport.setTcpNoDelay(True)
-        self._outbox = send_buffer_for(transport, transport.abortConnection)
+        self._send_buffer = SendBuffer(transport, transport.abortConnection)
 
     def connectionMade(self) -> None:
-        pass
+        """Do nothing: `makeConnection` has done it."""
 
-    def connectionLost(self, reason: Any) -> None:
-        self._lost = True
-        self._outbox.forget()
-        self._let_go()
-        gone, self.gone = self.gone, None
-        if gone is not None:
-            gone(reason)
+    def connectionLost(self, reason: Failure) -> None:
+        self._enter(LOST)
+        self._server.connections.discard(self)
+        self._reader.discard()
+        try:
+            # First, so that a producer is stopped before the buffer says that there is room.
+            self._notify_disconnect(reason)
+        finally:
+            self._send_buffer.forget()
 
     def readConnectionLost(self) -> None:
-        """
-        The client has sent all that it will send (``shutdown``).  What it asked is still answered.
+        """Take note that the client will send no more (``shutdown``).
 
-        A client that went away looks the same.  So one that waits for events is taken for that: to
-        count it as a subscriber would be wrong more often.
+        The requests that it has sent are still answered.  But a client that went away looks the
+        same, so one whose response waits for an event is taken for gone: to count it as a
+        subscriber would be wrong more often.
         """
-        self.has_ended = True
-        if self.is_waiting:
-            self.hang_up()  # and no reset: the answer to an earlier request may be on its way
-        elif self._closing:
-            self.transport.loseConnection()  # both directions have ended now
-        elif not self._busy:
-            self._go_on()
+        self.input_ended = True
+        state = self._state
+        if state is LINGERING:
+            self._enter(CLOSING)
+            self.transport.loseConnection()  # both directions have ended
+        elif state is CLOSING:
+            self.transport.loseConnection()
+        elif self.awaits_events:
+            # Without a reset: the response to an earlier request may be on its way.
+            self.hang_up()
+        elif state is READING:
+            self._dispatch()
 
     def writeConnectionLost(self) -> None:
-        """We have ended our direction ourselves."""
+        """Do nothing: we have ended our direction ourselves."""
 
-    def _let_go(self) -> None:
-        """Nothing more is read here."""
-        self.house.connections.discard(self)
-        self._reader.calls.clear()
-        self._reader.call = None
-        self._reader.recount()
+    def _notify_disconnect(self, reason: Failure) -> None:
+        notify, self.on_disconnect = self.on_disconnect, None
+        if notify is not None:
+            notify(reason)
+
+    # Reading
 
     def dataReceived(self, data: bytes) -> None:
-        if self._reader.deaf:
-            return
-        if self._busy or self._full:
-            self._keep(data)
-        else:
-            self._feed(data)
-            self._go_on()
+        if self._state is READING:
+            self._parse(data)
+            self._dispatch()
+        elif not self._reader.closed:
+            self._backlog += data
+            self._pause_or_resume()
 
-    def _keep(self, data: bytes) -> None:
-        self._backlog += data
-        self._listen_or_not()
-
-    def _listen_or_not(self) -> None:
-        """
-        Read no more while the client is too far ahead of us or of its own reading; one that is
-        refused is heard to the end.
-        """
-        paused = not self._reader.deaf and (self._full or len(self._backlog) > BACKLOG)
-        if paused is not self._paused:
-            self._paused = paused
-            self.transport.pauseProducing() if paused else self.transport.resumeProducing()
-
-    def _feed(self, data: bytes) -> None:
+    def _parse(self, data: bytes) -> None:
         reader = self._reader
         rest = reader.feed(data)
         if rest:
             self._backlog += rest
-        if reader.began:
-            reader.began = False
-            self.deadline = self.house.now + self.house.request_timeout
-        if reader.deaf:
-            self._backlog.clear()
-            self._listen_or_not()
+        if reader.request_started:
+            reader.request_started = False
+            self.deadline = self._server.now + self._server.request_timeout
+        if reader.closed:
+            self._drop_backlog()
 
-    # Answering
+    def _drop_backlog(self) -> None:
+        self._backlog.clear()
+        self._pause_or_resume()
 
-    def _go_on(self) -> None:
+    def _pause_or_resume(self) -> None:
+        """Pause reading while the backlog is full or the client does not read.
+
+        After a refusal keep reading, so that the response is not lost to a reset.
         """
-        Have what was read answered, in order, and read on: until an answer has to be awaited, or
-        all is done.
+        paused = not self._reader.closed and (
+            self._state is BLOCKED or len(self._backlog) > MAX_BACKLOG
+        )
+        if paused is not self._paused:
+            self._paused = paused
+            self.transport.pauseProducing() if paused else self.transport.resumeProducing()
+
+    def _dispatch(self) -> None:
+        """Have the requests answered in order, until one takes its time or all are done."""
+        if self._dispatching:
+            return  # by the loop below, which called what called this
+        self._dispatching = True
+        reader = self._reader
+        try:
+            while self._state is READING:
+                if reader.requests:
+                    self._enter(ANSWERING)
+                    self.deadline = None
+                    request = self.request = reader.requests.popleft()
+                    self._server.handle(self, request)
+                elif reader.refusal is not None:
+                    self._send_refusal(reader.refusal)
+                elif reader.wants_continue:
+                    reader.wants_continue = False
+                    self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    self._read_on()
+                elif self._backlog:
+                    data = bytes(self._backlog)
+                    self._drop_backlog()
+                    self._parse(data)
+                elif self.input_ended:
+                    self.hang_up()
+                else:
+                    break
+        finally:
+            self._dispatching = False
+
+    # Responding
+
+    def respond(self, response: Response) -> None:
+        """Write the response to `request`, and go on to the next one.
+
+        Does nothing if the client has disconnected.
         """
-        if self._going:
+        state, request = self._state, self.request
+        if state is not ANSWERING or request is None:
+            if state < LINGERING:
+                raise RuntimeError("a request has one response")
             return
-        self._going = True
-        while self.transport is not None and not (self._busy or self._full or self._lost):
-            if self._reader.calls:
-                self._busy = True
-                self.deadline = None
-                self.house.answer(self, self._reader.calls.popleft())
-            elif self._reader.refusal is not None:
-                self._say_no(self._reader.refusal)
-            elif self._reader.continues:
-                self._reader.continues = False
-                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            elif self._backlog:
-                data = bytes(self._backlog)
-                self._backlog.clear()
-                self._listen_or_not()
-                self._feed(data)
-            elif self.has_ended:
-                self.hang_up()
-                break
-            else:
-                break
-        self._going = False
+        close = not request.keep_alive or self._server.stopping
+        head = response.head(close=close)
+        self._send_buffer.write(head if request.method == b"HEAD" else head + response.body)
+        self.response_written(close)
 
     def write(self, data: bytes) -> None:
-        """Send a piece of an answer."""
-        send_buffer = self._outbox
-        send_buffer.write(data)
-        if not send_buffer.ready and not self._full:
-            self._full = True
-            self._listen_or_not()
-            send_buffer.drained().addCallback(self._emptied)
+        """Send a piece of a response."""
+        self._send_buffer.write(data)
+        if self._state is ANSWERING and not self._send_buffer.ready:
+            # The client has to take this before the response can go on.
+            self.deadline = self._server.now + self._server.request_timeout
 
     def drained(self) -> Deferred[None]:
-        """Return a Deferred that fires when the client has taken what was written, or is gone."""
-        return self._outbox.drained()
+        """Return a Deferred that fires when nothing is queued, or the client is gone."""
+        return self._send_buffer.drained()
 
-    def _emptied(self, _: None) -> None:
-        self._full = False
-        if not self._lost and self.transport is not None:
-            self._listen_or_not()
-            self._go_on()
-
-    def reply(self, call: Request, answer: Response) -> None:
-        """Write the answer, and go on to the next request."""
-        if self._lost or self.transport is None:
+    def response_written(self, close: bool) -> None:
+        """Go on after a response that was sent in pieces; ``close`` ends the connection."""
+        if self._state is not ANSWERING:
             return
-        close = not call.keep_alive or self.house.stopping
-        head = answer.head(close=close)
-        self.write(head if call.method == b"HEAD" else head + answer.body)
-        self.answered(close)
-
-    def reply_later(self, call: Request, answer: Deferred[Response]) -> None:
-        """Write the answer when it is there."""
-        answer.addCallbacks(
-            lambda answer: self.reply(call, answer),
-            lambda failure: self.reply(call, self._broken(failure)),
-        )
-
-    def _broken(self, failure: Failure) -> Response:
-        return error_response(to_client_error(failure, self._log, "a request failed"))
-
-    def answered(self, close: bool) -> None:
-        """The answer is written."""
-        self.gone = None
-        self.is_waiting = False
-        self._busy = False
-        if self._reader.held:
-            self._reader.recount()
+        self.request = self.on_disconnect = None
+        self.awaits_events = False
+        reader = self._reader
+        if reader.counted_bytes:
+            reader.recount()
         if close:
             self.hang_up()
-        else:
-            house, reader = self.house, self._reader
-            self.deadline = house.now + (
-                house.idle_timeout if reader.call is None else house.request_timeout
-            )
-            if (
-                reader.calls
-                or self._backlog
-                or reader.refusal is not None
-                or reader.continues
-                or self.has_ended
-            ):
-                self._go_on()
+            return
+        server = self._server
+        self.deadline = server.now + (
+            server.idle_timeout if reader.request is None else server.request_timeout
+        )
+        self._read_on()
+        if (
+            reader.requests
+            or self._backlog
+            or reader.refusal is not None
+            or reader.wants_continue
+            or self.input_ended
+        ):
+            self._dispatch()
 
-    def refuse(self, error: PlumberError) -> None:
-        """
-        Read no more; what was read before is answered first, then this error is, and then we hang
-        up.
-        """
-        self._reader.refuse(error)
-        self._backlog.clear()
-        self._listen_or_not()
+    def _read_on(self) -> None:
+        """Read the next request, or wait until the client takes its responses."""
+        if not self._send_buffer.ready:
+            self._enter(BLOCKED)
+            self._pause_or_resume()
+            self._send_buffer.drained().addCallback(self._unblock)
+        elif self._state is ANSWERING:
+            self._enter(READING)
 
-    def _say_no(self, error: PlumberError) -> None:
+    def _unblock(self, _: None) -> None:
+        if self._state is BLOCKED:
+            self._enter(READING)
+            self._pause_or_resume()
+            self._dispatch()
+
+    # Ending
+
+    def _send_refusal(self, error: PlumberError) -> None:
         self._reader.refusal = None
-        self._closing = True
-        answer = error_response(error)
-        self.write(answer.head(close=True) + answer.body)
-        self.deadline = self.house.now + LINGER
-        self._outbox.end()
+        self._enter(LINGERING)
+        response = error_response(error)
+        self._send_buffer.write(response.head(close=True) + response.body)
+        self.deadline = self._server.now + LINGER
+        self._send_buffer.end()
 
     def hang_up(self) -> None:
+        """Close when the client has taken what is written.
+
+        It has `HttpServer.request_timeout` seconds for that.  A request that is being answered
+        gets no response.
         """
-        Close, once the client has taken what was written; it has as much time for that as for a
-        request.
-        """
-        if self._closing:
+        if self._state >= LINGERING:
             return
-        self._closing = True
-        self._reader.calls.clear()
-        self._reader.silence()
-        self._backlog.clear()
-        self._listen_or_not()
-        self.deadline = self.house.now + self.house.request_timeout
-        self._outbox.flush()
+        self._enter(CLOSING)
+        self._reader.close()
+        self._reader.discard()
+        self._drop_backlog()
+        self.deadline = self._server.now + self._server.request_timeout
+        self._notify_disconnect(Failure(ConnectionDone()))
+        self._send_buffer.flush()
         self.transport.loseConnection()
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for a request."""
-        return not (
-            self._busy or self._reader.deaf or self._reader.calls or self._reader.call is not None
+        """Whether no request is being read or answered."""
+        reader = self._reader
+        return self._state in (READING, BLOCKED) and not (
+            reader.closed or reader.requests or reader.request is not None
         )
 
     def expired(self) -> None:
-        """The deadline has passed."""
+        """End what has taken too long: the deadline has passed."""
         before, self._progress = self._progress, progress(self.transport)
+        state = self._state
         if self._progress is not None and self._progress != before:
-            # It is slow to take an answer, and a reset would destroy what is on its way.
-            self.deadline = self.house.now + self.house.request_timeout
-        elif self._reader.deaf:
+            # The client is slow to take a response; a reset would destroy what is on its way.
+            self.deadline = self._server.now + self._server.request_timeout
+        elif state is ANSWERING and self._send_buffer.ready:
+            self.deadline = None  # it has taken all that there was
+        elif state is LINGERING or state is CLOSING:
             self.transport.abortConnection()
-        elif self._reader.call is not None and not self._full:
-            self.refuse(TooSlow())
-            self._go_on()
+        elif state is READING and self._reader.request is not None:
+            self._reader.refuse(TooSlow())
+            self._drop_backlog()
+            self._dispatch()
         else:
             self.hang_up()
 
-    def detach(self, protocol: Any) -> Detached:
-        """
-        The connection is a stream from now on, and `protocol` has it.
-
-        @return: the transport; its send_buffer, which may still have something of ours; what the
-        client has said already.
-        """
-        self._let_go()
-        self.gone = None
-        rest = bytes(self._backlog)
-        self._backlog.clear()
-        self._listen_or_not()
+    def detach(self, protocol: IProtocol) -> Detached:
+        """Give the transport to ``protocol``: the response to `request` is a stream."""
+        self._enter(DETACHED)
+        self._server.connections.discard(self)
+        self._reader.discard()
+        self.deadline = self.request = self.on_disconnect = None
+        unread = bytes(self._backlog)
+        self._drop_backlog()
         transport, self.transport = self.transport, None
         replace_protocol(transport, protocol)
-        return Detached(transport, self._outbox, rest)
+        return Detached(transport, self._send_buffer, unread)

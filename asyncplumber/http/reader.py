@@ -1,8 +1,4 @@
-"""
-Bytes become requests, by llhttp (httptools), within limits.  No sockets, no clock.
-
-What is read and complete is in `calls`, in its order; what ends the reading is in `refusal`.
-"""
+"""From bytes to requests, within limits, by llhttp (httptools).  No sockets, no clock."""
 
 from __future__ import annotations
 
@@ -26,22 +22,21 @@ from asyncplumber.errors import (
     TooManyRequests,
 )
 from asyncplumber.http.bodies import LARGE, Bodies
-from asyncplumber.http.request import HEADERS, METHODS, HeadersTooLarge, Request
-from asyncplumber.http.webhook import ODD_HEADER, ODD_PATH
+from asyncplumber.http.request import MAX_HEADER_LINES, HeadersTooLarge, Request
+from asyncplumber.http.syntax import AMBIGUOUS_HEADER, AMBIGUOUS_PATH, METHODS
 
-CHUNKED = (
-    8  # bytes on the wire for one of a chunked body, at most: six, if each is a chunk of its own
-)
+# Bytes on the wire for one byte of a chunked body, at most: six, if each is a chunk of its own.
+CHUNK_OVERHEAD = 8
 
 
-class Limits(Protocol):
-    """What the reader asks of the house."""
+class ReaderLimits(Protocol):
+    """The limits that a reader keeps to."""
 
-    head_limit: int
+    head_limit: int  # bytes of request line and headers
     bodies: Bodies
 
-    def limit_of(self, target: bytes) -> int:
-        """Bytes of a body that may be sent to this path."""
+    def body_limit_of(self, target: bytes) -> int:
+        """Return how many bytes a body that is sent to this path may have."""
 
 
 # A request line with a method of any name (RFC 9110, 5.6.2): llhttp stops inside the method.
@@ -49,48 +44,55 @@ _REQUEST_LINE = re.compile(rb"^([!#$%&'*+.^_`|~0-9A-Za-z-]+) \S+ HTTP/1\.[01]\r?
 
 
 def _explained(error: HttpParserError, data: bytes) -> PlumberError:
-    # The request is the last of those in `data`, and its place there is not known.
+    # The wrong request is the last one in `data`, but where it begins is not known.
     if isinstance(error, HttpParserInvalidMethodError) and any(
         line[1] not in METHODS for line in _REQUEST_LINE.finditer(data)
     ):
         return NotImplementedHere()
     if isinstance(error, HttpParserInvalidURLError):
-        return BadRequest(ODD_PATH)
-    return BadRequest(ODD_HEADER if "header value char" in str(error) else "this is not HTTP/1.1")
+        return BadRequest(AMBIGUOUS_PATH)
+    if "header value char" in str(error):
+        return BadRequest(AMBIGUOUS_HEADER)
+    return BadRequest("this is not HTTP/1.1")
 
 
 class Reader:
-    """The requests of one connection."""
+    """Reads the requests of one connection.
+
+    Complete requests are in `requests`, in their order.  What ends the reading is in `refusal`.
+    """
 
     __slots__ = (
         "_limits",
         "_parser",
-        "began",
-        "call",
-        "calls",
-        "continues",
-        "deaf",
-        "held",
+        "closed",
+        "counted_bytes",
         "refusal",
+        "request",
+        "request_started",
+        "requests",
+        "wants_continue",
     )
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ReaderLimits) -> None:
         self._limits = limits
-        self._parser: HttpRequestParser | None = None  # one costs as much as a request
-        self.call: Request | None = None  # being read
-        self.calls: deque[Request] = deque()  # read, and not answered yet
-        self.refusal: PlumberError | None = None  # to be said after those answers
-        self.held = 0  # bytes of large bodies that are counted for this connection
-        self.deaf = False  # nothing is read any more
-        self.began = False  # a request has begun since this was last looked at
-        self.continues = False  # the client waits for a word before it sends the body
+        self._parser: HttpRequestParser | None = None  # a new one costs as much as a request
+        self.request: Request | None = None  # that is being read
+        self.requests: deque[Request] = deque()  # read, and not answered yet
+        self.refusal: PlumberError | None = None  # the response after those to `requests`
+        self.counted_bytes = 0  # of this connection, in the sum of all large bodies
+        self.closed = False  # nothing is read any more
+        self.request_started = False  # set at a request's first byte; the owner resets it
+        self.wants_continue = False  # the client waits for a "100 Continue"
 
     def feed(self, data: bytes) -> bytes:
+        """Read these bytes.
+
+        Returns:
+            The bytes that follow a request for another protocol.  If the answer to that request
+            is no, they are to be fed again.
         """
-        Read on.  @return: what is to be read again, or by another protocol: a request asked for an
-        upgrade.
-        """
-        call, rest = self.call, b""
+        request, rest = self.request, b""
         if self._parser is None:
             self._parser = HttpRequestParser(self)
         try:
@@ -99,113 +101,122 @@ class Reader:
             rest = self._upgrade(data[upgrade.args[0] :])
         except HttpParserError as error:
             self.refuse(_explained(error, data))
-        if call is not None and self.call is call:
-            # All of `data` belongs to this one.  The parser collects names and values of any length
-            # before it shows them.
-            call.fed += len(data)
-            if not call.headed and call.fed > self._limits.head_limit:
-                self.refuse(HeadersTooLarge())
-            elif call.fed > self._limits.head_limit + CHUNKED * call.limit and call.headed:
-                self._refuse_large(call)
+        if request is not None and self.request is request:
+            # All of `data` belongs to this request.  llhttp collects names and values of any
+            # length before it shows them, so their bytes are counted here.
+            request.bytes_fed += len(data)
+            if not request.head_complete:
+                if request.bytes_fed > self._limits.head_limit:
+                    self.refuse(HeadersTooLarge())
+            elif request.bytes_fed > self._limits.head_limit + CHUNK_OVERHEAD * request.limit:
+                self._refuse_large(request)
         return rest
 
     def refuse(self, error: PlumberError) -> None:
-        """Read no more; what was read before is answered first."""
-        if not self.deaf:
-            self.silence()
+        """Read no more.  ``error`` is the response after those to the requests before it."""
+        if not self.closed:
+            self.close()
             self.refusal = error
 
-    def silence(self) -> None:
-        """Read no more, and say nothing of it."""
-        self.deaf = True
-        self.call = None
+    def close(self) -> None:
+        """Read no more, and give no response to what is half read."""
+        self.closed = True
+        self.request = None
         self.refusal = None
         self.recount()
 
-    def recount(self) -> None:
-        """Some of what was counted is answered, or will not be: count what is still to come."""
-        if self.held:
-            held = sum([call.counted for call in self.calls]) + (
-                self.call.counted if self.call is not None else 0
-            )
-            self._limits.bodies.release(self.held - held)
-            self.held = held
+    def discard(self) -> None:
+        """Forget all that was read: the connection ends, or is a stream from now on."""
+        self.requests.clear()
+        self.request = None
+        self.recount()
 
-    def _refuse_large(self, call: Request) -> None:
-        self.refuse(TooLarge(f"a body has at most {call.limit} bytes"))
+    def recount(self) -> None:
+        """Count the large bodies again after some of them were answered or dropped."""
+        if self.counted_bytes:
+            counted = sum([request.counted_bytes for request in self.requests])
+            if self.request is not None:
+                counted += self.request.counted_bytes
+            self._limits.bodies.release(self.counted_bytes - counted)
+            self.counted_bytes = counted
+
+    def _refuse_large(self, request: Request) -> None:
+        self.refuse(TooLarge(f"a body has at most {request.limit} bytes"))
 
     def _upgrade(self, rest: bytes) -> bytes:
-        """The parser read a head that asks for another protocol, and nothing after it."""
+        """Go on after a head that asks for another protocol; llhttp has stopped behind it."""
         self._parser = None
-        if self.deaf or not self.calls:
+        if self.closed or not self.requests:
             return b""
-        call = self.calls[-1]
-        if call.method == b"CONNECT":
-            self.calls.pop()
+        request = self.requests[-1]
+        if request.method == b"CONNECT":
+            self.requests.pop()
             self.refuse(BadRequest("this is no proxy"))
-        elif call.upgrade and call.has_body:
-            self.calls.pop()
+        elif request.upgrade and request.has_body:
+            self.requests.pop()
             self.refuse(BadRequest("a WebSocket handshake has no body"))
-        elif call.upgrade:
-            return rest  # for the stream; or if it comes to nothing, in HTTP still
+        elif request.upgrade:
+            return rest  # WebSocket frames, or HTTP if the handshake is refused
         else:
-            # It may be ignored (RFC 9110, 7.8), and is, as with HTTP/2; then there may be a body.
-            self.calls.pop()
-            return call.without_upgrade() + rest
+            # Any other protocol, such as HTTP/2, may be ignored (RFC 9110, 7.8), and is.  Then
+            # the request may have a body.
+            self.requests.pop()
+            return request.without_upgrade() + rest
         return b""
 
-    # llhttp calls
+    # llhttp calls these
 
     def on_message_begin(self) -> None:
-        if not self.deaf:
-            self.call = Request()
-            self.began = True
+        if not self.closed:
+            self.request = Request()
+            self.request_started = True
 
     def on_url(self, url: bytes) -> None:
-        call = self.call
-        if call is not None:
-            call.target += url
-            call.size += len(url)
-            if call.size > self._limits.head_limit:
+        request = self.request
+        if request is not None:
+            request.target += url
+            request.size += len(url)
+            if request.size > self._limits.head_limit:
                 self.refuse(HeadersTooLarge())
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        call = self.call
-        if call is not None and not call.headed:  # trailers are not for us
-            call.raw_headers.append((name, value))
+        request = self.request
+        if request is not None and not request.head_complete:  # trailers are ignored
+            request.raw_headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        call = self.call
-        if call is None:
+        request = self.request
+        if request is None:
             return
-        error = call.complete_head(self._parser)
-        if call.size > self._limits.head_limit or len(call.raw_headers) > HEADERS:
+        assert self._parser is not None  # it calls this
+        error = request.complete_head(self._parser)
+        if request.size > self._limits.head_limit or len(request.raw_headers) > MAX_HEADER_LINES:
             error = HeadersTooLarge()
-        call.limit = self._limits.limit_of(call.target)
+        request.limit = self._limits.body_limit_of(request.target)
         if error is not None:
             self.refuse(error)
-        elif call.length > call.limit:
-            self._refuse_large(call)
+        elif request.length > request.limit:
+            self._refuse_large(request)
         else:
-            self.continues = call.expects_continue
+            self.wants_continue = request.expects_continue
 
     def on_body(self, body: bytes) -> None:
-        call = self.call
-        if call is not None:
-            self.continues = False
-            size = call.take_body(body)
-            if size > call.limit:
-                self._refuse_large(call)
+        request = self.request
+        if request is not None:
+            self.wants_continue = False
+            size = request.take_body(body)
+            if size > request.limit:
+                self._refuse_large(request)
             elif size > LARGE:
-                more, call.counted = size - call.counted, size
-                self.held += more
-                if not self._limits.bodies.has_room(more, self.held):
+                more, request.counted_bytes = size - request.counted_bytes, size
+                self.counted_bytes += more
+                if not self._limits.bodies.has_room(more, self.counted_bytes):
                     self.refuse(TooManyRequests("too many large bodies wait here", retry_after=1))
 
     def on_message_complete(self) -> None:
-        call = self.call
-        if call is not None:
-            self.call = None
-            self.continues = False
-            call.complete_body()
-            self.calls.append(call)
+        request = self.request
+        if request is not None:
+            self.request = None
+            self.wants_continue = False
+            request.complete_body()
+            self.requests.append(request)

@@ -1,41 +1,50 @@
-"""A request as it came over the wire, growing as it is read."""
+"""An HTTP request, which grows while it is read."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+from urllib.parse import parse_qs
 
 from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError
-from asyncplumber.http.webhook import ODD_HEADER, ODD_PATH, SPLITTING
+from asyncplumber.http.syntax import AMBIGUOUS_BYTES, AMBIGUOUS_HEADER, AMBIGUOUS_PATH, METHODS
 
-HEADERS = 100  # lines
-METHODS = frozenset(
-    {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT"}
-)
+MAX_HEADER_LINES = 100
 
 
 class HeadersTooLarge(PlumberError):
-    """Request line and headers are beyond the limit (RFC 6585, 5)."""
+    """The request line and headers are beyond the limit (RFC 6585, 5)."""
 
     status, code, default = 431, "headers-too-large", "the request line and headers are too large"
 
 
-# A proxy's client sends a whole URL, and every server must take it (RFC 9112, 3.2.2).
+class HeadParser(Protocol):
+    """What llhttp knows of a request when its head is complete."""
+
+    def get_method(self) -> bytes: ...
+    def get_http_version(self) -> str: ...
+    def should_keep_alive(self) -> bool: ...
+    def should_upgrade(self) -> bool: ...
+
+
+# A client of a proxy sends a whole URL, and every server must accept it (RFC 9112, 3.2.2).
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)", re.DOTALL)
 
 
 class Request:
-    """
-    A request.  Header names are lower-case; a repeated header has its values joined by commas.
+    """A request.
+
+    Header names are in lower case; the values of a repeated header are joined by commas.
     """
 
     __slots__ = (
-        "_more",
+        "_pieces",
         "body",
-        "counted",
+        "bytes_fed",
+        "counted_bytes",
         "expects_continue",
-        "fed",
-        "headed",
+        "head_complete",
         "headers",
         "is_current",
         "keep_alive",
@@ -50,30 +59,41 @@ class Request:
 
     def __init__(self) -> None:
         self.method = b""
-        self.target = b""
+        self.target = b""  # path and query, as they were sent
         self.headers: dict[bytes, bytes] = {}
         self.raw_headers: list[tuple[bytes, bytes]] = []
         self.body = b""
-        self._more: bytearray | None = None  # the body while it comes in pieces
-        self.counted = 0  # bytes of it that are counted as those of a large one
+        self._pieces: bytearray | None = None  # the body while it comes in pieces
+        self.counted_bytes = 0  # of the body, in the sum of all large bodies
         self.limit = 0  # bytes that the body may have
         self.length = 0  # bytes of the body, as announced
-        self.size = 0  # bytes of the head, as far as it is known
-        self.fed = 0  # bytes read in pieces that had nothing else in them
-        self.headed = False  # the head is complete
-        self.is_current = True  # it is HTTP/1.1
+        self.size = 0  # bytes of the head, as far as it was read
+        self.bytes_fed = 0  # read in pieces that held nothing of any other request
+        self.head_complete = False
+        self.is_current = True  # HTTP/1.1, and not 1.0
         self.keep_alive = True
         self.upgrade = False  # to a WebSocket, that is
         self.expects_continue = False
 
-    def complete_head(self, parser: Any) -> PlumberError | None:
-        """The head is complete; `parser` is llhttp.  @return: what is wrong with it."""
-        error = self._take_headers()
+    @property
+    def query(self) -> Mapping[str, Sequence[str]]:
+        """The query parameters, each with all its values; an empty value is kept."""
+        text = self.target.partition(b"?")[2].decode("ascii", "replace")
+        return parse_qs(text, keep_blank_values=True) if text else {}
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the head announces a body."""
+        return self.length > 0 or b"transfer-encoding" in self.headers
+
+    def complete_head(self, parser: HeadParser) -> PlumberError | None:
+        """Take what ``parser`` knows when the head is complete; return what is wrong with it."""
+        error = self.take_headers()
         headers, version = self.headers, parser.get_http_version()
         is_current = self.is_current = version == "1.1"
-        self.headed = True
+        self.head_complete = True
         self.method = parser.get_method()
-        is_named = b"host" in headers
+        has_host = b"host" in headers
         if self.target[:1] != b"/":
             self._take_absolute_target()
         self.keep_alive = is_current and parser.should_keep_alive()
@@ -87,34 +107,33 @@ class Request:
             return error
         if not is_current and version != "1.0":
             return BadRequest("this is not HTTP/1.1")
-        if SPLITTING.search(self.target):
-            return BadRequest(ODD_PATH)
+        if AMBIGUOUS_BYTES.search(self.target):
+            return BadRequest(AMBIGUOUS_PATH)
         if self.method not in METHODS:
             return NotImplementedHere()
         if b"transfer-encoding" in headers and headers[b"transfer-encoding"].lower() != b"chunked":
-            # Any other coding changes the body, and would be kept as if it were the result (RFC
-            # 9112, 6.1).
-            return NotImplementedHere(
-                "chunked is the only Transfer-Encoding that is understood here"
-            )
-        if is_current and not is_named:
+            # Any other coding changes the body, which would be kept as if it were the result
+            # (RFC 9112, 6.1).
+            return NotImplementedHere("the only Transfer-Encoding that is understood is chunked")
+        if is_current and not has_host:
             return BadRequest("HTTP/1.1 requires a Host header")
         return None
 
     def _take_absolute_target(self) -> None:
-        """A target that is a whole URL counts more than Host does (RFC 9112, 3.2.2)."""
+        """Take host and path from a target that is a whole URL; Host is ignored then."""
         absolute = _ABSOLUTE.fullmatch(self.target)
         if absolute is not None:
             host, rest = absolute.groups()
             self.target = rest if rest[:1] == b"/" else b"/" + rest
             self.headers[b"host"] = host
 
-    def _take_headers(self) -> PlumberError | None:
+    def take_headers(self) -> PlumberError | None:
+        """Fill ``headers`` from ``raw_headers``; return what is wrong with them."""
         headers, raw, size = self.headers, self.raw_headers, self.size
         for index, (name, value) in enumerate(raw):
             size += len(name) + len(value) + 4
             stripped = value.strip(b" \t")
-            if stripped is not value:  # bytes that need no stripping come back themselves
+            if stripped is not value:  # `strip` returns the same object if nothing is to strip
                 raw[index] = name, stripped
             name = name.lower()
             if name in headers:
@@ -123,40 +142,36 @@ class Request:
                 stripped = headers[name] + b", " + stripped
             headers[name] = stripped
         self.size = size
-        return BadRequest(ODD_HEADER) if SPLITTING.search(b"".join(headers.values())) else None
+        if AMBIGUOUS_BYTES.search(b"".join(headers.values())):
+            return BadRequest(AMBIGUOUS_HEADER)
+        return None
 
     def take_body(self, body: bytes) -> int:
-        """
-        The next bytes of the body; nearly always they are all of it.  @return: how many there are
-        now.
-        """
-        if self._more is not None:
-            self._more += body
-            return len(self._more)
+        """Take the next bytes of the body, nearly always all of it; return how many there are."""
+        if self._pieces is not None:
+            self._pieces += body
+            return len(self._pieces)
         if self.body:
-            self._more = bytearray(self.body)
-            self._more += body
-            return len(self._more)
+            self._pieces = bytearray(self.body)
+            self._pieces += body
+            return len(self._pieces)
         self.body = body
         return len(body)
 
     def complete_body(self) -> None:
-        """There are no more."""
-        if self._more is not None:
-            self.body, self._more = bytes(self._more), None
-
-    @property
-    def has_body(self) -> bool:
-        """Whether the head announces a body."""
-        return self.length > 0 or b"transfer-encoding" in self.headers
+        """Put the pieces of the body together: there are no more."""
+        if self._pieces is not None:
+            self.body, self._pieces = bytes(self._pieces), None
 
     def without_upgrade(self) -> bytes:
-        """The head as it would be if no other protocol was asked for."""
+        """Return the head as it would be if it asked for no other protocol."""
         lines = [b"%b %b HTTP/1.1" % (self.method, self.target)]
+        if b"host" in self.headers:  # not the raw one: an absolute target overrides it
+            lines.append(b"Host: " + self.headers[b"host"])
         lines += [
             b"%b: %b" % (name, value)
             for name, value in self.raw_headers
-            if name.lower() not in (b"upgrade", b"connection")
+            if name.lower() not in (b"upgrade", b"connection", b"host")
         ]
         if not self.keep_alive:
             lines.append(b"Connection: close")

@@ -1,146 +1,185 @@
-"""
-The long way in: a request that `connection` has read is handed to twisted.web, and so to Klein.
+"""The full path: hands a request that `Connection` has read to twisted.web, and so to Klein.
 
-twisted.web's `Request` speaks to an HTTP channel; `RequestChannel` is that channel, for one
+``twisted.web.http.Request`` talks to an HTTP channel.  `RequestChannel` is that channel, for one
 request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IConsumer,
+    IProducer,
+    IPushProducer,
+    ISSLTransport,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import server
 from twisted.web.http_headers import Headers
-from twisted.web.server import Request, Site
+from zope.interface import implementer
+
+from asyncplumber.http.request import Request
 
 
+class Responder(Protocol):
+    """What a channel needs of the connection."""
+
+    transport: Any
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the response."""
+
+    def drained(self) -> Deferred[None]:
+        """Return a Deferred that fires when the client has room for more, or is gone."""
+
+    def response_written(self, close: bool) -> None:
+        """Take note that the response is written, and whether to close the connection."""
+
+
+@implementer(IConsumer)
 class RequestChannel:
-    """What a `twisted.web.server.Request` needs of its channel."""
+    """The HTTP channel of one request, as ``twisted.web.http.Request`` knows it."""
+
+    _log = Logger()
 
     def __init__(
         self,
-        transport: Any,
-        write: Callable[[bytes], None],
-        drained: Callable[[], Deferred[None]],
-        site: Site,
+        connection: Responder,
+        site: server.Site,
+        *,
         close: bool,
-        extra: Sequence[tuple[bytes, bytes]],
-        done: Callable[[bool], None],
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         """
-        `write` sends to the client, and `extra` headers go with the answer.  `drained` returns a
-        Deferred that fires when the client has room for more.
-
-        `done` is called when that is written, with whether to close the connection.
+        Args:
+            connection: Where the response goes.
+            site: Where the request goes.
+            close: Whether the connection is closed after the response.
+            headers: Added to those of the response.
         """
-        self.transport = transport
-        self._write = write
-        self._drained = drained
-        self._producer: Any = None
-        self._is_push = False  # what kind of producer it is
-        self._is_paused = False
-        self.site = site
-        self.factory = site
+        self.transport = connection.transport
+        self.site = self.factory = site
+        self.request: server.Request | None = None
+        self._connection = connection
         self._close = close
-        self._extra = extra
-        self._done = done
-        self.request: Request | None = None
+        self._headers = headers
+        self._producer: Any = None
+        self._is_push = False  # of the producer
+        self._is_paused = False
 
-    def handle(
-        self, method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes
-    ) -> None:
+    def handle(self, request: Request) -> None:
         """Let twisted.web answer this request."""
-        request = self.request = self.site.requestFactory(self)
-        for name, value in headers:
-            request.requestHeaders.addRawHeader(name, value)
-        request.parseCookies()
-        request.gotLength(len(body))
-        if body:
-            request.handleContentChunk(body)
-        request.requestReceived(method, target, b"HTTP/1.1")
+        handled = self.request = self.site.requestFactory(self)
+        for name, value in request.raw_headers:
+            handled.requestHeaders.addRawHeader(name, value)
+        handled.parseCookies()
+        handled.gotLength(len(request.body))
+        if request.body:
+            handled.handleContentChunk(request.body)
+        handled.requestReceived(request.method, request.target, b"HTTP/1.1")
 
-    def connection_lost(self, reason: Any) -> None:
-        """The client did not wait for the answer."""
+    def connection_lost(self, reason: Failure) -> None:
+        """Stop: the client does not wait for the response any more."""
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()
-        if self.request is not None:
-            self.request.connectionLost(reason)
+        request, self.request = self.request, None
+        if request is not None:
+            request.connectionLost(reason)
 
     # What Request calls
 
-    def getPeer(self) -> Any:
-        return self.transport.getPeer()
+    def getPeer(self) -> IAddress:
+        return self.transport.getPeer()  # type: ignore[no-any-return]
 
-    def getHost(self) -> Any:
-        return self.transport.getHost()
+    def getHost(self) -> IAddress:
+        return self.transport.getHost()  # type: ignore[no-any-return]
 
     def isSecure(self) -> bool:
         return bool(ISSLTransport.providedBy(self.transport))
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        headers.removeHeader(b"server")  # Twisted's version is nobody's business
+        headers.removeHeader(b"server")  # it would tell the version of Twisted
         lines = [
             b"%b: %b\r\n" % (name, value)
             for name, values in headers.getAllRawHeaders()
             for value in values
         ]
-        lines += [b"%b: %b\r\n" % header for header in self._extra]
+        lines += [b"%b: %b\r\n" % header for header in self._headers]
         if self._close:
             lines.append(b"Connection: close\r\n")
         self.write(b"HTTP/1.1 %b %b\r\n%b\r\n" % (code, reason, b"".join(lines)))
 
     def write(self, data: bytes) -> None:
-        self._write(data)
+        self._connection.write(data)
         if self._producer is not None and self._is_push:
             self._pause_until_drained()
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         self.write(b"".join(data))
 
+    def requestDone(self, request: server.Request) -> None:
+        self.request = None
+        self._connection.response_written(self._close)
+
     def loseConnection(self) -> None:
+        """Close the connection after this response."""
         self._close = True
 
-    # A resource with a producer sends no faster than the client takes it
+    def abortConnection(self) -> None:
+        """Close the connection at once."""
+        self.transport.abortConnection()
 
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        self._producer, self._is_push = producer, streaming
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """Refuse a form that `Request` cannot parse."""
+        self.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        self._connection.response_written(True)
+
+    # A producer sends no faster than the client reads
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        if self._producer is not None:
+            raise RuntimeError("a response has one producer at a time")
+        self._producer, self._is_push, self._is_paused = producer, streaming, False
         if streaming:
             self._pause_until_drained()
         else:
-            self._pull_later(None)
+            self._pull_later(None, producer)
 
     def unregisterProducer(self) -> None:
         self._producer = None
 
     def _pause_until_drained(self) -> None:
-        room = self._drained()
+        room = self._connection.drained()
         if not (self._is_paused or room.called):
             self._is_paused = True
             self._producer.pauseProducing()
-            room.addCallback(self._resume)
+            room.addCallback(self._resume, self._producer)
 
-    def _resume(self, _: None) -> None:
-        self._is_paused = False
-        if self._producer is not None:
-            self._producer.resumeProducing()
+    def _resume(self, _: None, producer: IPushProducer) -> None:
+        if self._producer is producer:
+            self._is_paused = False
+            self._guarded(producer.resumeProducing)
 
-    def _pull_later(self, _: None) -> None:
-        self.site.reactor.callLater(0, self._pull)  # others have a turn between two pieces
+    def _pull_later(self, _: None, producer: IProducer) -> None:
+        # Other connections have a turn between two pieces.
+        self.site.reactor.callLater(0, self._pull, producer)
 
-    def _pull(self) -> None:
-        if self._producer is not None:
-            self._producer.resumeProducing()
-            self._drained().addCallback(self._pull_later)
+    def _pull(self, producer: Any) -> None:
+        if self._producer is producer:
+            self._guarded(producer.resumeProducing)
+            if self._producer is producer:
+                self._connection.drained().addCallback(self._pull_later, producer)
 
-    def _respondToBadRequestAndDisconnect(
-        self,
-    ) -> None:  # what Request calls when it cannot parse a form
-        self.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-        self._done(True)
-
-    def requestDone(self, request: Request) -> None:
-        self.request = None
-        self._done(self._close)
+    def _guarded(self, produce: Callable[[], None]) -> None:
+        """Let the producer produce.  If it raises, the rest of its response will never come."""
+        try:
+            produce()
+        except Exception:
+            self._log.failure("a producer failed; its connection is closed")
+            self.abortConnection()

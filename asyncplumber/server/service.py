@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +17,6 @@ from twisted.python.failure import Failure
 
 from asyncplumber.http.listener import Listener
 from asyncplumber.plumber import Plumber
-from asyncplumber.transports.connected_clients import ConnectedClients
 
 STOP_TIMEOUT = 20.0  # seconds that a stop may take; what is left then is cut off
 
@@ -99,16 +97,12 @@ class Server(MultiService):
         self._ready = ready or (
             lambda url: self._log.info("asyncplumber is ready at {url}/", url=url)
         )
-        # Only the time at which a client reconnects depends on the random number.
-        self._clients = ConnectedClients(reactor, random.random)
-        site = plumber.routes.site(reactor)
         self._listener = Listener(
             plumber.webhook,
-            plumber.hub,
-            self._clients,
-            site,
+            plumber.subscribers,
+            plumber.routes.site(reactor),
+            plumber.gate,
             reactor,
-            gate=plumber.gate,
             **limits,
         )
         self._ports: list[IListeningPort | None] = []
@@ -116,7 +110,7 @@ class Server(MultiService):
     @property
     def connected(self) -> int:
         """The number of connections: those with requests, and those with a stream."""
-        return len(self._listener.connections) + len(self._clients)
+        return len(self._listener.connections) + len(self._plumber.clients)
 
     def privilegedStartService(self) -> None:
         """Listen, while a daemon still has the right to."""
@@ -130,7 +124,6 @@ class Server(MultiService):
         if not self._plumber.advertise_url:
             self._plumber.advertise_url = own_url(self._ports[-1])
         self._listener.start()
-        self._clients.start()
         self._plumber.opened.addCallbacks(self._serve, self._cannot_open)
         super().startService()  # the plumber as well
 
@@ -157,13 +150,13 @@ class Server(MultiService):
         """Stop in this order: leave the registry, drain subscribers, close the store, the ports."""
         self._log.info(
             "stopping; {count} subscribers are asked to come back elsewhere",
-            count=len(self._clients),
+            count=len(self._plumber.clients),
         )
         self._listener.refuse()
         if self._shares_port:
             await self._close(self._ports[0])
         await self._plumber.withdraw()
-        await self._clients.dismiss()
+        await self._plumber.drain()
         await MultiService.stopService(self)  # finishes the POSTs under way
         for port in self._ports:
             await self._close(port)

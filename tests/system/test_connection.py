@@ -17,7 +17,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from asyncplumber.errors import Unavailable
-from asyncplumber.http.connection import BACKLOG, LINGER
+from asyncplumber.http.connection import LINGER, MAX_BACKLOG
 from asyncplumber.rate_limited_log import INTERVAL
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
@@ -619,7 +619,7 @@ class PatienceTests(SynchronousTestCase):
         client.pauseProducing = lambda: paused.append("pause")  # type: ignore[method-assign]
         client.resumeProducing = lambda: paused.append("resume")  # type: ignore[method-assign]
         for _ in range(3):
-            client.say(GET * (BACKLOG // len(GET) - 1))
+            client.say(GET * (MAX_BACKLOG // len(GET) - 1))
         self.assertEqual(paused, ["pause"])
         self.server.advance(6)
         self.assertEqual(paused, ["pause", "resume"])
@@ -656,7 +656,7 @@ class Broken:
         self.clock.callLater(0, refused.errback, self._error)
         return refused
 
-    append = position = heads = read = sweep = ping = refuse
+    append = ensure = heads = read = sweep = ping = refuse
 
 
 class OutageTests(SynchronousTestCase):
@@ -712,7 +712,7 @@ class OriginTests(SynchronousTestCase):
     """Pages of other origins may do nothing, unless they were named."""
 
     def setUp(self) -> None:
-        self.server = MemoryServer(origins=["https://app.example"])
+        self.server = MemoryServer(plumber={"origins": ["https://app.example"]})
 
     def asked(self, method: str, path: str, origin: str, *headers: tuple[str, str]) -> Reply:
         """The answer to a page of this origin."""
@@ -819,7 +819,7 @@ class OriginTests(SynchronousTestCase):
         Each is named in its answer, and none may send cookies: that would let every page act as its
         reader.
         """
-        self.server = MemoryServer(origins=["*"])
+        self.server = MemoryServer(plumber={"origins": ["*"]})
         self.assertEqual(
             self.asked("POST", "/hooks/a", "null").headers[b"access-control-allow-origin"], b"null"
         )
@@ -829,7 +829,7 @@ class OriginTests(SynchronousTestCase):
     def test_named_origins_may_send_cookies(self) -> None:
         """Also beside a star, which alone lets nobody send them."""
         self.assertEqual(self.credentials("https://app.example"), {b"true"})
-        self.server = MemoryServer(origins=["*", "https://app.example", "https://*.example.com"])
+        self.server = MemoryServer(plumber={"origins": ["*", "https://app.example", "https://*.example.com"]})
         self.assertEqual(self.credentials("https://app.example"), {b"true"})
         self.assertEqual(self.credentials("https://a.example.com"), {b"true"})
         self.assertEqual(self.credentials("https://other.example"), {None})

@@ -168,7 +168,7 @@ class SlowReaderTests(TestCase):
         What was handed over before, then 1013: however long the client takes for it, as long as it
         takes some.
         """
-        self.server.listener.unsent_limit = 300_000
+        self.server.plumber.subscribers.unsent_limit = 300_000
         await self.subscribe()
         for _ in range(8):
             self.server.post("a", json.dumps("x" * 100_000).encode())
@@ -181,7 +181,7 @@ class SlowReaderTests(TestCase):
 
     async def test_one_that_stops_reading_at_the_end_is_hung_up_on(self) -> None:
         """It has taken nothing for `CLOSE_TIMEOUT` seconds."""
-        self.server.listener.unsent_limit = 300_000
+        self.server.plumber.subscribers.unsent_limit = 300_000
         await self.subscribe()
         for _ in range(8):
             self.server.post("a", json.dumps("x" * 100_000).encode())
@@ -193,7 +193,7 @@ class SlowReaderTests(TestCase):
 
     async def test_an_event_stream_that_ends_is_read_to_its_end(self) -> None:
         """Server-Sent Events have no close frame: the end comes after all that was handed over."""
-        self.server.listener.unsent_limit = 300_000
+        self.server.plumber.subscribers.unsent_limit = 300_000
         await self.subscribe(
             b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
         )

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.http.bodies import LARGE, MUCH, QUIET, Bodies
+from asyncplumber.http.bodies import LARGE, QUIET, WORTH_RETURNING, Bodies
 from asyncplumber.interfaces import Appended
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
@@ -134,19 +134,19 @@ class GiveBackTests(SynchronousTestCase):
     def test_once_and_some_seconds_after_much_was_held(self) -> None:
         """Not while something is held, not for little, not again and again."""
         given: list[int] = []
-        bodies = Bodies(10 * MUCH, give_back=lambda: given.append(1))
+        bodies = Bodies(10 * WORTH_RETURNING, return_memory=lambda: given.append(1))
         for _ in range(2 * QUIET):
             bodies.tick()
-        bodies.has_room(MUCH, MUCH)
-        bodies.release(MUCH)
-        for _ in range(2 * QUIET):
-            bodies.tick()
-        self.assertEqual(given, [])
-        bodies.has_room(MUCH + 1, MUCH + 1)
+        bodies.has_room(WORTH_RETURNING, WORTH_RETURNING)
+        bodies.release(WORTH_RETURNING)
         for _ in range(2 * QUIET):
             bodies.tick()
         self.assertEqual(given, [])
-        bodies.release(MUCH + 1)
+        bodies.has_room(WORTH_RETURNING + 1, WORTH_RETURNING + 1)
+        for _ in range(2 * QUIET):
+            bodies.tick()
+        self.assertEqual(given, [])
+        bodies.release(WORTH_RETURNING + 1)
         for _ in range(QUIET - 1):
             bodies.tick()
         self.assertEqual(given, [])

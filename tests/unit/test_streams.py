@@ -102,7 +102,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
 
     def test_named_origins_can_read_it(self) -> None:
         """The head says so."""
-        self.server = MemoryServer(origins=["https://app.example"])
+        self.server = MemoryServer(plumber={"origins": ["https://app.example"]})
         source = MemoryEventSource(self.server, "a", "", "Origin: https://app.example")
         self.assertIn(b"Access-Control-Allow-Origin: https://app.example", source.head)
 
@@ -158,7 +158,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         """
         Its last words are whole records; it comes back with its cursor and has missed nothing.
         """
-        self.server = MemoryServer(unsent_limit=10_000)
+        self.server = MemoryServer(plumber={"unsent_limit": 10_000})
         slow, quick = MemoryEventSource(self.server), MemoryEventSource(self.server)
         slow.events()
         slow.client.reading = False

@@ -1,0 +1,210 @@
+"""Our resource in a twisted.web or Klein site of another application.
+
+The site speaks HTTP.  A WebSocket or an event stream takes the transport over from it, as on our
+own port.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IProtocol, IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource
+from twisted.web.server import NOT_DONE_YET
+from zope.interface import implementer
+
+from asyncplumber._twisted_compat import can_take_over, has_unsent, replace_protocol, take_over
+from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError
+from asyncplumber.http.gate import Gate
+from asyncplumber.http.request import Request
+from asyncplumber.http.responses import Response, error_response
+from asyncplumber.http.subscribers import Subscribers
+from asyncplumber.http.syntax import AMBIGUOUS_PATH, METHODS
+from asyncplumber.transports.send_buffer import SendBuffer
+from asyncplumber.transports.stream import Detached
+
+_PRINTABLE = re.compile(rb"[\x21-\x7e]*")
+
+
+def write_response(response: Response, request: IRequest) -> bytes:
+    """Set status and headers of a twisted.web request; return the body, which is to be written."""
+    request.setResponseCode(response.status)
+    request.setHeader(b"Content-Type", response.content_type)
+    request.setHeader(b"X-Content-Type-Options", b"nosniff")
+    request.setHeader(b"Content-Length", b"%d" % len(response.body))
+    for name, value in response.headers:
+        request.setHeader(name, value)
+    return response.body
+
+
+def raw_path(request: Any) -> list[bytes]:
+    """Return the segments of the path below our root, as they were sent."""
+    path: bytes = request.uri.partition(b"?")[0]
+    return path.split(b"/")[1 + len(request.prepath) :]
+
+
+def _request_of(request: Any) -> Request:
+    """Return what the site has read as a request of ours.  Raises `PlumberError`."""
+    own = Request()
+    own.method, own.is_current = request.method, request.clientproto == b"HTTP/1.1"
+    own.target = b"/" + b"/".join(raw_path(request))
+    query = request.uri.partition(b"?")[2]
+    if query:
+        own.target += b"?" + query
+    own.raw_headers = [
+        (name, value)
+        for name, values in request.requestHeaders.getAllRawHeaders()
+        for value in values
+    ]
+    error = own.take_headers()
+    if error is not None:
+        raise error
+    if own.method not in METHODS:
+        raise NotImplementedHere
+    if not _PRINTABLE.fullmatch(request.uri):
+        raise BadRequest(AMBIGUOUS_PATH)
+    options = own.headers.get(b"connection", b"").lower().split(b",")
+    own.upgrade = (
+        b"upgrade" in map(bytes.strip, options)
+        and own.headers.get(b"upgrade", b"").lower() == b"websocket"
+    )
+    return own
+
+
+class MountedExchange:
+    """A request of a twisted.web site whose response is due."""
+
+    input_ended = False  # where a client ends its direction, twisted.web ends the connection
+
+    def __init__(self, request: Any) -> None:
+        self.on_disconnect: Callable[[Failure], object] | None = None
+        self.awaits_events = False
+        self.is_over = False  # the client has its response, or has disconnected
+        self._request = request
+        request.notifyFinish().addErrback(self._disconnected)
+
+    @property
+    def can_detach(self) -> bool:
+        """Whether the connection is HTTP/1.1 on a transport that another protocol can have."""
+        return can_take_over(self._request)
+
+    def _disconnected(self, reason: Failure) -> None:
+        self.is_over = True
+        notify, self.on_disconnect = self.on_disconnect, None
+        if notify is not None:
+            notify(reason)
+
+    def respond(self, response: Response) -> None:
+        """Write the response.  Does nothing if the client has disconnected."""
+        if not self.is_over:
+            self.is_over = True
+            self._request.write(write_response(response, self._request))
+            self._request.finish()
+
+    def hang_up(self) -> None:
+        """Close the connection without a response."""
+        self.is_over = True
+        self._request.loseConnection()
+
+    def detach(self, protocol: IProtocol) -> Detached:
+        """Take the transport over from twisted.web, and give it to ``protocol``."""
+        self.is_over, self.on_disconnect = True, None
+        transport, unread = take_over(self._request)
+        replace_protocol(transport, protocol)
+        send_buffer = SendBuffer(transport, transport.abortConnection)
+        if has_unsent(transport):
+            # Of an earlier response, which the stream must not overtake.  The transport resumes
+            # the buffer when it has sent everything.
+            send_buffer.pauseProducing()
+        # For the site the request ends here: it lets go of the body, and of those who wait.
+        self._request.connectionLost(Failure(ConnectionDone()))
+        return Detached(transport, send_buffer, unread)
+
+
+@implementer(IResource)
+class RawPathResource:
+    """Gives Klein the path as it was sent.
+
+    twisted.web decodes it and Werkzeug folds its slashes.  But ``a%2Fb`` is an account, and
+    ``a/b`` is none.
+    """
+
+    isLeaf = True
+
+    def __init__(self, resource: IResource) -> None:
+        self._resource = resource
+
+    def getChildWithDefault(self, name: bytes, request: IRequest) -> IResource:
+        return self
+
+    def putChild(self, path: bytes, child: IResource) -> None:
+        raise NotImplementedError("this is a leaf")
+
+    def render(self, request: Any) -> Any:
+        request.postpath = raw_path(request)
+        # Klein builds URLs from Host, which are not used here; and it cannot do so from any value.
+        request.requestHeaders.setRawHeaders(b"host", [b"localhost"])
+        return self._resource.render(request)
+
+
+class MountedResource(RawPathResource):
+    """The routes and the subscribers, behind the gate, at any path of any site."""
+
+    def __init__(
+        self, resource: IResource, gate: Gate, subscribers: Subscribers, clock: IReactorTime
+    ) -> None:
+        """``resource`` has everything but the subscribers."""
+        super().__init__(resource)
+        self._gate = gate
+        self._subscribers = subscribers
+        self._clock = clock
+
+    def render(self, request: Any) -> Any:
+        response: Response | None
+        try:
+            own = _request_of(request)
+        except PlumberError as error:
+            return write_response(error_response(error), request)
+        try:
+            response = self._gate.admit(own, request)
+        except PlumberError as error:
+            response = self._gate.readable(own, error_response(error))
+        if response is None and self._is_folder_without_slash(request):
+            response = _slash_added(request)
+        if response is not None:
+            return write_response(response, request)
+        if own.target.startswith(b"/events/"):
+            # twisted.web keeps what follows the request in the same packet, such as the first
+            # WebSocket frame, only when this method has returned.
+            self._clock.callLater(0, self._subscribe, MountedExchange(request), own)
+            return NOT_DONE_YET
+        for name, value in self._gate.cors(own):
+            request.setHeader(name, value)
+        return super().render(request)
+
+    @staticmethod
+    def _is_folder_without_slash(request: Any) -> bool:
+        """Whether the page is wanted at a path from which its relative links lead elsewhere."""
+        return bool(
+            not raw_path(request) and request.prepath and request.method in (b"GET", b"HEAD")
+        )
+
+    def _subscribe(self, exchange: MountedExchange, request: Request) -> None:
+        if exchange.is_over:
+            return
+        try:
+            self._subscribers.subscribe(exchange, request)
+        except PlumberError as error:
+            exchange.respond(self._gate.readable(request, error_response(error)))
+
+
+def _slash_added(request: Any) -> Response:
+    """Redirect from ``/plumber`` to ``/plumber/``, whatever a proxy puts before it."""
+    path, mark, query = request.uri.partition(b"?")
+    location = b"./" + path.rpartition(b"/")[2] + b"/" + mark + query
+    return Response(308, b"text/plain", b"", ((b"Location", location),))

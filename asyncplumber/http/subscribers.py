@@ -1,0 +1,156 @@
+"""``GET /events/{account}``: from a request to a subscriber, whichever way the request came in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IProtocol, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from asyncplumber.core.channel import Channel
+from asyncplumber.core.hub import Hub
+from asyncplumber.core.subscribe import Admission, resume_point, wait_in
+from asyncplumber.errors import MethodNotAllowed, NotImplementedHere, PlumberError, to_client_error
+from asyncplumber.event import Cursor
+from asyncplumber.http.gate import Gate
+from asyncplumber.http.request import Request
+from asyncplumber.http.responses import (
+    Response,
+    error_response,
+    event_stream_head,
+    poll_response,
+)
+from asyncplumber.http.syntax import account_of
+from asyncplumber.transports.choice import Transport, choose
+from asyncplumber.transports.connected_clients import ConnectedClients
+from asyncplumber.transports.frame_parser import FrameParserPool
+from asyncplumber.transports.long_poll import LongPoll, PollResult
+from asyncplumber.transports.send_buffer import UNSENT
+from asyncplumber.transports.sse import EventStream
+from asyncplumber.transports.stream import Detached
+from asyncplumber.transports.websocket import WebSocketStream, handshake
+
+After = Cursor | str | None
+
+
+class Exchange(Protocol):
+    """One request whose response is due: a `Connection`, or a request of another site."""
+
+    on_disconnect: Callable[[Failure], object] | None
+    awaits_events: bool  # set while the response waits for an event
+
+    @property
+    def can_detach(self) -> bool:
+        """Whether a stream can have the transport."""
+
+    @property
+    def input_ended(self) -> bool:
+        """Whether the client will send no more, so that nothing would tell that it left."""
+
+    def respond(self, response: Response) -> None:
+        """Send the response.  Does nothing if the client has disconnected."""
+
+    def hang_up(self) -> None:
+        """Close the connection without a response."""
+
+    def detach(self, protocol: IProtocol) -> Detached:
+        """Give the transport to a stream."""
+
+
+class Subscribers:
+    """Serves the subscribers of this instance."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        hub: Hub,
+        clients: ConnectedClients,
+        gate: Gate,
+        clock: IReactorTime,
+        unsent_limit: int = UNSENT,
+    ) -> None:
+        """``unsent_limit`` is the bytes that may be queued for one client."""
+        self.unsent_limit = unsent_limit
+        self._hub = hub
+        self._clients = clients
+        self._gate = gate
+        self._clock = clock
+        self._parsers = FrameParserPool(clock)
+        self._polls: set[LongPoll] = set()
+
+    def subscribe(self, exchange: Exchange, request: Request) -> None:
+        """Serve the account that the request's path names, by the transport that it chooses.
+
+        Raises:
+            PlumberError: The request is wrong; nothing was begun.
+        """
+        if request.method != b"GET":
+            raise MethodNotAllowed("GET")
+        account = account_of(request.target.partition(b"?")[0].removeprefix(b"/events/"))
+        query = request.query
+        after = resume_point(request.headers, query)
+        transport = choose(request.headers, upgrade=request.upgrade)
+        if transport is not Transport.LONG_POLL and not exchange.can_detach:
+            raise NotImplementedHere("streams need HTTP/1.1 here; long-polls do not")
+        serve: Callable[[Channel], Any]
+        match transport:
+            case Transport.WEBSOCKET:
+                serve = partial(self._websocket, exchange, handshake(request.headers), after)
+            case Transport.EVENT_STREAM:
+                serve = partial(self._event_stream, exchange, request, after)
+            case Transport.LONG_POLL:
+                serve = partial(self._long_poll, exchange, request, after, wait_in(query))
+        if exchange.input_ended:
+            exchange.hang_up()
+            return
+        exchange.awaits_events = True
+        refuse = partial(self._refuse, exchange, request)
+        admission = Admission(self._hub, account, serve, refuse)
+        if admission.is_pending:
+            exchange.on_disconnect = admission.cancel
+
+    def answer_polls(self) -> None:
+        """Answer the long-polls that wait: this instance is about to stop."""
+        for poll in list(self._polls):
+            poll.end(None)
+
+    def _refuse(self, exchange: Exchange, request: Request, error: PlumberError) -> None:
+        exchange.respond(self._gate.readable(request, error_response(error)))
+
+    def _websocket(self, exchange: Exchange, head: bytes, after: After, channel: Channel) -> None:
+        stream = WebSocketStream(channel, self._clients, self._clock, self._parsers)
+        stream.begin(exchange, head, self.unsent_limit, after)
+
+    def _event_stream(
+        self, exchange: Exchange, request: Request, after: After, channel: Channel
+    ) -> None:
+        chunked = request.is_current
+        stream = EventStream(channel, self._clients, self._clock, chunked=chunked)
+        head = event_stream_head(chunked=chunked, headers=self._gate.cors(request))
+        stream.begin(exchange, head, self.unsent_limit, after)
+
+    def _long_poll(
+        self, exchange: Exchange, request: Request, after: After, wait: float, channel: Channel
+    ) -> None:
+        poll = LongPoll(channel, self._clock, wait)
+        self._polls.add(poll)
+
+        def cancel(_: Failure) -> None:
+            self._polls.discard(poll)
+            poll.cancel()
+
+        def respond(result: PollResult | Failure) -> None:
+            self._polls.discard(poll)
+            if isinstance(result, Failure):
+                error = to_client_error(result, self._log, "a long-poll failed")
+                self._refuse(exchange, request, error)
+            else:
+                exchange.respond(self._gate.readable(request, poll_response(result)))
+
+        exchange.on_disconnect = cancel
+        poll.result.addBoth(respond)
+        poll.start(after)

@@ -1,0 +1,24 @@
+"""Which transport a subscriber gets: the request chooses it, as HTTP does (RFC 9110, 12)."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from asyncplumber.wire.parse import Headers
+
+
+class Transport(Enum):
+    """The ways to receive events."""
+
+    WEBSOCKET = auto()
+    EVENT_STREAM = auto()
+    LONG_POLL = auto()
+
+
+def choose(headers: Headers, *, upgrade: bool) -> Transport:
+    """Return the transport for a request; ``upgrade`` says that it asks for a WebSocket."""
+    if upgrade:
+        return Transport.WEBSOCKET
+    if b"text/event-stream" in headers.get(b"accept", b""):
+        return Transport.EVENT_STREAM
+    return Transport.LONG_POLL
