@@ -21,17 +21,22 @@ from twisted.test.iosim import IOPump, connect, makeFakeClient, makeFakeServer
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web import client as web_client
 from twisted.web.client import HTTPConnectionPool
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
 
 import asyncplumber
 from asyncplumber import _twisted_compat
 from asyncplumber._twisted_compat import (
     RequestNotSent,
+    can_take_over,
+    has_unsent,
     is_plain_socket,
     limit_accepts,
     reactor_of,
     replace_protocol,
     replace_reactor,
     socket_of,
+    take_over,
     unsent_bytes,
 )
 from harness.certificates import certificate
@@ -128,6 +133,67 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(len(self.other.recv(sent, socket.MSG_WAITALL)), sent)
         self.connection.doWrite()
         self.assertGreater(unsent_bytes(self.connection)[1], sent)
+
+    def test_what_waits_in_the_transport_is_told(self) -> None:
+        """Before the first attempt to send, and while a part of it is left."""
+        self.assertFalse(has_unsent(self.connection))
+        self.connection.write(b"x" * 5_000_000)
+        self.assertTrue(has_unsent(self.connection))
+        self.connection.doWrite()
+        self.assertTrue(has_unsent(self.connection))
+        while has_unsent(self.connection):
+            self.assertTrue(self.other.recv(1_000_000))
+            self.connection.doWrite()
+
+
+class Unanswered(Resource):
+    """Remembers the requests, and answers none."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Any] = []
+
+    def render(self, request: Any) -> int:
+        self.requests.append(request)
+        return NOT_DONE_YET
+
+
+class TakeOverTests(SynchronousTestCase):
+    """A request of twisted.web whose transport is taken."""
+
+    def setUp(self) -> None:
+        self.clock = MemoryReactorClock()
+        self.resource = Unanswered()
+        site = Site(self.resource, reactor=self.clock, timeout=60)
+        self.channel: Any = site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        self.transport = StringTransport()
+        self.transport.protocol = self.channel
+        self.channel.makeConnection(self.transport)
+
+    def test_the_transport_is_free(self) -> None:
+        """It has no producer and reads, no timer is left, and nothing that came is lost."""
+        after = b"x" * 100_000
+        self.channel.dataReceived(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" + after[:10])
+        self.channel.dataReceived(after[10:])
+        self.assertEqual(self.transport.producerState, "paused")
+        (request,) = self.resource.requests
+        self.assertTrue(can_take_over(request))
+        transport, unread = take_over(request)
+        self.assertIs(transport, self.transport)
+        self.assertEqual(unread, after)
+        self.assertEqual((transport.producer, transport.producerState), (None, "producing"))
+        request.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_request_of_another_channel_is_left_alone(self) -> None:
+        """HTTP/2 shares its transport; a request that has ended has none."""
+        self.channel.dataReceived(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        (request,) = self.resource.requests
+        for channel in (object(), None):
+            request.channel = channel
+            self.assertFalse(can_take_over(request))
 
 
 class TlsTests(SynchronousTestCase):
