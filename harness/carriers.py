@@ -1,14 +1,20 @@
-"""A carrier whose batches wait until the test answers them."""
+"""For tests of the relay: a carrier that a test answers, and the way in of the HTTP carrier."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.web.resource import Resource
 from zope.interface import implementer
 
+from asyncplumber.errors import Gone, PlumberError
 from asyncplumber.event import Event, Instance
 from asyncplumber.interfaces import Deliver, ICarrier, RelayFailed
+from asyncplumber.relays.http import HttpCarrier
 
 Batch = tuple[Instance, Sequence[Event], Deferred[dict[str, int]]]
 
@@ -40,3 +46,33 @@ class HeldCarrier:
     def stop(self) -> Deferred[None]:
         self.is_started = False
         return succeed(None)
+
+
+class PeerSite(Resource):
+    """The way in of the instances at one address: ``POST /instances/{id}/events``."""
+
+    isLeaf = True
+    _log = Logger()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.carriers: dict[str, HttpCarrier] = {}
+
+    def render_POST(self, request: Any) -> bytes:
+        instance_id = request.path.decode("ascii").split("/")[2]
+        headers = {
+            name.lower(): values[0] for name, values in request.requestHeaders.getAllRawHeaders()
+        }
+        try:
+            carrier = self.carriers.get(instance_id)
+            if carrier is None:
+                raise Gone
+            counts = carrier.receive(instance_id, headers, request.content.read())
+        except PlumberError as error:
+            request.setResponseCode(error.status)
+            return b"{}"
+        except Exception:
+            self._log.failure("a batch could not be delivered")
+            request.setResponseCode(500)
+            return b"{}"
+        return json.dumps({"subscribers": counts}).encode()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseNeverReceived
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
@@ -55,7 +55,7 @@ class HttpCarrier:
         self._now = now
         self._signer = signer
         self._close = close
-        self._deliver: Deliver | None = None  # None: the way in is closed
+        self._deliver: Deliver | None = None  # None: it is stopped
 
     @classmethod
     def over_treq(
@@ -76,6 +76,8 @@ class HttpCarrier:
 
     def carry(self, instance: Instance, events: Sequence[Event]) -> Deferred[dict[str, int]]:
         """See `ICarrier.carry`."""
+        if self._deliver is None:
+            return fail(RelayFailed("this instance does not run"))
         return Deferred.fromCoroutine(self._carry(instance, events))
 
     def receive(

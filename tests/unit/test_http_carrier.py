@@ -77,12 +77,17 @@ class HttpCase(CoreCase):
         self.carrier = self.make_carrier()
         self.you = Instance("you", "http://here/instances/you")
 
-    def make_carrier(self, secret: bytes | None = None, id: str = "me") -> HttpCarrier:
+    def make_carrier(self, secret: bytes | None = None) -> HttpCarrier:
         """Make a carrier that signs with this secret, or with the one that the store keeps."""
         signer = PeerSigner(secret, self.store)
         self.successResultOf(signer.learn())
+        return self.start_carrier(signer)
+
+    def start_carrier(self, signer: PeerSigner) -> HttpCarrier:
         client = HTTPClient(self.agent, data_to_body_producer=BytesProducer)
-        return HttpCarrier(client, id, self.clock.seconds, signer)
+        carrier = HttpCarrier(client, "me", self.clock.seconds, signer)
+        carrier.start(lambda events: {})
+        return carrier
 
     def carry(self, events: list[Event] | None = None) -> Deferred[dict[str, int]]:
         """Carry a batch, and let it be answered."""
@@ -314,9 +319,7 @@ class ReceiveTests(HttpCase):
         """A store that is away makes a batch fail, as an instance that is away does."""
         self.start_other()
         secrets = FaultProxy(self.store)
-        client = HTTPClient(self.agent, data_to_body_producer=BytesProducer)
-        signer = PeerSigner(None, secrets)
-        self.carrier = HttpCarrier(client, "me", self.clock.seconds, signer)
+        self.carrier = self.start_carrier(PeerSigner(None, secrets))
         secrets.away = Unavailable()
         self.failureResultOf(self.carry(self.keep()), RelayFailed)
         secrets.away = None
