@@ -48,7 +48,7 @@ from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, key_text, mes
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from asyncplumber.transports.connected_clients import ConnectedClients
-from asyncplumber.transports.send_buffer import UNSENT
+from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 from asyncplumber.wire.parse import drafts_of
 
 # seconds between comparisons of our positions with the history: the longest a lost relay is noticed
@@ -89,7 +89,7 @@ class Plumber(Service):
         subscribers: int = SUBSCRIBERS,
         body_limit: int = BODY_LIMIT,
         check: float = CHECK,
-        unsent_limit: int = UNSENT,
+        unsent_limit: int = MAX_UNSENT_BYTES,
         hosts: Iterable[str] = (),
         origins: Collection[str] = (),
         reactor: Any = None,

@@ -34,7 +34,7 @@ from asyncplumber.http.reader import Reader, ReaderLimits
 from asyncplumber.http.request import Request
 from asyncplumber.http.responses import Response, error_response
 from asyncplumber.transports.progress import progress
-from asyncplumber.transports.send_buffer import SendBuffer
+from asyncplumber.transports.send_buffer import SendBuffer, send_buffer_for
 from asyncplumber.transports.stream import Detached
 
 MAX_BACKLOG = 64 * 1024  # bytes that are read ahead while a request is being answered
@@ -115,7 +115,7 @@ class Connection:
         self._server.connections.add(self)
         with suppress(AttributeError, OSError):  # a UNIX socket, or a transport in memory
             transport.setTcpNoDelay(True)
-        self._send_buffer = SendBuffer(transport, transport.abortConnection)
+        self._send_buffer = send_buffer_for(transport, transport.abortConnection)
 
     def connectionMade(self) -> None:
         """Do nothing: `makeConnection` has done it."""

@@ -25,7 +25,7 @@ from asyncplumber.http.request import Request
 from asyncplumber.http.responses import Response, error_response
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.syntax import AMBIGUOUS_PATH, METHODS
-from asyncplumber.transports.send_buffer import SendBuffer
+from asyncplumber.transports.send_buffer import BLOCKED, SocketBuffer, send_buffer_for
 from asyncplumber.transports.stream import Detached
 
 _PRINTABLE = re.compile(rb"[\x21-\x7e]*")
@@ -116,11 +116,11 @@ class MountedExchange:
         self.is_over, self.on_disconnect = True, None
         transport, unread = take_over(self._request)
         replace_protocol(transport, protocol)
-        send_buffer = SendBuffer(transport, transport.abortConnection)
-        if has_unsent(transport):
-            # Of an earlier response, which the stream must not overtake.  The transport resumes
-            # the buffer when it has sent everything.
-            send_buffer.pauseProducing()
+        send_buffer = send_buffer_for(transport, transport.abortConnection)
+        if isinstance(send_buffer, SocketBuffer) and has_unsent(transport):
+            # An earlier response is in the transport, and a write to the socket would overtake
+            # it.  The transport resumes the buffer when it has sent everything.
+            send_buffer.become(BLOCKED)
         # For the site the request ends here: it lets go of the body, and of those who wait.
         self._request.connectionLost(Failure(ConnectionDone()))
         return Detached(transport, send_buffer, unread)

@@ -28,7 +28,7 @@ from asyncplumber.transports.choice import Transport, choose
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.frame_parser import FrameParserPool
 from asyncplumber.transports.long_poll import LongPoll, PollResult
-from asyncplumber.transports.send_buffer import UNSENT
+from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 from asyncplumber.transports.sse import EventStream
 from asyncplumber.transports.stream import Detached
 from asyncplumber.transports.websocket import WebSocketStream, handshake
@@ -71,7 +71,7 @@ class Subscribers:
         clients: ConnectedClients,
         gate: Gate,
         clock: IReactorTime,
-        unsent_limit: int = UNSENT,
+        unsent_limit: int = MAX_UNSENT_BYTES,
     ) -> None:
         """``unsent_limit`` is the bytes that may be queued for one client."""
         self.unsent_limit = unsent_limit

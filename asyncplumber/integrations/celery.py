@@ -113,7 +113,10 @@ class Announcer:
             (signals.worker_process_shutdown, self._on_shutdown),
             (signals.worker_shutdown, self._on_shutdown),
         ):
-            signal.connect(receiver, weak=False)
+            # Before 5.7 Celery takes the same method of two announcers for the same receiver, and
+            # ignores the second.
+            uid = (id(self), receiver.__name__)
+            signal.connect(receiver, weak=False, dispatch_uid=uid)
 
     def progress(self, data: Any) -> None:
         """

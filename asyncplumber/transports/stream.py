@@ -102,7 +102,8 @@ class Stream(ABC):
         self._clients.reads.take(self.transport)
         self.send_buffer.rebind(self._overflow, limit)
         # The first event about the stream nearly always follows at once: one write for both.
-        self.send_buffer.corked(lambda: self._open(head, after))
+        with self.send_buffer.corked():
+            self._open(head, after)
         if unread:
             self.dataReceived(unread)
 

@@ -1,9 +1,10 @@
-"""What waits for one client stays in order and within bounds, in memory and in the kernel."""
+"""Send buffers on real sockets and on TLS.  ``tests/unit`` has those in memory."""
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 from typing import Any
 
 from twisted.internet import reactor, ssl
@@ -12,101 +13,13 @@ from twisted.internet.endpoints import SSL4ClientEndpoint, connectProtocol
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
-from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 
 from asyncplumber.testing import MemoryServer
 from asyncplumber.transports.progress import progress
-from asyncplumber.transports.send_buffer import SendBuffer
+from asyncplumber.transports.send_buffer import CLOSED, SendBuffer, send_buffer_for
 from harness.certificates import certificate
-
-
-class MemoryTests(SynchronousTestCase):
-    """On a transport that is no plain socket: it says when it is full."""
-
-    def setUp(self) -> None:
-        self.transport = StringTransport()
-        self.overflows: list[int] = []
-        self.send_buffer = SendBuffer(
-            self.transport, lambda: self.overflows.append(self.send_buffer.unsent), 10
-        )
-
-    def test_what_can_be_sent_is_not_held(self) -> None:
-        """It goes to the transport at once, in order."""
-        for word in (b"a", b"b", b"c"):
-            self.send_buffer.write(word)
-        self.assertEqual((self.transport.value(), self.send_buffer.unsent), (b"abc", 0))
-
-    def test_what_waits_goes_out_in_order(self) -> None:
-        """As soon as there is room, before anything newer."""
-        self.send_buffer.pauseProducing()
-        self.send_buffer.pauseProducing()
-        self.send_buffer.write(b"a")
-        self.send_buffer.write(b"b")
-        self.assertEqual((self.transport.value(), self.send_buffer.unsent), (b"", 2))
-        self.send_buffer.resumeProducing()
-        self.send_buffer.write(b"c")
-        self.assertEqual((self.transport.value(), self.send_buffer.unsent), (b"abc", 0))
-
-    def test_too_much_is_told_once(self) -> None:
-        """
-        Not at the limit, and not for one message however large; only when more is to come than
-        that.
-        """
-        self.send_buffer.pauseProducing()
-        self.send_buffer.write(b"x" * 10)
-        self.send_buffer.write(b"y" * 100)
-        self.assertEqual(self.overflows, [])
-        self.send_buffer.write(b"z")
-        self.send_buffer.write(b"z")
-        self.assertEqual(len(self.overflows), 1)
-        self.send_buffer.resumeProducing()
-        self.assertEqual(self.transport.value(), b"")
-
-    def test_last_words_are_sent_after_an_overflow(self) -> None:
-        """And after all that is still to be sent, without one."""
-        self.send_buffer.pauseProducing()
-        self.send_buffer.write(b"waits ")
-        self.send_buffer.write_final(b"goodbye")
-        self.assertEqual(self.transport.value(), b"waits goodbye")
-        self.send_buffer.write(b"x" * 11)
-        self.send_buffer.write(b"overflows")
-        self.send_buffer.write_final(b"!")
-        self.assertEqual((self.transport.value(), len(self.overflows)), (b"waits goodbye!", 1))
-
-    def test_drained_fires_when_nothing_waits(self) -> None:
-        """At once, or later, or when it never will."""
-        self.successResultOf(self.send_buffer.drained())
-        self.send_buffer.pauseProducing()
-        self.send_buffer.write(b"a")
-        waiters = [self.send_buffer.drained(), self.send_buffer.drained()]
-        for waiter in waiters:
-            self.assertNoResult(waiter)
-        self.send_buffer.resumeProducing()
-        for waiter in waiters:
-            self.successResultOf(waiter)
-
-    def test_who_waits_for_a_lost_connection_is_released(self) -> None:
-        """So that a replay to it ends; and later writes do no harm."""
-        for lose in (self.send_buffer.forget, self.send_buffer.stopProducing):
-            self.send_buffer.pauseProducing()
-            waiter = self.send_buffer.drained()
-            lose()
-            self.send_buffer.write(b"a")
-            self.successResultOf(self.send_buffer.drained())
-            if lose == self.send_buffer.forget:
-                self.successResultOf(waiter)
-        self.assertEqual(self.overflows, [])
-
-    def test_flush_leaves_everything_to_the_transport(self) -> None:
-        """Which has no producer then, and so can close."""
-        self.send_buffer.pauseProducing()
-        self.send_buffer.write(b"a")
-        self.send_buffer.write(b"b")
-        self.send_buffer.flush()
-        self.assertEqual(self.transport.value(), b"ab")
-        self.assertIs(self.transport.producer, None)
 
 
 class Server(Protocol):
@@ -146,8 +59,8 @@ class SocketTests(TestCase):
         return self.server.lost  # type: ignore[no-any-return]
 
     def send_buffer(self, limit: int = 1024 * 1024) -> SendBuffer:
-        """An send_buffer for the server's end."""
-        return SendBuffer(self.transport, lambda: self.overflows.append(1), limit)
+        """Return a buffer for the server's end."""
+        return send_buffer_for(self.transport, lambda: self.overflows.append(1), limit)
 
     async def heard(self, size: int) -> bytes:
         """So many bytes, as the client reads them."""
@@ -181,21 +94,6 @@ class SocketTests(TestCase):
         self.assertEqual(send_buffer.unsent, 0)
         send_buffer.write(b"direct again")
         self.assertEqual(await self.heard(12), b"direct again")
-
-    async def test_what_is_said_together_is_one_write(self) -> None:
-        """
-        The answer to a handshake and the first event go in one piece; and nothing is held back
-        afterwards.
-        """
-        send_buffer = self.send_buffer()
-        writes: list[bytes] = []
-        send = send_buffer._send
-        assert send is not None
-        send_buffer._send = lambda data: writes.append(data) or send(data)  # type: ignore[func-returns-value]
-        send_buffer.corked(lambda: [send_buffer.write(data) for data in (b"head ", b"first")])
-        send_buffer.write(b" second")
-        self.assertEqual(writes, [b"head first", b" second"])
-        self.assertEqual(await self.heard(17), b"head first second")
 
     async def test_what_waits_goes_first_when_it_is_passed_on(self) -> None:
         """
@@ -255,6 +153,16 @@ class SocketTests(TestCase):
         await self.server.lost
         send_buffer.write(b"x")
         self.assertEqual(self.overflows, [])
+
+    async def test_a_send_error_is_noticed_while_nothing_is_read(self) -> None:
+        """The transport tries to send again, and reports the loss."""
+        send_buffer = self.send_buffer()
+        self.transport.pauseProducing()
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.client.close()
+        send_buffer.write(b"x")
+        await self.server.lost
+        self.assertEqual(send_buffer.state, CLOSED)
 
 
 class Collector(Protocol):
