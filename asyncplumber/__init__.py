@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncplumber.clocks import steady
+    from asyncplumber.core.event_iterator import EventsMissed
     from asyncplumber.errors import (
         BadAccount,
         BadCursor,
@@ -30,6 +31,7 @@ __all__ = [
     "BadRequest",
     "Cursor",
     "Event",
+    "EventsMissed",
     "Plumber",
     "PlumberError",
     "Receipt",
@@ -44,6 +46,7 @@ _MODULES = {
     "Retention": "stores.retention",
     "Cursor": "event",
     "Event": "event",
+    "EventsMissed": "core.event_iterator",
     "Receipt": "sending",
     "steady": "clocks",
 }

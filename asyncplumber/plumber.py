@@ -26,14 +26,16 @@ from asyncplumber.auth.origins import Origins
 from asyncplumber.auth.signatures import PeerSigner
 from asyncplumber.clocks import WallClock
 from asyncplumber.concurrency import PeriodicTask
-from asyncplumber.core.callbacks import Callback, CallbackSubscriber
+from asyncplumber.core.callbacks import Callback
+from asyncplumber.core.consumers import After, Consumers
+from asyncplumber.core.event_iterator import EventIterator
 from asyncplumber.core.hub import LINGER, SUBSCRIBERS, Hub
 from asyncplumber.core.intake import LATE_CHECK, Intake
 from asyncplumber.core.leases import Leases
 from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import AccountStatus, Figure, Figures, State, Status
 from asyncplumber.errors import BadRequest, TooLarge
-from asyncplumber.event import EARLIEST, Cursor, Instance, checked_account, timestamp
+from asyncplumber.event import Instance, timestamp
 from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.metrics import Metrics
 from asyncplumber.http.routes import Routes
@@ -44,7 +46,7 @@ from asyncplumber.interfaces import LEASE, IStore
 from asyncplumber.relays.http import HttpCarrier
 from asyncplumber.relays.presence import PresenceClient
 from asyncplumber.relays.routing import Relay
-from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, key_text, message
+from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, message
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from asyncplumber.transports.connected_clients import ConnectedClients
@@ -137,7 +139,7 @@ class Plumber(Service):
         # : Fires when the store is open; fails if it never will be.  A server that is down is
         # waited for.  Another one after a stop.
         self.opened: Deferred[None] = Deferred()
-        self._registered: dict[tuple[str, Any], CallbackSubscriber] = {}
+        self._consumers = Consumers(self.hub, reactor)
         self._rounds = [
             PeriodicTask(self.hub.check, check, reactor),
             PeriodicTask(self._sweep, SWEEP, reactor),
@@ -203,8 +205,7 @@ class Plumber(Service):
             self.leases.start(self.hub.check_soon)
         for round in self._rounds:
             round.start()
-        for subscriber in self._registered.values():
-            subscriber.resume()
+        self._consumers.start()
 
     def stopService(self) -> Deferred[None]:
         """
@@ -249,8 +250,7 @@ class Plumber(Service):
             await self.withdraw()
         for round in self._rounds:
             round.stop()
-        for subscriber in list(self._registered.values()):
-            subscriber.stop()
+        self._consumers.stop()
         await self.drain()
         await self.intake.stop()
         self._late.stop()
@@ -268,37 +268,52 @@ class Plumber(Service):
         """
         return self.routes.resource(self._reactor)
 
-    def register(self, account: Key, callback: Callback, after: Cursor | str | None = None) -> None:
+    def register(self, account: Key, callback: Callback, after: After = None) -> None:
         """
-        Call `callback` with every `Event` of `account`, from now on or after a cursor (or
-        "earliest").
+        Call `callback` with each `Event` of an account.
 
-        `callback` is a callable, or a callable that returns an awaitable, which is awaited before
-        the next event: a Deferred, a coroutine, or on the asyncio reactor a future; or an Autobahn
-        WebSocket protocol, which is sent the envelope.  What it raises is logged.  To register the
-        same callback for the same account again changes nothing.  Raises `BadAccount`, and
-        `BadCursor` for a cursor that is none.
+        It may be called before the start, and lasts over a stop and a start.  What the callback
+        raises is logged.  A second registration of the same callback changes nothing.
+
+        Args:
+            account: Whose events.
+            callback: A callable, or an Autobahn WebSocket protocol, which is sent the envelope.  If
+                the callable returns an awaitable, that is awaited before the next event: a
+                Deferred, a coroutine, or on the asyncio reactor a future.
+            after: Where to begin: a `Cursor` or its text, ``"earliest"`` for all that is kept, or
+                None for now.
+
+        Raises:
+            BadAccount: There can be no such account.
+            BadCursor: The cursor was never given out.
+            TypeError: The callback cannot be called.
         """
-        account = checked_account(key_text("account", account))
-        if (account, callback) in self._registered:
-            return
-        point = (
-            after
-            if after is None or after == EARLIEST or isinstance(after, Cursor)
-            else Cursor.parse(after)
-        )
-        subscriber = self._registered[account, callback] = CallbackSubscriber(
-            self.hub, account, callback, point, self._reactor
-        )
-        if self.running and self.opened.called:
-            subscriber.start()
+        self._consumers.register(account, callback, after)
 
     def unregister(self, account: Key, callback: Callback) -> None:
         """Call it no more.  Harmless if it is not registered."""
-        account = key_text("account", account)
-        subscriber = self._registered.pop((account, callback), None)
-        if subscriber is not None:
-            subscriber.stop()
+        self._consumers.unregister(account, callback)
+
+    def events(self, account: Key, *, after: After = None) -> EventIterator:
+        """
+        Iterate over the events of an account: ``async for event in plumber.events("42")``.
+
+        The next event is handed over when the loop asks for it.  Leaving the loop unsubscribes.
+        To go on later, even in another process, begin ``after`` the ``cursor`` of the last event.
+        It may be called before the start; then the loop waits for that.
+
+        Args:
+            account: Whose events.
+            after: Where to begin: a `Cursor` or its text, ``"earliest"`` for all that is kept, or
+                None for now.
+
+        Raises:
+            BadAccount: There can be no such account.
+            BadCursor: The cursor was never given out.
+            EventsMissed: In the loop: some events cannot be replayed any more.
+            Unavailable: In the loop: the plumber stops.
+        """
+        return self._consumers.events(account, after)
 
     async def send(
         self,

@@ -68,30 +68,3 @@ class RestartTests(TestCase):
     def test_mongodb(self) -> None:
         """There are new connections, and what was known by the old ones is forgotten."""
         return Deferred.fromCoroutine(self.check(fresh_uri()))  # type: ignore[return-value]
-
-
-class CallbackTests(CoreCase):
-    def test_what_waits_at_a_stop_is_called_with_afterwards(self) -> None:
-        """
-        A callback that takes its time is given each event once, also those that waited for it when
-        all was stopped.
-        """
-        seqs: list[int] = []
-        calls: list[Deferred[None]] = []
-
-        def slow(event: Event) -> Deferred[None]:
-            seqs.append(event.seq)
-            calls.append(Deferred())
-            return calls[-1]
-
-        subscriber = CallbackSubscriber(self.hub, "a", slow, None, self.clock)
-        subscriber.resume()
-        self.publish(3)
-        subscriber.stop()
-        self.publish(1)
-        subscriber.resume()
-        self.clock.advance(0)
-        while calls:
-            calls.pop().callback(None)
-            self.clock.advance(0)
-        self.assertEqual(seqs, [1, 2, 3, 4])

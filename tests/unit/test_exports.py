@@ -12,6 +12,7 @@ NAMES = [
     "BadRequest",
     "Cursor",
     "Event",
+    "EventsMissed",
     "Plumber",
     "PlumberError",
     "Receipt",
