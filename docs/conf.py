@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "interfaces",  # docs/_ext: zope interfaces
+    "metrics",  # docs/_ext: what /metrics exports
     "options",  # docs/_ext: the command line
 ]
 exclude_patterns = ["_build"]

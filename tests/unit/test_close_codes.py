@@ -29,7 +29,7 @@ class CloseCodeTests(SynchronousTestCase):
         Beside 4401 and 4403, which mirror HTTP, it names the codes that the client takes as final.
         """
         sentence = re.search(
-            r"unless the code is one of ([^.]+)\.", text("docs/reference/protocol.rst")
+            r"unless the code is one of ([^.]+)\.", text("docs/reference/errors.rst")
         )
         assert sentence is not None
         named = {int(code) for code in re.findall(r"\d{4}", sentence[1])}
@@ -39,7 +39,7 @@ class CloseCodeTests(SynchronousTestCase):
         """Each row says the same as the sentence."""
         rows = re.findall(
             r"^(\d{4})  .*  (yes|no|with a new one)$",
-            text("docs/reference/protocol.rst"),
+            text("docs/reference/errors.rst"),
             re.MULTILINE,
         )
         self.assertGreaterEqual(len(rows), 10)
