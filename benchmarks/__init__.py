@@ -1,4 +1,4 @@
 """
 What we claim about speed, reproducible with one command: ``python benchmarks/run.py`` (see
-docs/performance.rst).
+benchmarks/results/results.rst).
 """

@@ -2,7 +2,7 @@
 What is measured.  Each scenario is run against a server that was started for it, and answers with
 figures.
 
-Sizes are those of docs/performance.rst.  ``{seconds}`` is how long events are published at most.
+Sizes are those of benchmarks/results/results.rst.  ``{seconds}`` is how long events are published at most.
 """
 
 from __future__ import annotations

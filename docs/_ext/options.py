@@ -1,31 +1,55 @@
-"""A Sphinx directive that shows what ``twistd asyncplumber --help`` prints.
+"""A Sphinx directive that lists the options of ``twistd asyncplumber``.
 
-The page of the options is generated from the program, so it cannot be out of date.
+The list is that of the program, so the page cannot be out of date.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 
 from docutils import nodes
+from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from asyncplumber import tap
+from asyncplumber import option_list
+from asyncplumber.option_list import GROUPS, INSECURE, PREFIX
+
+
+def entry(name: str, value: str, text: str, default: str, variable: str) -> Iterator[str]:
+    """Yield one item of a definition list."""
+    yield f"``--{name}{' ' if value else ''}{value}``"
+    yield f"   {text.replace('*', chr(92) + '*')}"
+    if default:
+        yield f"   Default: ``{default}``."
+    yield f"   In the environment: ``{variable}``."
+    yield ""
+
+
+def lines() -> Iterator[str]:
+    """Yield all groups as reStructuredText."""
+    for group, options in GROUPS.items():
+        yield f".. rubric:: {group}"
+        yield ""
+        for option in options:
+            if option.value:
+                yield from entry(
+                    option.name, option.value, option.text, option.default, option.variable
+                )
+    yield ".. rubric:: Safety"
+    yield ""
+    yield from entry("insecure", "", INSECURE, "", f"{PREFIX}INSECURE")
 
 
 class OptionsDirective(SphinxDirective):
-    """Render the help of the command."""
+    """Render the options by groups."""
 
     def run(self) -> list[nodes.Node]:
-        """Ask the option parser, with an empty environment."""
-        self.env.note_dependency(inspect.getfile(tap))
-        text = str(tap.Options({}))
-        text = text.replace(
-            text.split("\n", 1)[0], "Usage: twistd [options] asyncplumber [options]"
-        )
-        return [nodes.literal_block(text, text, language="text")]
+        """Read them from the program."""
+        self.env.note_dependency(inspect.getfile(option_list))
+        return self.parse_text_to_nodes(StringList(list(lines()), source="options"))
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

@@ -5,7 +5,7 @@
  *     results.on("event", (event) => console.log(event.type, event.data));
  *
  * One file without dependencies: <script src="asyncplumber.js"> and import "./asyncplumber.js" both set the global
- * `Asyncplumber`; require() returns it.  The API and the rules of reconnecting are explained in docs/client.rst.
+ * `Asyncplumber`; require() returns it.  The API and the rules of reconnecting are explained in docs/reference/javascript.rst.
  */
 (() => {
   "use strict";
