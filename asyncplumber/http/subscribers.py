@@ -26,12 +26,11 @@ from asyncplumber.http.responses import (
 from asyncplumber.http.syntax import account_of
 from asyncplumber.transports.choice import Transport, choose
 from asyncplumber.transports.connected_clients import ConnectedClients
-from asyncplumber.transports.frame_parser import FrameParserPool
 from asyncplumber.transports.long_poll import LongPoll, PollResult
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 from asyncplumber.transports.sse import EventStream
 from asyncplumber.transports.stream import Detached
-from asyncplumber.transports.websocket import WebSocketStream, handshake
+from asyncplumber.transports.websocket import WebSocketStream, handshake, violation_log
 
 After = Cursor | str | None
 
@@ -79,7 +78,7 @@ class Subscribers:
         self._clients = clients
         self._gate = gate
         self._clock = clock
-        self._parsers = FrameParserPool(clock)
+        self._violations = violation_log(clock)
         self._polls: set[LongPoll] = set()
 
     def subscribe(self, exchange: Exchange, request: Request) -> None:
@@ -122,7 +121,7 @@ class Subscribers:
         exchange.respond(self._gate.readable(request, error_response(error)))
 
     def _websocket(self, exchange: Exchange, head: bytes, after: After, channel: Channel) -> None:
-        stream = WebSocketStream(channel, self._clients, self._clock, self._parsers)
+        stream = WebSocketStream(channel, self._clients, self._clock, self._violations)
         stream.begin(exchange, head, self.unsent_limit, after)
 
     def _event_stream(

@@ -1,42 +1,48 @@
-"""
-What a WebSocket client says: Autobahn's parser, within limits.  Nobody listens, so nothing is kept.
+"""Understand what a WebSocket client sends: Autobahn's parser, with limits and without output.
 
-Subscribers hardly ever speak, and an Autobahn protocol is large.  So there is one only while a
-client is in the middle of saying something, or a closing handshake is under way.
+The parser takes bytes and reports facts to a ``FrameListener``.  It writes nothing and closes
+nothing.  Nobody listens to a subscriber's messages, so nothing of them is kept; Autobahn still
+checks them (RFC 6455: fragmentation, masks, UTF-8, close codes).
+
+A parser is large, and subscribers hardly ever send anything.  So one exists only while a client is
+in the middle of a frame or a message, and it belongs to that client alone.
+
+This module is the only one that knows Autobahn.  ``tests/unit/test_frame_parser.py`` lists every
+attribute of Autobahn that is used here, and fails if a release lacks one.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from twisted.logger import Logger
+from autobahn.websocket.protocol import (
+    TrafficStats,
+    WebSocketProtocol,
+    WebSocketServerProtocol,
+)
+from autobahn.websocket.utf8validator import Utf8Validator
 
-from asyncplumber.rate_limited_log import RateLimitedLog, peer_name
-
-MESSAGE = 64 * 1024  # bytes that a client may say at once: it has nothing long to say
-FRAGMENTS = 64  # frames of one message, empty ones included
-FRAME_BURST = 128  # frames that a client may send at once: also the most that one turn parses
+MAX_MESSAGE_BYTES = 64 * 1024  # of one message: a subscriber has nothing long to say
+MAX_FRAGMENTS = 64  # frames of one message, empty ones included
+FRAME_BURST = 128  # frames that a client may send at once
 FRAME_RATE = 32  # frames a second that a client may send in the long run
-_POLICY, _TOO_BIG = 1008, 1009
+POLICY_VIOLATION, TOO_BIG = 1008, 1009
 
 
-class Speaker(Protocol):
-    """The client whose bytes are parsed, as the parser's transport."""
+class FrameListener(Protocol):
+    """Who wants to know what a client has sent."""
 
-    transport: Any
+    def ping_received(self, payload: bytes) -> None:
+        """The client has sent a ping, which a pong with this payload answers."""
 
-    def write(self, data: bytes) -> None:
-        """Send a pong or a close frame."""
+    def close_received(self) -> None:
+        """The client has sent a valid close frame.  What follows it is not parsed."""
 
-    def loseConnection(self) -> None:
-        """Close the connection."""
-
-    def turn_away(self) -> None:
-        """Drop what the client says from now on; a close frame was sent."""
+    def violated(self, code: int, reason: str) -> None:
+        """The client has broken a rule.  ``code`` is for a close frame.  Nothing more is parsed."""
 
 
-class _Silent:
+class _NoLog:
     """In place of Autobahn's log, which has two lines for each frame that is wrong."""
 
     def debug(self, *_: Any, **__: Any) -> None:
@@ -45,92 +51,109 @@ class _Silent:
     warn = error = debug
 
 
+class _Factory:
+    """What Autobahn's protocol asks of its factory."""
+
+    isServer = True
+
+
 class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
-    """
-    Autobahn's protocol, already open, for as long as a client speaks.  Its transport is the
-    subscriber itself.
+    """Autobahn's server protocol, from the moment at which its handshake would have ended.
+
+    Its state is ``STATE_OPEN`` until it stops, then ``STATE_CLOSED``, in which Autobahn parses no
+    more.  The closing handshake is the listener's business.
     """
 
-    # Autobahn copies its options from the factory to each protocol, and prints them for a debug
-    # line, at half the cost of a connection; here they belong to the class.
+    # Autobahn copies its options from a factory to each protocol, and formats them for a debug
+    # line, at half the cost of a connection.  Here they belong to the class.
     CONFIG_ATTRS: Any = ()
-    log: Any = _Silent()
-    transport: Any
-    current_frame: Any
-    websocket_version = 13  # as the opening handshake would have found
+    log: Any = _NoLog()
+    factory: Any = _Factory()
+    websocket_version = 13
     logOctets = logFrames = trackTimings = False
-    utf8validateIncoming = applyMask = True
-    maxFramePayloadSize = maxMessagePayloadSize = MESSAGE
-    autoFragmentSize = 0
-    failByDrop = (
-        False  # dropping the connection without a close frame would leave the client with 1006
-    )
+    utf8validateIncoming = applyMask = requireMaskedClientFrames = True
     echoCloseCodeReason = False
-    openHandshakeTimeout = 0
-    closeHandshakeTimeout = 0  # the stream has a timer of its own
-    tcpNoDelay = True
-    autoPingInterval = autoPingTimeout = 0
-    autoPingSize = 12
-    autoPingRestartOnAnyTraffic = True
-    requireMaskedClientFrames = True
-    maskServerFrames = False
+    openHandshakeTimeout = 0  # seconds; 0: none
+    failByDrop = True  # a violation ends the parsing; what follows it is not skipped but unread
 
-    allowance = 0  # frames that may still begin in this turn
-    fragments = 0  # frames of the message under way
+    def __init__(self, listener: FrameListener) -> None:
+        # Without Autobahn's own: what it makes is for connections, and not for parsing.
+        vars(self).update(_FRESH)
+        self.trafficStats = TrafficStats()
+        self.utf8validator = Utf8Validator()
+        self.listener = listener
+        self._allowance = 0  # frames that may still begin in this call of ``feed``
+        self._fragments = 0  # frames of the message that is under way
+        self._message_size = 0  # bytes of it
 
-    def begin(self, factory: Any, subscriber: Speaker) -> None:
-        """Begin where an opening handshake ends."""
-        self.factory = factory
-        self.transport = subscriber
-        self._connectionMade()
-        self.state = self.STATE_OPEN
-        self.inside_message = False
-        self.current_frame = None
+    def feed(self, data: bytes, allowance: int) -> int:
+        """Parse ``data``, and tell the listener what is in it.
 
-    def _fail_connection(self, code: int = 1001, reason: str = "") -> None:
-        was_open = self.state == self.STATE_OPEN
-        if was_open:
-            self.factory.log.warn(
-                "a WebSocket client is closed with {code}: {reason}; it is {peer}",
-                code=code,
-                reason=reason,
-                peer=peer_name(self.transport.transport),
-            )
-        super()._fail_connection(code, reason)
-        if was_open:
-            # Nothing more is to be understood, not even the answer to the close frame (RFC 6455,
-            # 7.1.7): it may stand behind the rest of a frame, and would be taken for its payload.
-            self.transport.turn_away()
+        Args:
+            data: What the client has sent, cut anywhere.
+            allowance: Frames that may begin in it.  One more is a violation.
+
+        Returns:
+            The number of frames that began in it.
+        """
+        self._allowance = allowance
+        # Autobahn's `dataReceived` does nothing else, but describes itself for a debug line first.
+        self._dataReceived(data)
+        return allowance - self._allowance
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is lost with this parser: the client is between two messages."""
+        return not self.data and self.current_frame is None and not self.inside_message
+
+    def _stop(self) -> None:
+        self.state = self.STATE_CLOSED
+        self.data = b""
+
+    # What Autobahn would do about it
+
+    def _fail_connection(self, code: int = POLICY_VIOLATION, reason: str = "") -> None:
+        if self.state == self.STATE_OPEN:
+            self._stop()
+            self.listener.violated(code, reason)
 
     def onCloseFrame(self, code: Any, reasonRaw: Any) -> Any:
-        """
-        The client closes.  Autobahn does not know 1014 (bad gateway), which IANA has registered.
-        """
+        """Check the code and the reason, then report the frame by ``dropConnection``."""
+        # Autobahn does not know 1014 (bad gateway), which IANA has registered.
         return super().onCloseFrame(1013 if code == 1014 else code, reasonRaw)
 
-    # Limits.  Nobody listens to messages, so nothing of them is kept: Autobahn validates each piece
-    # before it calls these methods.
+    def sendCloseFrame(self, *_: Any, **__: Any) -> None:
+        """Send nothing: the listener answers."""
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """Report a valid close frame: there Autobahn ends the connection."""
+        self._stop()
+        self.listener.close_received()
+
+    def _onPing(self, payload: bytes) -> None:
+        self.listener.ping_received(payload)
+
+    def _onPong(self, payload: bytes) -> None:
+        """Do nothing: that bytes came is a sign of life already."""
+
+    # Limits.  Autobahn checks each piece of a message before it calls these methods.
 
     def onFrameBegin(self) -> None:
-        """A frame's header is complete."""
-        self.allowance -= 1
-        if self.allowance < 0:
-            self._fail_connection(_POLICY, "too many frames")
-            self.data = b""
+        self._allowance -= 1
+        if self._allowance < 0:
+            self._fail_connection(POLICY_VIOLATION, "too many frames")
         super().onFrameBegin()
 
     def _onMessageBegin(self, isBinary: bool) -> None:
-        self.message_data_total_length = self.fragments = 0
+        self._message_size = self._fragments = 0
 
     def _onMessageFrameBegin(self, length: int) -> None:
-        self.message_data_total_length += length
-        self.fragments += 1
-        if self.failedByMe:
-            return
-        if self.message_data_total_length > MESSAGE:
-            self._fail_connection(_TOO_BIG, f"a message has at most {MESSAGE} bytes")
-        elif self.fragments > FRAGMENTS:
-            self._fail_connection(_TOO_BIG, f"a message has at most {FRAGMENTS} fragments")
+        self._message_size += length
+        self._fragments += 1
+        if self._message_size > MAX_MESSAGE_BYTES:
+            self._fail_connection(TOO_BIG, f"a message has at most {MAX_MESSAGE_BYTES} bytes")
+        elif self._fragments > MAX_FRAGMENTS:
+            self._fail_connection(TOO_BIG, f"a message has at most {MAX_FRAGMENTS} fragments")
 
     def _onMessageFrameData(self, payload: bytes) -> None:
         """Keep nothing."""
@@ -139,43 +162,22 @@ class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
         """Nothing was kept."""
 
     def _onMessageEnd(self) -> None:
-        """Nobody listens."""
-
-    @property
-    def is_idle(self) -> bool:
-        """
-        Whether the client is not in the middle of anything, so that nothing is lost if this parser
-        is.
-        """
-        return (
-            self.state == self.STATE_OPEN
-            and not self.data
-            and self.current_frame is None
-            and not self.inside_message
-        )
+        """Nobody listens to messages."""
 
 
-class FrameParserPool(WebSocketServerFactory):  # type: ignore[misc]
-    """Autobahn's factory.  It keeps one idle parser for whoever speaks next."""
+def _fresh() -> dict[str, object]:
+    """Return the attributes with which Autobahn begins, as far as parsers can share their values.
 
-    protocol = FrameParser
-    _log = Logger()
+    Autobahn needs longer to set them than to parse a frame.
+    """
+    parser: Any = FrameParser.__new__(FrameParser)
+    WebSocketProtocol._connectionMade(parser)
+    # What the opening handshake would set.
+    parser.state = WebSocketProtocol.STATE_OPEN
+    parser.inside_message = False
+    parser.current_frame = None
+    immutable = bool, int, bytes, type(None)
+    return {name: value for name, value in vars(parser).items() if isinstance(value, immutable)}
 
-    def __init__(self, clock: Any) -> None:
-        super().__init__()
-        self.log = RateLimitedLog(self._log, clock.seconds)
-        self._spare: FrameParser | None = None
 
-    def acquire(self, subscriber: Speaker) -> FrameParser:
-        """A parser for this subscriber."""
-        parser, self._spare = self._spare, None
-        if parser is None:
-            parser = FrameParser()
-            parser.begin(self, subscriber)
-        parser.transport = subscriber
-        return parser
-
-    def release(self, parser: FrameParser) -> None:
-        """An idle parser."""
-        parser.transport = None
-        self._spare = parser
+_FRESH = _fresh()

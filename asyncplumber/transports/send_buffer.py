@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
+from enum import IntEnum
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, succeed
@@ -29,15 +29,15 @@ MAX_UNSENT_BYTES = 1024 * 1024  # that may be queued for one client; with more i
 MAX_CHUNK_BYTES = 128 * 1024  # that are joined for one write when the transport has room again
 
 
-class BufferState(Enum):
-    """What becomes of the next write."""
+class BufferState(IntEnum):
+    """What happens to the next write."""
 
-    READY = "it is sent at once"
-    CORKED = "it is queued until the end of the ``corked`` block"
-    BLOCKED = "it is queued until the transport has room"
-    OVERFLOWED = "it is dropped; only ``write_final`` is sent"
-    FINISHED = "it is dropped: the final bytes are written"
-    CLOSED = "it is dropped: the transport has another producer or none, or the connection is lost"
+    READY = 0  # it is sent at once
+    CORKED = 1  # it is queued until the end of the ``corked`` block
+    BLOCKED = 2  # it is queued until the transport has room
+    OVERFLOWED = 3  # it is dropped; only ``write_final`` is sent
+    FINISHED = 4  # it is dropped: the final bytes are written
+    CLOSED = 5  # it is dropped: the buffer was flushed, or the connection is lost
 
 
 READY: Final = BufferState.READY

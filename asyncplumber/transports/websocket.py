@@ -1,10 +1,7 @@
-"""
-Subscribers by WebSocket (RFC 6455).
+"""WebSocket subscribers (RFC 6455).
 
-What a client says is Autobahn's to understand: fragmentation, control frames, UTF-8, close codes.
-But subscribers hardly ever speak, and an Autobahn protocol is large; so there is one only while a
-client is in the middle of saying something, or a closing handshake is under way (`FrameParser`).
-What we send is framed once for all, in `wire`.
+What we send is framed once for all subscribers, in ``wire``.  What a client sends is parsed by a
+``FrameParser``, which exists only while the client is in the middle of a frame or a message.
 """
 
 from __future__ import annotations
@@ -13,36 +10,33 @@ import hashlib
 import math
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
-from typing import Any
+from enum import IntEnum
+from typing import Any, Final
+
+from twisted.logger import Logger
 
 from asyncplumber.core.channel import Channel
 from asyncplumber.errors import BadRequest, PlumberError, TooManyRequests, Unavailable
 from asyncplumber.event import Cursor, Position
+from asyncplumber.rate_limited_log import RateLimitedLog, peer_name
 from asyncplumber.transports.connected_clients import ConnectedClients
-from asyncplumber.transports.frame_parser import (
-    FRAME_BURST,
-    FRAME_RATE,
-    FrameParser,
-    FrameParserPool,
-)
+from asyncplumber.transports.frame_parser import FRAME_BURST, FRAME_RATE, FrameParser
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.stream import SlowReader, Stream
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap, notice
 from asyncplumber.wire.parse import Headers
-from asyncplumber.wire.websocket_frames import frame
+from asyncplumber.wire.websocket_frames import PING, close, frame, pong
 
-SILENT = 3  # heartbeats that a client may neither answer nor take anything that waits for it
+SILENT_HEARTBEATS = 3  # in which a client may show no sign of life before it is cut off
 SUBPROTOCOL = b"plumber.v1"
-PING = b"\x89\x00"
-_CLOSE = b"\x88"
-_MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_GOING_AWAY, _INTERNAL, _TRY_LATER = 1001, 1011, 1013
-_NEVER = float("inf")  # a time
+_EMPTY_PONG = b"\x8a\x80"  # how the answer to our ping begins; four bytes of mask follow
+_ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
+NORMAL, GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
 
 
 class UpgradeRequired(PlumberError):
-    """A WebSocket handshake in a version that we do not speak (RFC 6455, 4.4)."""
+    """The client asks for a version of WebSocket that is not spoken here (RFC 6455, 4.4)."""
 
     status, code, default = 426, "upgrade-required", "the WebSocket version spoken here is 13"
     headers = (
@@ -53,9 +47,11 @@ class UpgradeRequired(PlumberError):
 
 
 def accept_key(headers: Headers) -> bytes:
-    """
-    What a handshake with these headers is answered with (RFC 6455, 4.2).  Raises `BadRequest` or
-    `UpgradeRequired`.
+    """Compute the value of ``Sec-WebSocket-Accept`` (RFC 6455, 4.2.2).
+
+    Raises:
+        UpgradeRequired: The version is not 13.
+        BadRequest: The client's key is malformed.
     """
     if headers.get(b"sec-websocket-version") != b"13":
         raise UpgradeRequired
@@ -66,15 +62,18 @@ def accept_key(headers: Headers) -> bytes:
         valid = False
     if not valid:
         raise BadRequest("Sec-WebSocket-Key is 16 bytes in base64")
-    return b64encode(hashlib.sha1(key + _MAGIC, usedforsecurity=False).digest())
+    return b64encode(hashlib.sha1(key + _ACCEPT_GUID, usedforsecurity=False).digest())
 
 
 def handshake(headers: Headers) -> bytes:
-    """
-    The answer that makes it a WebSocket.  Raises `BadRequest` or `UpgradeRequired`.
+    """Return the head of the response that opens a WebSocket.
 
-    A client that offers our subprotocol gets it: browsers drop a connection whose answer has none
-    of those that they offered.
+    A client that offers our subprotocol gets it: a browser drops a connection whose response has
+    none of those that it offered.
+
+    Raises:
+        UpgradeRequired: The version is not 13.
+        BadRequest: The client's key is malformed.
     """
     offered = headers.get(b"sec-websocket-protocol", b"").split(b",")
     chosen = (
@@ -88,88 +87,126 @@ def handshake(headers: Headers) -> bytes:
     )
 
 
-class WebSocketStream(Stream):
-    """A WebSocket client.  It is also the transport of its parser."""
+def violation_log(clock: Any) -> RateLimitedLog:
+    """Return the log of all clients that break the rules: one line in ten seconds."""
+    return RateLimitedLog(Logger("asyncplumber.websocket"), clock.seconds)
 
-    __slots__ = ("_allowed_from", "_factory", "_parser", "_progress", "_silent")
+
+class WebSocketState(IntEnum):
+    """How far the closing handshake (RFC 6455, 7.1) of a connection is."""
+
+    OPEN = 0  # events are sent, and the client's frames are parsed
+    CLOSING = 1  # our close frame is written; the client's frames are parsed for its close frame
+    DISCARDING = 2  # nothing is sent or parsed any more, and the transport is closing
+    LOST = 3  # the connection is gone
+
+
+_OPEN: Final = WebSocketState.OPEN
+_CLOSING: Final = WebSocketState.CLOSING
+_DISCARDING: Final = WebSocketState.DISCARDING
+_LOST: Final = WebSocketState.LOST
+
+# All transitions.  Any other raises.
+TRANSITIONS: Final = {
+    _OPEN: frozenset({_CLOSING, _LOST}),
+    _CLOSING: frozenset({_DISCARDING, _LOST}),
+    _DISCARDING: frozenset({_LOST}),
+    _LOST: frozenset(),
+}
+
+
+class WebSocketStream(Stream):
+    """A WebSocket client, which also listens to the parser of its own frames."""
+
+    __slots__ = ("_burst_from", "_parser", "_progress", "_silent", "_violations", "state")
 
     def __init__(
-        self, channel: Channel, clients: ConnectedClients, clock: Any, factory: FrameParserPool
+        self, channel: Channel, clients: ConnectedClients, clock: Any, violations: RateLimitedLog
     ) -> None:
         super().__init__(channel, clients, clock)
-        self._factory = factory
+        self.state = _OPEN
+        self._violations = violations
         self._parser: FrameParser | None = None
         self._silent = 0  # heartbeats since the last sign of life
         self._progress: object | None = None  # at the last heartbeat
-        # When the whole burst is allowed again: each frame moves it on (the algorithm GCRA, which
-        # is a token bucket in one number).
-        self._allowed_from = 0.0
+        # The time from which the client may send a whole burst again.  Each frame moves it on.
+        # (This is the algorithm GCRA: a token bucket in one number.)
+        self._burst_from = 0.0
 
-    # The client speaks
+    def become(self, state: WebSocketState) -> None:
+        """Change the state.
+
+        Raises:
+            RuntimeError: ``TRANSITIONS`` has no such transition.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"a WebSocket that is {self.state.name} cannot be {state.name}")
+        self.state = state
+
+    # The client sends
 
     def dataReceived(self, data: bytes) -> None:
-        if self._allowed_from == _NEVER:
+        if self.state is not _OPEN and self.state is not _CLOSING:
             return
         self._silent = 0
+        now = self._clock.seconds()
+        begin = max(self._burst_from, now)
+        allowance = FRAME_BURST - math.ceil((begin - now) * FRAME_RATE)
+        if self._parser is None and len(data) == 6 and data[:2] == _EMPTY_PONG and allowance > 0:
+            count = 1  # all that most clients ever send needs no parser
+        else:
+            count = self._parse(data, allowance)
+        self._burst_from = begin + count / FRAME_RATE
+
+    def _parse(self, data: bytes, allowance: int) -> int:
         parser = self._parser
         if parser is None:
-            parser = self._parser = self._factory.acquire(self)
-        now = self._clock.seconds()
-        begin = max(self._allowed_from, now)
-        parser.allowance = allowance = FRAME_BURST - math.ceil((begin - now) * FRAME_RATE)
-        self._allowed_from = begin
-        parser.dataReceived(data)
-        # Not where the parser has stopped listening: infinity stays what it is.
-        self._allowed_from += (allowance - parser.allowance) / FRAME_RATE
+            parser = self._parser = FrameParser(self)
+        count = parser.feed(data, allowance)
         if parser.is_idle:
             self._parser = None
-            self._factory.release(parser)
+        return count
 
-    def stop_listening(self) -> None:
-        """Drop unread what the client says from now on."""
-        self._allowed_from = _NEVER
+    # FrameListener
 
-    def turn_away(self) -> None:
+    def ping_received(self, payload: bytes) -> None:
+        self.send_buffer.write(pong(payload))
+
+    def close_received(self) -> None:
+        """Complete the closing handshake: answer, if we were not the first, and close."""
+        self._send_close(NORMAL, "")
+        self._discard()
+        self._close()
+
+    def violated(self, code: int, reason: str) -> None:
+        """Close with this code.  Nothing that follows is parsed (RFC 6455, 7.1.7).
+
+        The client's answer is somewhere in what is discarded, so nobody waits for it.  We end our
+        direction only: to close the connection with bytes unread would reset it, and the reset
+        would destroy the close frame.
         """
-        Stop listening, and end our direction after the close frame.
-
-        The client's answer is somewhere in what is dropped, so it is not waited for.  To close the
-        connection at once would reset it, as bytes are unread, and destroy the close frame.
-        """
-        self.stop_listening()
+        if self.state is not _OPEN:
+            self._discard()
+            self._close()
+            return
+        self._violations.warn(
+            "a WebSocket client is closed with {code}: {reason}; it is {peer}",
+            code=code,
+            reason=reason,
+            peer=peer_name(self.transport),
+        )
+        self._send_close(code, reason)
+        self._discard()
         self.send_buffer.end()
 
+    def _discard(self) -> None:
+        self.become(_DISCARDING)
+        self._parser = None
+
     def connectionLost(self, reason: Any) -> None:
-        parser, self._parser = self._parser, None
-        if parser is not None:
-            parser.connectionLost(reason)
+        self.become(_LOST)
+        self._parser = None
         super().connectionLost(reason)
-
-    # The transport of the parser
-
-    def write(self, data: bytes) -> None:
-        """
-        Autobahn sends a pong, or a close frame, after which nothing more may be sent (RFC 6455,
-        5.5.1).
-        """
-        if data[:1] == _CLOSE:
-            self.send_buffer.write_final(data)
-            self._stop_serving()
-        else:
-            self.send_buffer.write(data)
-
-    def unregisterProducer(self) -> None:
-        """Autobahn is about to close the connection."""
-
-    def loseConnection(self) -> None:
-        """Autobahn closes the connection."""
-        self.stop_listening()
-        self._close()
-
-    def abortConnection(self) -> None:
-        """Autobahn closes it because both sides have said goodbye: that needs no reset."""
-        self.stop_listening()
-        self._close()
 
     # ISubscriber
 
@@ -182,14 +219,25 @@ class WebSocketStream(Stream):
     def missed(self, cursor: Cursor, position: Position) -> None:
         self.send_buffer.write(frame(gap(self.account, cursor, position)))
 
+    def end(self, error: PlumberError | None) -> None:
+        if error is None:
+            self._send_close(GOING_AWAY, "going away")
+        elif isinstance(error, SlowReader | Unavailable | TooManyRequests):
+            self._send_close(TRY_AGAIN_LATER, error.message)
+        else:
+            self._send_close(INTERNAL_ERROR, error.message)
+
+    # Pingable
+
     def beat(self) -> None:
-        if self.is_closing:
+        if self.state is not _OPEN:
             return
-        # A ping is behind what waits, and tells nothing about a slow reader: what it takes does.
+        # A ping stands behind everything that is queued.  So it tells nothing about a slow client;
+        # there the bytes that the client takes are the sign of life.
         before, self._progress = self._progress, progress(self.transport)
         if before is not None and self._progress is not None and self._progress != before:
             self._silent = 0
-        if self._silent >= SILENT:
+        if self._silent >= SILENT_HEARTBEATS:
             self.abort()
             return
         self._silent += 1
@@ -197,23 +245,15 @@ class WebSocketStream(Stream):
             self.send_buffer.write(PING)
 
     def close_going_away(self, reconnect_after: float) -> None:
-        if not self.is_closing:
+        if self.state is _OPEN:
             self.send_buffer.write(
                 frame(notice("plumber.bye", self.account, None, reconnect_after=reconnect_after))
             )
-        self._say_goodbye(_GOING_AWAY, "going away")
+        self._send_close(GOING_AWAY, "going away")
 
-    def end(self, error: PlumberError | None) -> None:
-        if error is None:
-            self._say_goodbye(_GOING_AWAY, "going away")
-        elif isinstance(error, SlowReader | Unavailable | TooManyRequests):
-            self._say_goodbye(_TRY_LATER, error.message)
-        else:
-            self._say_goodbye(_INTERNAL, error.message)
-
-    def _say_goodbye(self, code: int, reason: str) -> None:
-        """Begin the closing handshake."""
-        if self._parser is None:
-            self._parser = self._factory.acquire(self)
-        # sendClose() takes none of the codes that a server needs.
-        self._parser.sendCloseFrame(code, reason.encode()[:123], isReply=False)
+    def _send_close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake.  Nothing may follow the close frame (RFC 6455, 5.5.1)."""
+        if self.state is _OPEN:
+            self.become(_CLOSING)
+            self.send_buffer.write_final(close(code, reason))
+            self._stop_serving()

@@ -11,3 +11,18 @@ def frame(payload: bytes) -> bytes:
     if size < 65536:
         return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
     return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
+
+
+PING = b"\x89\x00"  # a ping without a payload
+
+
+def pong(payload: bytes) -> bytes:
+    """Return the answer to a ping with this payload, which has at most 125 bytes."""
+    return b"\x8a%c%b" % (len(payload), payload)
+
+
+def close(code: int, reason: str) -> bytes:
+    """Return a close frame.  A control frame has little room, so a long reason is cut."""
+    # Cut at the end of a character: a client checks the UTF-8.
+    text = reason.encode()[:123].decode(errors="ignore").encode()
+    return b"\x88%c%b%b" % (2 + len(text), code.to_bytes(2, "big"), text)

@@ -21,7 +21,7 @@ from asyncplumber.testing import MemoryServer
 from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.stream import CLOSE_TIMEOUT
-from asyncplumber.transports.websocket import SILENT
+from asyncplumber.transports.websocket import SILENT_HEARTBEATS
 from harness.frames import CLOSE, PING, PONG, TEXT, client_frame, handshake_request, server_frames
 
 SPEED = 12_000  # bytes a second
@@ -126,7 +126,7 @@ class SlowReaderTests(TestCase):
         """
         await self.subscribe()
         self.server.post("a", json.dumps("x" * EVENT).encode())
-        self.assertGreater(EVENT / SPEED, (SILENT + 2) * HEARTBEAT)
+        self.assertGreater(EVENT / SPEED, (SILENT_HEARTBEATS + 2) * HEARTBEAT)
         self.assertTrue(await self.pass_time(EVENT / SPEED + 2))
         found = [payload for opcode, payload in server_frames(self.data) if opcode == TEXT]
         self.assertEqual(len(json.loads(found[-1])["data"]), EVENT)
@@ -140,15 +140,15 @@ class SlowReaderTests(TestCase):
         await self.pass_time(HEARTBEAT)
         self.assertEqual(server_frames(self.data), [(PING, b"")])
         self.client.send(client_frame(b"", PONG))
-        self.assertTrue(await self.pass_time(SILENT * HEARTBEAT))
+        self.assertTrue(await self.pass_time(SILENT_HEARTBEATS * HEARTBEAT))
         self.assertFalse(await self.pass_time(HEARTBEAT + 1))
 
     async def test_one_that_takes_nothing_is_noticed_in_time(self) -> None:
-        """No later than one that does not answer: after `SILENT` heartbeats and one."""
+        """No later than one that does not answer: after `SILENT_HEARTBEATS` heartbeats and one."""
         await self.subscribe()
         self.server.post("a", json.dumps("x" * EVENT).encode())
         await self.stuck()
-        await self.pass_time(SILENT * HEARTBEAT - 1, 0)
+        await self.pass_time(SILENT_HEARTBEATS * HEARTBEAT - 1, 0)
         self.assertEqual(len(self.server.clients), 1)
         await self.pass_time(2 * HEARTBEAT + 1, 0)
         self.assertEqual(len(self.server.clients), 0)
@@ -158,7 +158,7 @@ class SlowReaderTests(TestCase):
         await self.subscribe()
         self.server.post("a", json.dumps("x" * EVENT).encode())
         await self.stuck()
-        for _ in range(int((SILENT + 2) * HEARTBEAT) + 1):
+        for _ in range(int((SILENT_HEARTBEATS + 2) * HEARTBEAT) + 1):
             self.server.post("a", b"1")
             await self.pass_time(1, 0)
         self.assertEqual(len(self.server.clients), 0)

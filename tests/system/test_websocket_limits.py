@@ -17,10 +17,10 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from asyncplumber.rate_limited_log import INTERVAL, peer_name
 from asyncplumber.testing import MemoryServer
 from asyncplumber.transports.frame_parser import (
-    FRAGMENTS,
     FRAME_BURST,
     FRAME_RATE,
-    MESSAGE,
+    MAX_FRAGMENTS,
+    MAX_MESSAGE_BYTES,
     FrameParser,
 )
 from asyncplumber.transports.stream import CLOSE_TIMEOUT
@@ -62,7 +62,7 @@ class LimitTests(SynchronousTestCase):
         for opcode in (TEXT, BINARY):
             socket = self.subscribe()
             socket.client.say(client_frame(b"", opcode, final=False))
-            self.slowly(socket, EMPTY, FRAGMENTS - 1)
+            self.slowly(socket, EMPTY, MAX_FRAGMENTS - 1)
             self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
             socket.client.say(EMPTY)
             self.assertEqual(socket.closed()[0], 1009)
@@ -73,7 +73,7 @@ class LimitTests(SynchronousTestCase):
         for _ in range(2):
             self.server.advance(FRAME_BURST / FRAME_RATE)
             self.slowly(socket, client_frame(b"x", final=False), 1)
-            self.slowly(socket, client_frame(b"x", 0, final=False), FRAGMENTS - 2)
+            self.slowly(socket, client_frame(b"x", 0, final=False), MAX_FRAGMENTS - 2)
             self.slowly(socket, client_frame(b"x", 0), 1)
         self.assertEqual({opcode for opcode, _ in socket.frames()} - {PING}, set())
 
@@ -85,17 +85,14 @@ class LimitTests(SynchronousTestCase):
             return sys.getsizeof(thing) + sum(held(each) for each in inner)
 
         socket = self.subscribe()
-        frame = client_frame(b"x" * MESSAGE, final=False)
+        frame = client_frame(b"x" * MAX_MESSAGE_BYTES, final=False)
         for start in range(0, len(frame), 64):
             socket.client.say(frame[start : start + 64])
         gc.collect()
-        ears = [
-            each
-            for each in gc.get_objects()
-            if issubclass(type(each), FrameParser) and each.transport
-        ]
-        mine = next(ear for ear in ears if ear.inside_message)
-        self.assertLess(sum(held(value) for value in vars(mine).values()), 4096)
+        (client,) = self.server.clients
+        parsers = [each for each in gc.get_objects() if issubclass(type(each), FrameParser)]
+        (parser,) = [each for each in parsers if each.listener is client]
+        self.assertLess(sum(held(value) for value in vars(parser).values()), 4096)
         socket.client.say(client_frame(b"x", 0))
         self.assertEqual(socket.closed()[0], 1009)
 
@@ -136,7 +133,7 @@ class LimitTests(SynchronousTestCase):
         socket = self.subscribe()
         begun: list[int] = []
         begin = FrameParser.onFrameBegin
-        self.patch(FrameParser, "onFrameBegin", lambda ear: begun.append(1) or begin(ear))
+        self.patch(FrameParser, "onFrameBegin", lambda parser: begun.append(1) or begin(parser))
         flood = client_frame(b"") * 10_000
         for _ in range(10):
             socket.client.say(flood)
@@ -161,7 +158,7 @@ class LimitTests(SynchronousTestCase):
             client_frame(b"x", masked=False),
             client_frame(b"\xff") * 3,
             client_frame(b"", 3),
-            client_frame(b"x" * (MESSAGE + 1)),
+            client_frame(b"x" * (MAX_MESSAGE_BYTES + 1)),
         ]
         with capturedLogs() as events:
             for _ in range(20):

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import gc
 import json
+from typing import cast
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.testing import MemoryServer, replies
 from asyncplumber.transports.connected_clients import HEARTBEAT
-from asyncplumber.transports.frame_parser import MESSAGE, FrameParser
+from asyncplumber.transports.frame_parser import (
+    FRAME_BURST,
+    MAX_MESSAGE_BYTES,
+    FrameListener,
+    FrameParser,
+)
 from asyncplumber.transports.stream import CLOSE_TIMEOUT
-from asyncplumber.transports.websocket import SILENT
+from asyncplumber.transports.websocket import (
+    SILENT_HEARTBEATS,
+    TRANSITIONS,
+    WebSocketState,
+    WebSocketStream,
+)
 from harness.frames import BINARY, CLOSE, PING, PONG, TEXT, client_frame, handshake_request
 from harness.memory_subscribers import MemoryWebSocket
 from tests.subscribers import ServerCase
@@ -25,10 +36,12 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """A client that is connected."""
         return MemoryWebSocket(self.server, account, after)
 
-    def ears(self) -> int:
-        """How many Autobahn protocols there are."""
+    def parsers(self) -> int:
+        """Return how many parsers our clients have."""
         gc.collect()
-        return sum(issubclass(type(thing), FrameParser) for thing in gc.get_objects())
+        clients = list(self.server.clients)
+        found = [each for each in gc.get_objects() if issubclass(type(each), FrameParser)]
+        return sum(parser.listener in clients for parser in found)
 
     def test_the_handshake_is_answered_as_the_rfc_does(self) -> None:
         """With its own example; and no extension is agreed to."""
@@ -106,7 +119,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertEqual(socket.frames(), [(PONG, b"%d" % number) for number in (1, 2, 3, 4)])
 
     def test_half_frames_of_two_clients_do_not_mix(self) -> None:
-        """Each is heard by itself, although idle ones share an ear."""
+        """Each client has a parser of its own."""
         one, two = self.subscribe(), self.subscribe()
         for socket in (one, two):
             socket.frames()
@@ -128,21 +141,66 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         socket.client.say(ping[50:])
         self.assertEqual([opcode for opcode, _ in socket.frames()], [TEXT, TEXT, PONG])
 
-    def test_who_says_nothing_costs_no_autobahn_protocol(self) -> None:
-        """And who has said something only as long as it was in the middle of it."""
-        sockets = [self.subscribe() for _ in range(10)]
-        before = self.ears()
-        sockets += [self.subscribe() for _ in range(10)]
-        self.assertEqual(self.ears(), before)
+    def test_a_parser_exists_only_amid_a_message(self) -> None:
+        """A client that is silent, or between two messages, has none; also while it closes."""
+        sockets = [self.subscribe() for _ in range(20)]
+        self.assertEqual(self.parsers(), 0)
         for socket in sockets:
             socket.client.say(client_frame(b"x", PING))
-        self.assertLessEqual(self.ears(), before + 1)
+        self.assertEqual(self.parsers(), 0)
         for socket in sockets:
             socket.client.say(client_frame(b"half", final=False))
-        self.assertEqual(self.ears(), before + len(sockets))
+        self.assertEqual(self.parsers(), len(sockets))
         for socket in sockets:
             socket.client.say(client_frame(b"whole", 0))
-        self.assertLessEqual(self.ears(), before + 1)
+        self.assertEqual(self.parsers(), 0)
+        for client in self.server.clients:
+            client.close_going_away(1.0)
+        self.assertEqual(self.parsers(), 0)
+
+    def test_a_parser_is_never_handed_to_another_client(self) -> None:
+        """Each is made for one client, and reports to that client alone for all its life."""
+        made: list[tuple[FrameParser, object]] = []
+        make = FrameParser.__init__
+
+        def note(parser: FrameParser, listener: FrameListener) -> None:
+            made.append((parser, listener))
+            make(parser, listener)
+
+        self.patch(FrameParser, "__init__", note)
+        sockets = [self.subscribe() for _ in range(3)]
+        for _ in range(2):
+            for socket in sockets:
+                socket.client.say(client_frame(b"whole", PING) + client_frame(b"half", final=False))
+            for socket in sockets:
+                socket.client.say(client_frame(b"whole", 0))
+        self.assertEqual(len(made), 2 * len(sockets))
+        self.assertEqual(len({id(parser) for parser, _ in made}), len(made))
+        self.assertEqual(len({id(listener) for _, listener in made}), len(sockets))
+        for parser, listener in made:
+            self.assertIs(parser.listener, listener)
+
+    def test_the_answer_to_our_ping_needs_no_parser(self) -> None:
+        """It is a sign of life, and counts as a frame."""
+        socket = self.subscribe()
+        self.patch(WebSocketStream, "_parse", lambda *_: self.fail("it was parsed"))
+        for _ in range(FRAME_BURST):
+            socket.client.say(client_frame(b"", PONG))
+        self.assertRaises(self.failureException, socket.client.say, client_frame(b"", PONG))
+
+    def test_states_that_do_not_follow_raise(self) -> None:
+        """A connection that is lost, for one, does not open again."""
+        self.subscribe()
+        stream = cast(WebSocketStream, next(iter(self.server.clients)))
+        self.assertEqual(set(TRANSITIONS), set(WebSocketState))
+        for state in WebSocketState:
+            for wanted in WebSocketState:
+                stream.state = state
+                if wanted in TRANSITIONS[state]:
+                    stream.become(wanted)
+                else:
+                    self.assertRaises(RuntimeError, stream.become, wanted)
+        stream.state = WebSocketState.OPEN
 
     def violation(self, data: bytes) -> int:
         """
@@ -173,16 +231,19 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertEqual(
             self.violation(client_frame(b"\xe6", final=False) + client_frame(b"x", 0)), 1007
         )
-        self.assertEqual(self.violation(client_frame(b"x" * (MESSAGE + 1))), 1009)
+        self.assertEqual(self.violation(client_frame(b"x" * (MAX_MESSAGE_BYTES + 1))), 1009)
         self.assertEqual(
-            self.violation(client_frame(b"x" * MESSAGE, final=False) + client_frame(b"x", 0)), 1009
+            self.violation(
+                client_frame(b"x" * MAX_MESSAGE_BYTES, final=False) + client_frame(b"x", 0)
+            ),
+            1009,
         )
 
     def test_nothing_is_understood_after_a_violation(self) -> None:
         """
         The client's answer may stand behind the payload of a frame that was refused at its head.
         """
-        self.assertEqual(self.violation(client_frame(b"x" * (MESSAGE + 1))[:14]), 1009)
+        self.assertEqual(self.violation(client_frame(b"x" * (MAX_MESSAGE_BYTES + 1))[:14]), 1009)
         self.assertEqual(self.violation(client_frame(b"x" * 200, 3)[:8]), 1002)
         self.assertEqual(self.violation(b"\xc1" + client_frame(b"x" * 200)[1:8]), 1002)
 
@@ -209,7 +270,9 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """It means nothing to us, and does no harm."""
         socket = self.subscribe()
         socket.client.say(
-            client_frame(b"x" * MESSAGE) + client_frame(b"\xff", BINARY) + client_frame(b"", PONG)
+            client_frame(b"x" * MAX_MESSAGE_BYTES)
+            + client_frame(b"\xff", BINARY)
+            + client_frame(b"", PONG)
         )
         self.post(1)
         self.assertEqual(self.data(socket), [1])
@@ -243,7 +306,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """It has so many heartbeats; whoever answers lives on."""
         dead, alive = self.subscribe(), self.subscribe()
         alive.frames()
-        for _ in range(SILENT + 1):
+        for _ in range(SILENT_HEARTBEATS + 1):
             self.server.advance(HEARTBEAT)
             for opcode, payload in alive.frames():
                 self.assertEqual((opcode, payload), (PING, b""))
