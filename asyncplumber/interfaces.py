@@ -257,7 +257,15 @@ class IStore(ISecrets):
         """
 
     def start() -> Deferred[None]:
-        """Connect, and create what is missing.  A store that is down is no failure."""
+        """
+        Connect, and create what is missing.
+
+        A server that is down is no failure: the store connects when it is up.
+
+        Raises:
+            ValueError: The store can never be used, for example a file that cannot be opened.
+                Through the Deferred; the message is a sentence for the user.
+        """
 
     def stop() -> Deferred[None]:
         """Finish the calls under way and disconnect.  Harmless if it is stopped."""

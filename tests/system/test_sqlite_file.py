@@ -23,8 +23,8 @@ from asyncplumber.errors import Unavailable
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite import checkpoint as sqlite_checkpoint
-from asyncplumber.stores.sqlite import file as sqlite_file
-from asyncplumber.stores.sqlite import file_identity as sqlite_place
+from asyncplumber.stores.sqlite import connect as sqlite_connect
+from asyncplumber.stores.sqlite import file_identity as sqlite_identity
 from asyncplumber.stores.sqlite import store as sqlite
 from harness.processes import start_server
 from tests.contracts import append, draft, drafts, seqs
@@ -68,7 +68,7 @@ class OpeningTests(TestCase):
 
     async def test_what_waits_for_too_long_fails(self) -> None:
         """Another process has the file, and does not give it back in time."""
-        self.patch(sqlite_file, "PATIENCE", 0.2)
+        self.patch(sqlite_connect, "LOCK_TIMEOUT", 0.2)
         path = self.mktemp()
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("PRAGMA journal_mode = WAL")
@@ -104,8 +104,11 @@ class OpeningTests(TestCase):
             await store.start()
             self.addCleanup(store.stop)
         await append(stores[0], drafts(1))
-        # Whoever takes itself for the last connection removes the log when it closes.
-        look = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM events').fetchall(); c.close()"
+        # A connection that believes to be the last one removes the log when it closes.
+        look = (
+            "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
+            "c.execute('SELECT * FROM events').fetchall(); c.close()"
+        )
         subprocess.run([sys.executable, "-c", look, path], check=True)
         self.assertTrue(os.path.exists(f"{path}-wal"))
         self.assertEqual(seqs(await append(stores[1], drafts(1, prefix="next"))), [2])
@@ -115,8 +118,8 @@ class MisfortuneTests(TestCase):
     """What operators and disks do to a file that is in use."""
 
     async def setUp(self) -> None:
-        self.patch(sqlite, "FRESH", 0.0)
-        self.patch(sqlite_place, "LOOK", 0.0)
+        self.patch(sqlite, "PING_LIFETIME", 0.0)
+        self.patch(sqlite_identity, "INDEX_INTERVAL", 0.0)
         self.path = self.mktemp()
         self.said: list[str] = []
         globalLogPublisher.addObserver(self._note)
@@ -200,6 +203,13 @@ class MisfortuneTests(TestCase):
             await self.refused(self.path + ending)
             os.rename(moved, self.path + ending)
             self.assertGreater(await self.taken(f"after {ending}"), 3)
+
+    async def test_a_lost_log_is_noticed_at_once(self) -> None:
+        """No append succeeds after it, not even within the interval for the index of the log."""
+        self.patch(sqlite_identity, "INDEX_INTERVAL", 3600.0)
+        await self.taken("the index is looked at once more")
+        os.unlink(self.path + "-wal")
+        await self.refused(self.path + "-wal")
 
     async def test_an_emptied_file_is_noticed(self) -> None:
         """It is the same file, with nothing in it."""
@@ -314,14 +324,14 @@ class MisfortuneTests(TestCase):
 
     async def test_probes_that_follow_each_other_are_one(self) -> None:
         """Within a second the first answers for all; then there is another."""
-        self.patch(sqlite, "FRESH", 60.0)
+        self.patch(sqlite, "PING_LIFETIME", 60.0)
         log = f"{self.path}-wal"
         await self.store.ping()
         before = os.stat(log).st_mtime_ns, os.stat(log).st_size
         for _ in range(10):
             await self.store.ping()
         self.assertEqual((os.stat(log).st_mtime_ns, os.stat(log).st_size), before)
-        self.patch(sqlite, "FRESH", 0.0)
+        self.patch(sqlite, "PING_LIFETIME", 0.0)
         await self.store.ping()
         self.assertNotEqual((os.stat(log).st_mtime_ns, os.stat(log).st_size), before)
 

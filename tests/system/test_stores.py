@@ -19,6 +19,7 @@ from asyncplumber.stores import open_store
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite import appender as sqlite_append
+from asyncplumber.stores.sqlite import connect as sqlite_connect
 from asyncplumber.stores.sqlite import file as sqlite_file
 from tests.contracts import (
     HistoryContract,
@@ -137,7 +138,8 @@ class SqliteTests(
 
     async def setUp(self) -> None:
         self.path = self.mktemp()
-        self.patch(sqlite_file, "PATIENCE", 0.3)
+        self.patch(sqlite_file, "QUEUE_TIMEOUT", 0.3)
+        self.patch(sqlite_connect, "LOCK_TIMEOUT", 0.3)
         await super().setUp()
 
     def make(self, retention: Retention, lease: float) -> Any:
@@ -325,7 +327,7 @@ class SqliteTests(
             for name in range(6):
                 [answer] = await append(self.store, [draft(f"{name}", f"{turn}")])
                 self.assertEqual(answer.event.seq, turn)
-                self.assertLessEqual(len(self.history.appender._places), 4)
+                self.assertLessEqual(self.history.appender.remembered, 4)
 
     async def test_results_are_for_the_owner_only(self) -> None:
         """Whoever else has an account on the machine cannot read the file, nor its journal."""
@@ -375,7 +377,7 @@ class SqliteStartTests(TestCase):
 
     async def test_an_old_sqlite_is_named(self) -> None:
         """With the version that it should have."""
-        self.patch(sqlite_file, "OLDEST", (99, 1))
+        self.patch(sqlite_connect, "OLDEST", (99, 1))
         await self.refused(self.mktemp(), "SQLite 3.*99.1 or later")
 
     async def test_a_newer_schema_is_refused(self) -> None:

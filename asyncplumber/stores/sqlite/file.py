@@ -1,249 +1,218 @@
-"""One SQLite file, open in one thread of its own: what the history and the registry in it share."""
+"""
+One SQLite file, open in a thread of its own: what its history and its registry share.
+
+A thread pool would do as well (`twisted.enterprise.adbapi`), but the way to it and back costs more
+than an append.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from enum import Enum
 from queue import SimpleQueue
 from threading import Thread
-from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
+from asyncplumber.clocks import SteadyClock, TimeSource
+from asyncplumber.concurrency import Waiters
 from asyncplumber.errors import Unavailable
 from asyncplumber.stores.outage import Outage
-from asyncplumber.stores.sqlite.checkpoint import BACKSTOP, Checkpoints
-from asyncplumber.stores.sqlite.file_identity import FilePlace
+from asyncplumber.stores.sqlite.checkpoint import Checkpoints
+from asyncplumber.stores.sqlite.connect import (
+    Connection,
+    abandon,
+    connect_among_others,
+    connect_for_checkpoints,
+)
+from asyncplumber.stores.sqlite.file_identity import FileIdentity
 
 T = TypeVar("T")
-Connection = sqlite3.Connection
 
-SCHEMA_VERSION = 1
-OLDEST = (
-    3,
-    35,
-)  # version of SQLite, of 2021: what it cannot do would show at the first append, not at the start
-# seconds for a lock that another process holds, and as much for waiting behind such a call: 5 in
-# all
-PATIENCE = 2.5
-# An account has a number here, so that the two indexes of `events` stay small.  Events lie in the
-# order of their arrival: the events of one append share a page of the log, and what is oldest comes
-# first without an index of its own.
-_SCHEMA = """
-CREATE TABLE accounts (number INTEGER PRIMARY KEY, account TEXT NOT NULL UNIQUE, epoch TEXT NOT NULL,
-    head INTEGER NOT NULL, floor INTEGER NOT NULL, touched REAL NOT NULL);
-CREATE TABLE events (account INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL,
-    time TEXT NOT NULL, content_type TEXT NOT NULL, payload BLOB NOT NULL, stored REAL NOT NULL,
-    UNIQUE (account, seq), UNIQUE (account, key));
-CREATE TABLE instances (id TEXT PRIMARY KEY, url TEXT NOT NULL, lease TEXT NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE hooks (account TEXT NOT NULL, instance TEXT NOT NULL, PRIMARY KEY (account, instance)) WITHOUT ROWID;
-CREATE INDEX hooks_instance ON hooks (instance);
-"""
-# Later than the rest, and of no concern to those who do not know it: the version stays what it is.
-_LATER = (
-    "CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, secret TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS epochs (epoch TEXT PRIMARY KEY, began REAL NOT NULL) WITHOUT ROWID",
-)
+# Seconds that a call waits behind other calls, at most.  After them it may wait as long for a lock
+# (`connect.LOCK_TIMEOUT`): 5 in all.
+QUEUE_TIMEOUT = 2.5
 
 
-def _prepare(connection: Connection) -> None:
-    """Create the tables, unless another process did."""
-    connection.execute("BEGIN IMMEDIATE")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise ValueError(
-            f"it was made by a newer asyncplumber (schema {version}, this one knows {SCHEMA_VERSION})"
-        )
-    if version == 0:
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    for statement in _LATER:
-        connection.execute(statement)
-    connection.execute("COMMIT")
+class State(Enum):
+    """What a file is doing."""
+
+    CLOSED = "closed"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
 
 
-def _abandon(connection: Connection) -> None:
-    """Leave it open until the process ends, whose end no longer closes it."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+TRANSITIONS = {
+    State.CLOSED: {State.OPENING},
+    State.OPENING: {State.OPEN, State.CLOSING, State.CLOSED},  # CLOSED: it cannot be opened
+    State.OPEN: {State.CLOSING},
+    State.CLOSING: {State.CLOSED},
+}
+TAKES_CALLS = {State.OPENING, State.OPEN}
+
+
+class _Call(NamedTuple):
+    """A piece of work for the thread."""
+
+    work: Callable[[Connection], Any]
+    done: Deferred[Any]
+    asked: float  # seconds of the steady clock
 
 
 class SqliteFile:
-    """
-    Runs work on the file, one piece after the other, in a thread of its own.
+    """Runs work on the file, one piece after the other, in a thread of its own."""
 
-    A pool would do it too (`twisted.enterprise.adbapi`), but its way there and back costs more than
-    an append.
-    """
+    def __init__(
+        self,
+        path: str,
+        synchronous: str,
+        reactor: IReactorFromThreads,
+        clock: TimeSource = SteadyClock,
+    ) -> None:
+        """
+        Remember what to open; `open` opens it.
 
-    def __init__(self, path: str, synchronous: str, reactor: Any) -> None:
-        """`synchronous` is NORMAL or FULL, as SQLite means them; nothing is opened yet."""
+        Args:
+            path: The file.
+            synchronous: ``normal`` or ``full``, as SQLite means them.
+            reactor: Takes the results from the thread.
+            clock: A clock that is never set and may be used in any thread; it measures time-outs.
+        """
         self._path = path
         self._synchronous = synchronous
         self._reactor = reactor
-        self._jobs: SimpleQueue[tuple[Callable[[Any], Any], Deferred[Any], float] | None] = (
-            SimpleQueue()
-        )
-        self._takes_jobs = False  # from the beginning of the opening to the end
-        self._misplaced = False  # the last time that was looked
-        self._closed: Deferred[None] = Deferred()
+        self._clock = clock
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._state = State.CLOSED
+        self._closed = Waiters()
+        self._misplaced = False  # at the last look
         self._outage = Outage(f"sqlite:{path}")
 
-    def _connect(self) -> Connection:
-        if sqlite3.sqlite_version_info < OLDEST:
-            wanted = ".".join(map(str, OLDEST))
-            raise ValueError(
-                f"this Python comes with SQLite {sqlite3.sqlite_version}, and {wanted} or later is needed"
-            )
-        # Results are nobody else's business; SQLite gives its other files the rights of this one.
-        # One that is there is not opened: to close it would take away the locks that other
-        # connections of this process hold on it.
-        with suppress(FileExistsError):
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        if os.path.isdir(self._path):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        connection = sqlite3.connect(self._path, isolation_level=None, cached_statements=512)
-        try:
-            # The time-out comes first: the change to WAL mode already needs a lock.
-            for pragma in (
-                f"busy_timeout = {int(PATIENCE * 1000)}",
-                "journal_mode = WAL",
-                f"synchronous = {self._synchronous}",
-                "cache_size = -16000",
-                f"wal_autocheckpoint = {BACKSTOP}",
-                "journal_size_limit = 67108864",
-            ):
-                connection.execute(f"PRAGMA {pragma}").fetchall()
-            _prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _connect_among_others(self) -> Connection:
-        """
-        Two who change a new file to WAL mode at the same moment get in each other's way, and SQLite
-        lets neither wait.
-        """
-        deadline = monotonic() + PATIENCE
-        while True:
-            try:
-                return self._connect()
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() > deadline:
-                    raise
-                sleep(0.01)
-
-    def _connect_for_checkpoints(self) -> Connection:
-        # A file that was deleted is not made anew.
-        connection = sqlite3.connect(
-            f"{Path(self._path).absolute().as_uri()}?mode=rw", uri=True, isolation_level=None
-        )
-        connection.execute("PRAGMA busy_timeout = 100").fetchall()
-        connection.execute(f"PRAGMA synchronous = {self._synchronous}").fetchall()
-        return connection
-
-    def _work(self, opened: Deferred[None], closed: Deferred[None]) -> None:
-        """The thread."""
-        answer = self._reactor.callFromThread
-        try:
-            connection = self._connect_among_others()
-            place = FilePlace(self._path)
-        except Exception:
-            answer(opened.errback, Failure())
-            answer(closed.callback, None)
-            return
-        checkpoints = Checkpoints(self._path, self._connect_for_checkpoints)
-        answer(opened.callback, None)
-        while (job := self._jobs.get()) is not None:
-            work, done, asked = job
-            try:
-                if monotonic() - asked > PATIENCE:
-                    raise Unavailable
-                result = self._done(connection, place, work)
-            except BaseException:
-                answer(done.errback, Failure())
-                # If this fails, so does the next BEGIN: a failure of its own, and not the end of
-                # the thread.
-                with suppress(sqlite3.Error):
-                    connection.rollback()
-            else:
-                answer(done.callback, result)
-                checkpoints.note(connection.total_changes, place.log_size)
-        leave = Connection.close if place.may_close else _abandon
-        checkpoints.stop(leave)
-        leave(connection)
-        answer(closed.callback, None)
-
-    def _done(self, connection: Connection, place: FilePlace, work: Callable[[Connection], T]) -> T:
-        """What `work` answers, if it was done in the file that others would find."""
-        if self._misplaced:
-            place.check()
-        result = work(connection)
-        # Afterwards, because it may be deleted at any moment before.  From then on nothing more is
-        # written into it.
-        self._misplaced = True
-        place.check()
-        self._misplaced = False
-        return result
+    def _enter(self, state: State) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise RuntimeError(f"a SQLite file that is {self._state.value} cannot be {state.value}")
+        self._state = state
+        if state is State.CLOSED:
+            self._closed.release()
 
     async def open(self) -> None:
         """
-        Open the file; what is asked meanwhile waits for it.
+        Open the file.  Calls that come meanwhile wait for it.
 
-        Raises ValueError, with a sentence for the user, if the file cannot be used.
+        Raises:
+            ValueError: The file cannot be used; the message is a sentence for the user.
         """
-        self._takes_jobs = True
+        self._enter(State.OPENING)
         opened: Deferred[None] = Deferred()
-        self._closed = Deferred()
-        Thread(
-            target=self._work, args=(opened, self._closed), name=f"sqlite:{self._path}", daemon=True
-        ).start()
+        Thread(target=self._serve, args=(opened,), name=f"sqlite:{self._path}", daemon=True).start()
         try:
             await opened
         except (OSError, sqlite3.Error, ValueError) as error:
-            self._takes_jobs = False
-            while not self._jobs.empty():  # the thread has ended
-                if (job := self._jobs.get()) is not None:
-                    job[1].errback(Unavailable())
+            # The thread has ended.
+            while not self._calls.empty():
+                if (call := self._calls.get()) is not None:
+                    call.done.errback(Unavailable())
+            self._enter(State.CLOSED)
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ValueError(f"the store sqlite:{self._path} cannot be used: {reason}") from error
+        if self._state is State.OPENING:
+            self._enter(State.OPEN)
 
     async def close(self) -> None:
-        """Wait for the work that was handed over, and close."""
-        if self._takes_jobs:
-            self._takes_jobs = False
-            self._jobs.put(None)
-            await self._closed
+        """Finish the calls that came before, and close.  Harmless if it is closed."""
+        if self._state in TAKES_CALLS:
+            self._enter(State.CLOSING)
+            self._calls.put(None)
+        if self._state is State.CLOSING:
+            await self._closed.wait()
 
     def run(self, work: Callable[[Connection], T]) -> Deferred[T]:
         """
-        Call `work` in the file's thread; it commits what it begins.  Fails with `Unavailable`, or
-        with what `work` raises.
+        Call `work` in the file's thread, and return its result.
+
+        Args:
+            work: Takes the connection, and commits what it begins.
+
+        Raises:
+            Unavailable: The file cannot be used now.  Through the Deferred, like anything that
+                `work` raises.
         """
-        if not self._takes_jobs:
+        if self._state not in TAKES_CALLS:
             return fail(Unavailable())
         done: Deferred[T] = Deferred()
-        self._jobs.put((work, done, monotonic()))
-        return done.addCallbacks(self._went_well, self.translated)
+        self._calls.put(_Call(work, done, self._clock.seconds()))
+        return done.addCallbacks(self._succeeded, self.translated)
 
-    def _went_well(self, result: T) -> T:
+    def _succeeded(self, result: T) -> T:
         self._outage.over()
         return result
 
     def translated(self, failure: Failure) -> Failure:
         """
-        What the caller is told of `failure`: `Unavailable` if it befell the file, whose outage goes
-        to the log.
+        Return the failure for the caller.
+
+        An error of SQLite becomes `Unavailable`, and the outage goes to the log.
         """
         if failure.check(sqlite3.Error):
             self._outage.began(failure.getErrorMessage())
             return Failure(Unavailable())
         return failure
+
+    # The rest runs in the file's thread.
+
+    def _serve(self, opened: Deferred[None]) -> None:
+        """Open the file, do the calls, close the file."""
+        tell = self._reactor.callFromThread
+        try:
+            connection = connect_among_others(self._path, self._synchronous, self._clock)
+            identity = FileIdentity(self._path, self._clock)
+        except Exception:
+            tell(opened.errback, Failure())
+            return
+        checkpoints = Checkpoints(
+            self._path, lambda: connect_for_checkpoints(self._path, self._synchronous)
+        )
+        tell(opened.callback, None)
+        while (call := self._calls.get()) is not None:
+            try:
+                if self._clock.seconds() - call.asked > QUEUE_TIMEOUT:
+                    raise Unavailable
+                result = self._checked(connection, identity, call.work)
+            except BaseException:
+                tell(call.done.errback, Failure())
+                # If this fails, so does the next BEGIN, which is a failure of that call and not
+                # the end of the thread.
+                with suppress(sqlite3.Error):
+                    connection.rollback()
+            else:
+                tell(call.done.callback, result)
+                checkpoints.note(connection.total_changes, identity.log_size)
+        close = Connection.close if identity.may_close else abandon
+        checkpoints.stop(close)
+        close(connection)
+        tell(self._enter, State.CLOSED)
+
+    def _checked(
+        self, connection: Connection, identity: FileIdentity, work: Callable[[Connection], T]
+    ) -> T:
+        """
+        Return the result of `work`, if it was done in the file that other processes would open.
+
+        Raises:
+            sqlite3.Error: The file was moved, or SQLite failed.
+        """
+        if self._misplaced:
+            identity.check()
+        result = work(connection)
+        # The look comes afterwards, because the file may be deleted at any moment before.  Once it
+        # is missing, nothing more is written into it.
+        self._misplaced = True
+        identity.check()
+        self._misplaced = False
+        return result

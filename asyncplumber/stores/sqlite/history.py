@@ -1,33 +1,40 @@
-"""The history in a SQLite file.  How it is written: see `sqlite_append`."""
+"""The history in a SQLite file: reading and deleting.  `Appender` writes it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any
+from itertools import repeat
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from asyncplumber.clocks import TimeSource
 from asyncplumber.event import Cursor, Event, Position
 from asyncplumber.interfaces import PAGE_BYTES, IHistory
 from asyncplumber.stores.retention import Retention, check_reach
-from asyncplumber.stores.sqlite.appender import Appender, Place, forget_events
-from asyncplumber.stores.sqlite.file import Connection, SqliteFile
+from asyncplumber.stores.sqlite.appender import Appender, NumberedAccount, delete_events
+from asyncplumber.stores.sqlite.connect import Connection
+from asyncplumber.stores.sqlite.file import SqliteFile
 
-# forgotten in one transaction: a sweep may not hold up the appends for longer than some
-# milliseconds
+# Events that one transaction of a sweep looks at: it holds up the appends for some milliseconds.
 SWEEP_EVENTS = 2000
-_USED = "SELECT number, epoch, head, floor, touched FROM accounts WHERE account = ?"
+# An account is marked as used so many times in the time after which it would be forgotten: each
+# mark is a write.
+MARKS = 8
+_FIND = "SELECT epoch, head, floor, number, touched FROM accounts WHERE account = ?"
+_TOUCH = "UPDATE accounts SET touched = ? WHERE account = ?"
 _PAGE = """SELECT seq, id, type, time, content_type, payload FROM events
     WHERE account = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"""
-_HEADS = """SELECT accounts.account, accounts.epoch, accounts.head, accounts.touched FROM json_each(?) AS asked
-    CROSS JOIN accounts ON accounts.account = asked.value"""
-# Clocks of several writers differ a little, so age goes by the youngest that is too old, and takes
-# what is before it.
-_AGED = """SELECT account, max(seq) FROM (SELECT account, seq, stored FROM events ORDER BY rowid LIMIT ?)
+_HEADS = """SELECT accounts.account, accounts.epoch, accounts.head, accounts.touched
+    FROM json_each(?) AS asked CROSS JOIN accounts ON accounts.account = asked.value"""
+_TOO_LONG = "SELECT number, head FROM accounts WHERE head - floor > ?"
+# The clocks of several writers differ a little.  So the youngest event that is too old decides, and
+# everything before it goes.
+_TOO_OLD = """SELECT account, max(seq)
+    FROM (SELECT account, seq, stored FROM events ORDER BY rowid LIMIT ?)
     WHERE stored < ? GROUP BY account"""
-# Never two numberings of one account by one name.
+# A numbering of the current epoch stays: the account's next one would have the same name.
 _UNUSED = "DELETE FROM accounts WHERE touched < ? AND head = floor AND epoch <> ?"
 
 
@@ -35,37 +42,42 @@ _UNUSED = "DELETE FROM accounts WHERE touched < ? AND head = floor AND epoch <> 
 class SqliteHistory:
     """A history in one file."""
 
-    def __init__(self, file: SqliteFile, retention: Retention, clock: Any) -> None:
+    def __init__(self, file: SqliteFile, retention: Retention, clock: TimeSource) -> None:
+        """
+        Args:
+            file: The file.
+            retention: How much is kept.
+            clock: The time of day.
+        """
         self._run = file.run
         self._retention = retention
         self._clock = clock
         self.appender = Appender(retention)
         self._epochs = self.appender.epochs
-        self._stale = (
-            retention.numbering / 8
-        )  # an account is marked as used so rarely, because each mark is a write
+        self._mark_after = retention.numbering / MARKS  # seconds
 
     def ensure(self, account: str) -> Deferred[Position]:
         now = self._clock.seconds()
         return self._run(lambda connection: self._used(connection, account, now).position)
 
-    def _used(self, connection: Connection, account: str, now: float) -> Place:
+    def _used(self, connection: Connection, account: str, now: float) -> NumberedAccount:
         """
-        The account's place, which is marked as used if it was not for long; an account without a
-        row has number 0.
+        Return the account's state, and mark the account as used if the last mark is old.
+
+        An account without a row has the number 0, which no row has.
         """
-        row = connection.execute(_USED, (account,)).fetchone()
+        row = connection.execute(_FIND, (account,)).fetchone()
         if row is None:
-            return Place(0, self._epochs.current(connection, now), 0, 0)
-        if now - row[-1] >= self._stale and not connection.in_transaction:
-            # The second look is by one who keeps others from writing: it may have been forgotten in
-            # this moment.
+            return NumberedAccount(self._epochs.current(connection, now), 0, 0, 0)
+        *state, touched = row
+        if now - touched >= self._mark_after and not connection.in_transaction:
+            # Look again while nobody else can write: the row may have been deleted meanwhile.
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("UPDATE accounts SET touched = ? WHERE account = ?", (now, account))
-            place = self._used(connection, account, now)
+            connection.execute(_TOUCH, (now, account))
+            used = self._used(connection, account, now)
             connection.execute("COMMIT")
-            return place
-        return Place(*row[:-1])
+            return used
+        return NumberedAccount(*state)
 
     def heads(self, accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
         now = self._clock.seconds()
@@ -73,12 +85,12 @@ class SqliteHistory:
 
         def work(connection: Connection) -> dict[str, Cursor]:
             rows = connection.execute(_HEADS, (asked,)).fetchall()
-            stale = [
-                (now, account) for account, _, _, touched in rows if now - touched >= self._stale
+            unmarked = [
+                account for account, _, _, touched in rows if now - touched >= self._mark_after
             ]
-            if stale:
+            if unmarked:
                 connection.execute("BEGIN IMMEDIATE")
-                connection.executemany("UPDATE accounts SET touched = ? WHERE account = ?", stale)
+                connection.executemany(_TOUCH, zip(repeat(now), unmarked, strict=False))
                 connection.execute("COMMIT")
             heads = {account: Cursor(epoch, head) for account, epoch, head, _ in rows}
             if len(heads) < len(accounts):
@@ -95,21 +107,20 @@ class SqliteHistory:
 
         def work(connection: Connection) -> list[Event]:
             self._used(connection, account, now)
-            # From here on one snapshot: what another process trims meanwhile stays readable.
+            # One snapshot from here on: what another process deletes meanwhile stays readable.
             connection.execute("BEGIN")
-            place = self._used(connection, account, now)
-            check_reach(
-                place.position, cursor, self._epochs.is_recent(connection, cursor.epoch, now)
-            )
-            last = place.head if upto is None else min(upto, place.head)
-            rows = connection.execute(_PAGE, (place.number, cursor.seq, last, limit))
+            state = self._used(connection, account, now)
+            recent = self._epochs.is_recent(connection, cursor.epoch, now)
+            check_reach(state.position, cursor, recent)
+            last = state.head if upto is None else min(upto, state.head)
+            rows = connection.execute(_PAGE, (state.number, cursor.seq, last, limit))
             page: list[Event] = []
             room = min(size, PAGE_BYTES)
             for row in rows:
                 room -= len(row[-1])
                 if page and room < 0:
                     break
-                page.append(Event(account, place.epoch, *row))
+                page.append(Event(account, state.epoch, *row))
             rows.close()
             connection.execute("COMMIT")
             return page
@@ -121,7 +132,7 @@ class SqliteHistory:
 
         def work(connection: Connection) -> str:
             self.appender.forget()
-            return self.appender.epochs.begin(connection, now)
+            return self._epochs.begin(connection, now)
 
         return self._run(work)
 
@@ -130,33 +141,35 @@ class SqliteHistory:
 
     async def _sweep(self) -> int:
         now = self._clock.seconds()
-        forgotten = await self._run(self._too_long)
-        while True:
-            count, more = await self._run(lambda connection: self._too_old(connection, now))
-            forgotten += count
-            if not more:
-                return forgotten
+        deleted = await self._run(self._delete_beyond_length)
+        more = True
+        while more:
+            count, more = await self._run(lambda connection: self._delete_old(connection, now))
+            deleted += count
+        return deleted
 
-    def _too_long(self, connection: Connection) -> int:
+    def _delete_beyond_length(self, connection: Connection) -> int:
         length = self._retention.length
         self.appender.forget()
         connection.execute("BEGIN IMMEDIATE")
-        rows = connection.execute(
-            "SELECT number, head FROM accounts WHERE head - floor > ?", (length,)
-        ).fetchall()
-        forgotten = sum(forget_events(connection, number, head - length) for number, head in rows)
+        rows = connection.execute(_TOO_LONG, (length,)).fetchall()
+        deleted = sum(delete_events(connection, number, head - length) for number, head in rows)
         connection.execute("COMMIT")
-        return forgotten
+        return deleted
 
-    def _too_old(self, connection: Connection, now: float) -> tuple[int, bool]:
-        """Forget some of what is too old.  The second answer is whether there may be more."""
+    def _delete_old(self, connection: Connection, now: float) -> tuple[int, bool]:
+        """
+        Delete some of the events that are too old, and accounts that are not used any more.
+
+        Returns:
+            The number of events deleted, and whether there may be more.
+        """
         self.appender.forget()
         connection.execute("BEGIN IMMEDIATE")
-        rows = connection.execute(_AGED, (SWEEP_EVENTS, now - self._retention.age)).fetchall()
-        forgotten = sum(forget_events(connection, number, seq) for number, seq in rows)
-        connection.execute(
-            _UNUSED, (now - self._retention.numbering, self._epochs.current(connection, now))
-        )
+        rows = connection.execute(_TOO_OLD, (SWEEP_EVENTS, now - self._retention.age)).fetchall()
+        deleted = sum(delete_events(connection, number, seq) for number, seq in rows)
+        unused_since = now - self._retention.numbering
+        connection.execute(_UNUSED, (unused_since, self._epochs.current(connection, now)))
         self._epochs.forget(connection, now)
         connection.execute("COMMIT")
-        return forgotten, forgotten >= SWEEP_EVENTS
+        return deleted, deleted >= SWEEP_EVENTS

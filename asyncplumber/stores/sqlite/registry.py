@@ -1,9 +1,9 @@
 """
-The registry in a SQLite file.  Its clock is the machine's, which all who share the file share as
-well.
+The registry in a SQLite file.
 
-That clock may be set.  Forward, and a live instance counts as dead until it renews its lease; back,
-and a lease would end too late: the sweep shortens it.
+Leases are measured by the machine's time of day, which all processes that share the file share.  It
+may be set.  If it is set forward, a live instance counts as dead until it renews its lease.  If it
+is set back, a lease would end too late; the sweep shortens it.
 """
 
 from __future__ import annotations
@@ -18,30 +18,41 @@ from zope.interface import implementer
 from asyncplumber.clocks import TimeSource
 from asyncplumber.event import Instance
 from asyncplumber.interfaces import IRegistry
-from asyncplumber.stores.sqlite.file import Connection, SqliteFile
+from asyncplumber.stores.sqlite.connect import Connection
+from asyncplumber.stores.sqlite.file import SqliteFile
 
-_PEERS = "peers"
-# leases of ours: one that ends later is of an instance with another --lease, or of before a step
+# Leases of ours: one that ends later was given before the clock was set back, or by an instance
+# with another --lease.
 LONGEST = 4
+SECRET_BYTES = 32
+_PEERS = "peers"  # the name of the secret that instances share
+_KEPT = "SELECT secret FROM secrets WHERE name = ?"
 _ORPHANS = "DELETE FROM hooks WHERE instance NOT IN (SELECT id FROM instances)"
-# CROSS JOIN fixes the order: start from the few accounts, never from all hooks.  One row for each
-# instance, which are fewer.
-_WANTED = """SELECT instances.id, instances.url, instances.lease, json_group_array(hooks.account) FROM json_each(?) AS asked
-    CROSS JOIN hooks ON hooks.account = asked.value CROSS JOIN instances ON instances.id = hooks.instance
+# CROSS JOIN fixes the order: begin with the few accounts, and not with all hooks.  The result has a
+# row for each instance, because there are fewer instances than accounts.
+_WANTED = """SELECT instances.id, instances.url, instances.lease, json_group_array(hooks.account)
+    FROM json_each(?) AS asked CROSS JOIN hooks ON hooks.account = asked.value
+    CROSS JOIN instances ON instances.id = hooks.instance
     WHERE instances.expires > ? GROUP BY instances.id"""
 
 
-def wanted(
+def find_instances(
     connection: Connection, accounts: Collection[str], now: float
 ) -> dict[str, list[Instance]]:
     """
-    As `IRegistry.instances` says, in the file's thread; `now` is in seconds since 1970.  Raises
-    sqlite3.Error.
+    Return what `IRegistry.instances` returns, in the file's thread.
+
+    Args:
+        connection: The file's connection.
+        accounts: The accounts of events.
+        now: Seconds since 1970.
+
+    Raises:
+        sqlite3.Error: The file cannot be read.
     """
     found: dict[str, list[Instance]] = {}
-    for id, url, lease, hooks in connection.execute(
-        _WANTED, (json.dumps(list(set(accounts))), now)
-    ):
+    asked = json.dumps(list(set(accounts)))
+    for id, url, lease, hooks in connection.execute(_WANTED, (asked, now)):
         instance = Instance(id, url, lease)
         for account in json.loads(hooks):
             found.setdefault(account, []).append(instance)
@@ -49,30 +60,41 @@ def wanted(
 
 
 def kept_secret(connection: Connection) -> bytes:
-    """As `ISecrets.secret` says, in the file's thread.  Raises sqlite3.Error."""
-    asked = "SELECT secret FROM secrets WHERE name = ?"
-    row = connection.execute(asked, (_PEERS,)).fetchone()
+    """
+    Return what `ISecrets.secret` returns, in the file's thread.
+
+    Raises:
+        sqlite3.Error: The file cannot be read or written.
+    """
+    row = connection.execute(_KEPT, (_PEERS,)).fetchone()
     if row is None:
-        # Of two who find none, the second one finds that of the first: a statement that writes
-        # takes the file's lock.
-        connection.execute(
-            "INSERT OR IGNORE INTO secrets VALUES (?, ?)", (_PEERS, secrets.token_hex(32))
-        )
-        row = connection.execute(asked, (_PEERS,)).fetchone()
+        # If two processes find none, the second one finds that of the first: a statement that
+        # writes takes the file's lock.
+        made = (_PEERS, secrets.token_hex(SECRET_BYTES))
+        connection.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", made)
+        row = connection.execute(_KEPT, (_PEERS,)).fetchone()
     return str(row[0]).encode("ascii")
 
 
 @implementer(IRegistry)
 class SqliteRegistry:
-    """Who has subscribers of which account, in one file."""
+    """Which instances have subscribers of which account, in one file."""
 
     def __init__(self, file: SqliteFile, lease: float, clock: TimeSource) -> None:
+        """
+        Args:
+            file: The file.
+            lease: Seconds that an instance counts after its last renewal.
+            clock: The time of day.
+        """
         self._run = file.run
         self._lease = lease
         self._clock = clock
 
     def _leased(self, instance: Instance) -> tuple[Instance, float]:
-        return instance._replace(lease=secrets.token_hex(8)), self._clock.seconds() + self._lease
+        """Return the instance with a new lease, and when that ends in seconds since 1970."""
+        row = instance._replace(lease=secrets.token_hex(8))
+        return row, self._clock.seconds() + self._lease
 
     def add_instance(self, instance: Instance) -> Deferred[Instance]:
         row, expires = self._leased(instance)
@@ -91,13 +113,10 @@ class SqliteRegistry:
     def renew(self, instance: Instance) -> Deferred[Instance | None]:
         row, expires = self._leased(instance)
         change = "UPDATE instances SET url = ?, lease = ?, expires = ? WHERE id = ?"
+        values = row.url, row.lease, expires, row.id
 
         def work(connection: Connection) -> Instance | None:
-            return (
-                row
-                if connection.execute(change, (row.url, row.lease, expires, row.id)).rowcount
-                else None
-            )
+            return row if connection.execute(change, values).rowcount else None
 
         return self._run(work)
 
@@ -114,9 +133,8 @@ class SqliteRegistry:
         return self._each("INSERT OR IGNORE INTO hooks VALUES (?, ?)", instance, accounts)
 
     def unregister(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
-        return self._each(
-            "DELETE FROM hooks WHERE account = ? AND instance = ?", instance, accounts
-        )
+        change = "DELETE FROM hooks WHERE account = ? AND instance = ?"
+        return self._each(change, instance, accounts)
 
     def _each(self, change: str, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         rows = [(account, instance.id) for account in accounts]
@@ -130,18 +148,18 @@ class SqliteRegistry:
 
     def instances(self, accounts: Collection[str]) -> Deferred[dict[str, list[Instance]]]:
         now = self._clock.seconds()
-        return self._run(lambda connection: wanted(connection, accounts, now))
+        return self._run(lambda connection: find_instances(connection, accounts, now))
 
     def prune(self, instance: Instance) -> Deferred[bool]:
         def work(connection: Connection) -> bool:
             connection.execute("BEGIN IMMEDIATE")
-            gone = connection.execute(
+            removed = connection.execute(
                 "DELETE FROM instances WHERE id = ? AND lease = ?", (instance.id, instance.lease)
             ).rowcount
-            if gone:
+            if removed:
                 connection.execute("DELETE FROM hooks WHERE instance = ?", (instance.id,))
             connection.execute("COMMIT")
-            return gone > 0
+            return removed > 0
 
         return self._run(work)
 

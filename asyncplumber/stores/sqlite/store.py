@@ -1,48 +1,52 @@
 """
 History and registry in one SQLite file: the embedded default, for one machine.
 
-Several processes may share the file, on a local disk.  What is accepted survives the death of any
-process; with ``?synchronous=full`` it survives a power cut as well.
+Several processes may share the file, on a local disk.  Accepted events survive the death of any
+process; with ``?synchronous=full`` they also survive a power cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import monotonic
-from typing import Any
 from urllib.parse import parse_qsl
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from asyncplumber.clocks import TimeSource, WallClock
+from asyncplumber.clocks import SteadyClock, TimeSource, WallClock
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Draft, Instance, Stored
 from asyncplumber.interfaces import LEASE, Appended, IStore
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite.appender import probe
-from asyncplumber.stores.sqlite.file import Connection, SqliteFile
+from asyncplumber.stores.sqlite.connect import Connection
+from asyncplumber.stores.sqlite.file import SqliteFile
 from asyncplumber.stores.sqlite.history import SqliteHistory
-from asyncplumber.stores.sqlite.registry import SqliteRegistry, kept_secret, wanted
+from asyncplumber.stores.sqlite.registry import SqliteRegistry, find_instances, kept_secret
 
-# seconds for which a ping need not write again: whoever asks all the time must not keep the disk
-# busy
-FRESH = 1.0
+# Seconds for which a successful ping answers for others: they must not keep the disk busy.
+PING_LIFETIME = 1.0
+Results = list[Stored | PlumberError]
+Found = dict[str, list[Instance]]
 
 
 def _parsed(uri: str) -> tuple[str, str]:
-    """The path, and what `synchronous` is to be.  Raises ValueError."""
+    """
+    Return the path and the value of ``synchronous``.
+
+    Raises:
+        ValueError: There is something else; the message is for the user.
+    """
     path, _, query = uri.removeprefix("sqlite:").partition("?")
     if not path or path == ":memory:":
-        raise ValueError(
-            "sqlite: wants the path of a file; for a store that does not last, say memory:"
-        )
+        raise ValueError("sqlite: needs the path of a file; memory: is a store that does not last")
     options = dict(parse_qsl(query, keep_blank_values=True))
     synchronous = options.pop("synchronous", "normal")
     if options or synchronous not in ("normal", "full"):
         raise ValueError(
-            "after the path of a sqlite: store comes nothing, or ?synchronous=normal, or ?synchronous=full"
+            "the only options of a sqlite: store are ?synchronous=normal and ?synchronous=full"
         )
     return path, synchronous
 
@@ -57,41 +61,46 @@ class SqliteStore:
         self,
         uri: str,
         retention: Retention,
-        reactor: Any,
+        reactor: IReactorFromThreads,
         wall: TimeSource = WallClock,
         *,
         lease: float = LEASE,
+        steady: TimeSource = SteadyClock,
     ) -> None:
         """
-        `wall.seconds()` is the time of day.
+        Args:
+            uri: ``sqlite:PATH``, which ``?synchronous=full`` may follow.
+            retention: How much history it keeps.
+            reactor: Takes the results from the file's thread.
+            wall: The time of day.
+            lease: Seconds that an instance counts after its last renewal.
+            steady: A clock that is never set and may be used in any thread; it measures time-outs.
 
-        Raises ValueError if `uri` is not ``sqlite:PATH``, with or without ``?synchronous=full``.
+        Raises:
+            ValueError: `uri` is something else; the message is for the user.
         """
         path, synchronous = _parsed(uri)
-        self._clock = wall
-        self._written = -FRESH  # when a probe last went well, in seconds of the monotonic clock
-        self._file = SqliteFile(path, synchronous, reactor)
+        self._wall = wall
+        self._steady = steady
+        self._pinged: float | None = None  # when a ping last succeeded, by the steady clock
+        self._file = SqliteFile(path, synchronous, reactor, steady)
         self.history = SqliteHistory(self._file, retention, wall)
         self.registry = SqliteRegistry(self._file, lease, wall)
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
-        now = self._clock.seconds()
+        now = self._wall.seconds()
 
-        def work(
-            connection: Connection,
-        ) -> tuple[list[Stored | PlumberError], dict[str, list[Instance]] | Failure | None]:
+        def work(connection: Connection) -> tuple[Results, Found | Failure | None]:
             results = self.history.appender.append(connection, drafts, now)
             accounts = {result.event.account for result in results if isinstance(result, Stored)}
             try:
-                return results, wanted(connection, accounts, now) if accounts else None
+                return results, find_instances(connection, accounts, now) if accounts else None
             except Exception:
                 return results, Failure()
 
         return self._file.run(work).addCallback(self._appended)
 
-    def _appended(
-        self, answer: tuple[list[Stored | PlumberError], dict[str, list[Instance]] | Failure | None]
-    ) -> Appended:
+    def _appended(self, answer: tuple[Results, Found | Failure | None]) -> Appended:
         results, found = answer
         if found is None:
             return Appended(results, None)
@@ -104,8 +113,11 @@ class SqliteStore:
 
     def start(self) -> Deferred[None]:
         """
-        Open the file.  Unlike a server it does not come by itself later: fails with ValueError if
-        it cannot be used.
+        Open the file.
+
+        Raises:
+            ValueError: The file cannot be used, and will not become usable by itself, as a server
+                would.  Through the Deferred; the message is for the user.
         """
         return Deferred.fromCoroutine(self._file.open())
 
@@ -113,14 +125,12 @@ class SqliteStore:
         return Deferred.fromCoroutine(self._file.close())
 
     def ping(self) -> Deferred[None]:
-        """
-        A write, because on a full disk all else goes well.  One that went well counts for `FRESH`
-        seconds.
-        """
-        if monotonic() - self._written < FRESH:
+        """Write something, because on a full disk everything else succeeds."""
+        asked = self._steady.seconds()
+        if self._pinged is not None and asked - self._pinged < PING_LIFETIME:
             return succeed(None)
-        now = self._clock.seconds()
-        return self._file.run(lambda connection: probe(connection, now)).addCallback(self._probed)
+        now = self._wall.seconds()
+        return self._file.run(lambda connection: probe(connection, now)).addCallback(self._written)
 
-    def _probed(self, _: None) -> None:
-        self._written = monotonic()
+    def _written(self, _: None) -> None:
+        self._pinged = self._steady.seconds()

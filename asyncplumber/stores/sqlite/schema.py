@@ -1,0 +1,45 @@
+"""The tables of a SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+
+SCHEMA_VERSION = 1
+# An account has a number, which keeps the two indexes of `events` small.  Rows of `events` are in
+# the order of their arrival: the events of one append share a page of the log, and the oldest come
+# first without an index of their own.
+_TABLES = """
+CREATE TABLE accounts (number INTEGER PRIMARY KEY, account TEXT NOT NULL UNIQUE,
+    epoch TEXT NOT NULL, head INTEGER NOT NULL, floor INTEGER NOT NULL, touched REAL NOT NULL);
+CREATE TABLE events (account INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL,
+    id TEXT NOT NULL, type TEXT NOT NULL, time TEXT NOT NULL, content_type TEXT NOT NULL,
+    payload BLOB NOT NULL, stored REAL NOT NULL, UNIQUE (account, seq), UNIQUE (account, key));
+CREATE TABLE instances (id TEXT PRIMARY KEY, url TEXT NOT NULL, lease TEXT NOT NULL,
+    expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE hooks (account TEXT NOT NULL, instance TEXT NOT NULL,
+    PRIMARY KEY (account, instance)) WITHOUT ROWID;
+CREATE INDEX hooks_instance ON hooks (instance);
+CREATE TABLE secrets (name TEXT PRIMARY KEY, secret TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE epochs (epoch TEXT PRIMARY KEY, began REAL NOT NULL) WITHOUT ROWID
+"""
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """
+    Create the tables, unless another process did.
+
+    Raises:
+        ValueError: A newer version of the program made the file.  The message is for the user.
+        sqlite3.Error: The file cannot be read or written.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"a newer asyncplumber made it (schema {version}; this one knows {SCHEMA_VERSION})"
+        )
+    if version == 0:
+        for statement in _TABLES.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
