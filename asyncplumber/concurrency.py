@@ -61,29 +61,36 @@ class Waiters:
 
 
 class SingleFlight:
-    """
-    A job of which one run is under way at a time.
+    """A job of which one run is under way at a time.
 
-    Requests that arrive during a run are coalesced into one more run after it, because the run
-    under way may have looked already at what they want to be seen.
+    Requests that arrive during a run are coalesced into one more run after it.  The run under way
+    cannot serve them: it may have looked already at what they want to be seen.
     """
 
+    __slots__ = ("_is_running", "_next", "_wanted", "_what", "_work")
     _log = Logger()
 
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    def __init__(
+        self, work: Callable[[], Coroutine[Any, Any, object]], what: str = "a job"
+    ) -> None:
+        """
+        Args:
+            work: The job.
+            what: Its name in the log.
+        """
         self._work = work
+        self._what = what
         self._next = Waiters()
         self._wanted = False
-        self._running = False
+        self._is_running = False
 
     @property
     def is_running(self) -> bool:
         """Whether a run is under way."""
-        return self._running
+        return self._is_running
 
     def run(self) -> Deferred[None]:
-        """
-        Ask for a run that begins after this call.
+        """Ask for a run that begins after this call.
 
         Returns:
             A Deferred that fires when that run has ended, and fails as it fails.
@@ -93,11 +100,11 @@ class SingleFlight:
         return done
 
     def request(self) -> None:
-        """Ask for a run without waiting for it.  Its failure goes to those who wait, if any."""
+        """Ask for a run without waiting for it.  A failure is logged if nobody waits for it."""
         self._wanted = True
-        if not self._running:
-            self._running = True
-            # A loop and not a call from each run's end: thousands of runs need no stack.
+        if not self._is_running:
+            self._is_running = True
+            # A loop, and not a call at the end of each run: thousands of runs need no stack.
             Deferred.fromCoroutine(self._loop())
 
     async def _loop(self) -> None:
@@ -106,13 +113,19 @@ class SingleFlight:
             current, self._next = self._next, Waiters()
             try:
                 await self._work()
-            except Exception:
+            except Exception as error:
                 if not current:
-                    self._log.failure("a job failed, and nobody waits for it")
+                    self._log_failure(error)
                 current.fail(Failure())
             else:
                 current.release()
-        self._running = False
+        self._is_running = False
+
+    def _log_failure(self, error: Exception) -> None:
+        if isinstance(error, PlumberError):
+            self._log.warn("{what} failed: {error}", what=self._what, error=error.message)
+        else:
+            self._log.failure("{what} failed", what=self._what)
 
 
 class PeriodicTask:

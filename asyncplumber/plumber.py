@@ -29,7 +29,7 @@ from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.core.callbacks import Callback
 from asyncplumber.core.consumers import After, Consumers
 from asyncplumber.core.event_iterator import EventIterator
-from asyncplumber.core.hub import LINGER, SUBSCRIBERS, Hub
+from asyncplumber.core.hub import LINGER, MAX_SUBSCRIBERS, Hub
 from asyncplumber.core.intake import LATE_CHECK, Intake
 from asyncplumber.core.leases import Leases
 from asyncplumber.core.relay_receiver import RelayReceiver
@@ -88,7 +88,7 @@ class Plumber(Service):
         lease: float = LEASE,
         secret: bytes | None = None,
         linger: float = LINGER,
-        subscribers: int = SUBSCRIBERS,
+        subscribers: int = MAX_SUBSCRIBERS,
         body_limit: int = BODY_LIMIT,
         check: float = CHECK,
         unsent_limit: int = MAX_UNSENT_BYTES,

@@ -1,361 +1,316 @@
-"""
-One account's stream at this instance: everything in order, once, without a hole, to each
-subscriber.
+"""One account's stream at this instance: each event in order, once, to each live subscription.
 
-`delivered` is where the live subscribers stand.  Events may arrive early, twice or not at all:
-early ones wait, doubles are dropped, what is missing is fetched from the history.  A subscriber
-that resumes is replayed up to `delivered` and then goes live, see `replay`.
+An event *arrives* and is put in its place, is *drained* from the queue, and is *delivered*.  What
+is missing is read from the history.  `delivered` is where the live subscriptions are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
-from twisted.logger import Logger
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from asyncplumber.concurrency import Semaphore, SingleFlight, Waiters
 from asyncplumber.core.delivery_counts import DeliveryCounts
-from asyncplumber.core.replay import PAGE, Replay
+from asyncplumber.core.replay import PAGE_EVENTS, catch_up
 from asyncplumber.core.resequencer import Resequencer
 from asyncplumber.core.subscription import Subscription
-from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Position
-from asyncplumber.interfaces import CursorLost, CursorMoved, ISubscriber
+from asyncplumber.interfaces import IHistory, ISubscriber
 from asyncplumber.wire.delivery import Delivery
 
-if TYPE_CHECKING:
-    from asyncplumber.core.hub import Hub
+DELIVERIES_PER_TURN = 256  # of one channel, then the reactor has a turn: about a millisecond
 
-SLICE = 256  # subscribers served before the reactor has a turn: about a millisecond
+
+@dataclass(slots=True)
+class Totals:
+    """What the channels of one instance count together."""
+
+    subscribers: int = 0  # now
+    delivered: int = 0  # events times subscribers, since the start
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all channels of one instance share.
+
+    Attributes:
+        history: Where the events are kept.
+        clock: The reactor's clock.
+        totals: Counts over all channels.
+        replays: Bounds how many subscriptions read the history at once.
+        linger: Seconds that a channel outlives its last subscription.
+        on_idle: Called when a channel had no subscription for ``linger`` seconds.
+    """
+
+    history: IHistory
+    clock: IReactorTime
+    totals: Totals
+    replays: Semaphore
+    linger: float
+    on_idle: Callable[[Channel], None]
 
 
 class Channel:
-    """The stream of one account, and those who listen to it here."""
+    """The stream of one account, and its subscriptions at this instance."""
 
-    _log = Logger()
+    __slots__ = (
+        "_counts",
+        "_deliveries",
+        "_drained",
+        "_fetching",
+        "_linger_timer",
+        "_queue",
+        "_shared",
+        "account",
+        "delivered",
+        "is_closed",
+        "joining",
+        "live",
+    )
 
-    def __init__(self, account: str, hub: Hub) -> None:
+    def __init__(self, account: str, cursor: Cursor, shared: Shared) -> None:
+        """Open the channel at ``cursor``, the head of the account's history."""
         self.account = account
-        self.delivered: Cursor | None = None  # None: not open yet
-        self.live: dict[Subscription, None] = {}
-        self._joining: dict[Subscription, None] = {}
-        self._hub = hub
-        self._order = Resequencer()
-        self._given = DeliveryCounts()
-        self._lost: tuple[Cursor, Position] | None = (
-            None  # where we stood when the history did not reach back to it
-        )
-        self._draining = False
-        self._catching_up: list[Deferred[None]] | None = None
-        self._asked = False
-        self._waiters: list[Deferred[Channel]] | None = []
-        self._closing: Any = None
-
-    # Opening and closing
-
-    def when_open(self) -> Deferred[Channel]:
-        """A Deferred of this channel that fires when it is open.  Fails with `Unavailable`."""
-        waiter: Deferred[Channel] = Deferred(self._give_up)
-        if self._waiters is None:
-            waiter.callback(self)
-        else:
-            self._waiters.append(waiter)
-            self._hub.waiting += 1
-        return waiter
-
-    def _give_up(self, waiter: Deferred[Channel]) -> None:
-        if self._waiters is not None:
-            self._waiters.remove(waiter)
-            self._hub.waiting -= 1
-
-    def open_at(self, cursor: Cursor) -> None:
-        """
-        The history's position is known: what arrived meanwhile falls into place, and those who wait
-        come in.
-        """
         self.delivered = cursor
-        is_missing = self._order.begin(cursor)
-        self.drain()
-        for waiter in self._admitted():
-            if not waiter.called:
-                waiter.callback(self)
-        self._leave_open()
-        if is_missing:
-            self.catch_up()
+        self.joining: dict[Subscription, None] = {}
+        self.live: dict[Subscription, None] = {}
+        self.is_closed = False
+        self._shared = shared
+        self._queue = Resequencer(cursor)
+        self._counts = DeliveryCounts()
+        # These are None while they are not needed, as most channels are idle.
+        self._deliveries: Iterator[None] | None = None  # what `_deliver` has under way
+        self._drained: Waiters | None = None
+        self._fetching: SingleFlight | None = None
+        self._linger_timer: IDelayedCall | None = None
+        self._linger()
 
-    def fail_open(self, error: PlumberError) -> None:
-        """It cannot be opened: those who wait are told why."""
-        for waiter in self._admitted():
-            if not waiter.called:
-                waiter.errback(error)
-
-    def _admitted(self) -> list[Deferred[Channel]]:
-        waiters, self._waiters = self._waiters or [], None
-        self._hub.waiting -= len(waiters)
-        return waiters
-
-    def close(self) -> None:
-        """Nobody is served any more."""
-        self._stay()
-        self._hub.subscribers -= len(self.live) + len(self._joining)
-        self.live.clear()
-        self._joining.clear()
-        self._order.clear()
-        self._lost = None
-
-    def _stay(self) -> None:
-        if self._closing is not None:
-            self._closing.cancel()
-            self._closing = None
-
-    def _leave_open(self) -> None:
-        """If nobody is left, close after the linger."""
-        if (
-            not self.live
-            and not self._joining
-            and self._closing is None
-            and self._hub.is_open(self)
-        ):
-            self._closing = self._hub.clock.callLater(self._hub.linger, self._left)
-
-    def _left(self) -> None:
-        self._closing = None
-        self._hub.close(self)
-
-    # Subscribers come and go
+    # Subscriptions
 
     def subscribe(self, subscriber: ISubscriber) -> Subscription:
-        """
-        Add a subscriber.  The channel is open.  Nothing is delivered before `Subscription.start`.
-        """
-        self._stay()
-        self._hub.subscribers += 1
+        """Add a subscriber.  Nothing is delivered before `Subscription.start`."""
+        if self.is_closed:
+            raise RuntimeError("this channel is closed; ask the hub for an open one")
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
+        self._shared.totals.subscribers += 1
         subscription = Subscription(self, subscriber)
-        self._joining[subscription] = None
+        self.joining[subscription] = None
         return subscription
 
-    def start(self, subscription: Subscription, after: Cursor | str | None) -> None:
-        """See `Subscription.start`."""
-        if not self.is_joining(subscription):
-            return
-        if after is None or after == self.delivered:
-            self.go_live(subscription, False)
-        else:
-            Replay(self, self._hub, subscription, after).start()
+    def go_live(self, subscription: Subscription) -> None:
+        """Deliver to a joining subscription, from now on, what the live ones get."""
+        del self.joining[subscription]
+        if not self.joining:
+            self.joining.clear()  # an idle channel keeps no memory for what was in it
+        self.live[subscription] = None
 
     def remove(self, subscription: Subscription) -> None:
-        """See `Subscription.cancel`."""
+        """Deliver to it no more.  Harmless if it is not there."""
         if subscription in self.live:
             del self.live[subscription]
-        elif subscription in self._joining:
-            del self._joining[subscription]
+        elif subscription in self.joining:
+            del self.joining[subscription]
         else:
             return
-        self._hub.subscribers -= 1
-        self._leave_open()
+        self._shared.totals.subscribers -= 1
+        if not self.live and not self.joining:
+            self._linger()
 
-    def is_joining(self, subscription: Subscription) -> bool:
-        """Whether it is neither live nor cancelled."""
-        return subscription in self._joining
+    def _linger(self) -> None:
+        self._linger_timer = self._shared.clock.callLater(self._shared.linger, self._idle)
 
-    def go_live(self, subscription: Subscription, opened: bool) -> None:
-        """
-        From here on it gets what the live ones get.  `opened` says whether it was told where it
-        stands.
-        """
-        assert self.delivered is not None
-        del self._joining[subscription]
-        self.live[subscription] = None
-        if not opened:
-            self.tell(subscription, subscription.subscriber.opened, self.delivered)
-        self.tell(subscription, subscription.subscriber.caught_up)
+    def _idle(self) -> None:
+        self._linger_timer = None
+        self._shared.on_idle(self)
 
-    def tell(self, subscription: Subscription, word: Callable[..., None], *words: Any) -> None:
-        """Call one method of a live subscriber, guarded."""
-        if subscription in self.live:
-            try:
-                word(*words)
-            except Exception:
-                self._broken(subscription)
-
-    def dismiss(self, subscription: Subscription, error: PlumberError) -> None:
-        """See `Subscription.end`."""
-        self.remove(subscription)
-        try:
-            subscription.subscriber.end(error)
-        except Exception:
-            self._log.failure(
-                "a subscriber of {account} raised when it was told to end", account=self.account
-            )
-
-    def _broken(self, subscription: Subscription) -> None:
-        """
-        What one subscriber raises ends that one, with a line in the log, and nobody else notices.
-        """
-        self._log.failure("a subscriber of {account} raised, and is dropped", account=self.account)
-        self.dismiss(subscription, PlumberError("the subscriber broke"))
+    def close(self) -> None:
+        """Serve nobody any more.  The subscribers are not told."""
+        self.is_closed = True
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
+        self._shared.totals.subscribers -= len(self.live) + len(self.joining)
+        self.live.clear()
+        self.joining.clear()
+        self._queue.clear()
 
     # Events arrive
 
+    @property
+    def head(self) -> Cursor:
+        """The last event that arrived in its place; `delivered` follows it."""
+        return self._queue.head
+
     def arrive(self, event: Event) -> None:
+        """Put an event in its place, and fetch what is missing before it.
+
+        Events may arrive in any order and any number of times.  `drain` delivers them.
         """
-        Put an event in its place.  Events may come in any order and any number of times; `drain`
-        sends them on.
-        """
-        if self._order.arrive(event):
-            self.catch_up()
-
-    def is_behind(self, head: Cursor | None) -> bool:
-        """
-        Whether the history, whose head this is (None: it has no such account), has something that
-        has not arrived here.
-        """
-        return head is not None and self._order.is_behind(head)
-
-    def catch_up(self) -> Deferred[None]:
-        """
-        Fetch from the history what has not arrived.  @return: Deferred that fires when that is done
-        or has failed.
-        """
-        done: Deferred[None] = Deferred()
-        # What is under way may have asked the history before it had what is wanted now.
-        self._asked = True
-        if self._catching_up is not None:
-            self._catching_up.append(done)
-            return done
-        self._catching_up = [done]
-        Deferred.fromCoroutine(self._fetch()).addErrback(self._not_fetched).addCallback(
-            self._caught_up
-        )
-        return done
-
-    def _not_fetched(self, failure: Failure) -> None:
-        # The next comparison of positions tries again.
-        self._log.warn(
-            "{account} cannot catch up yet: {error}",
-            account=self.account,
-            error=failure.getErrorMessage(),
-        )
-
-    def _caught_up(self, _: None) -> None:
-        waiting, self._catching_up = self._catching_up or [], None
-        for done in waiting:
-            done.callback(None)
-
-    async def _fetch(self) -> None:
-        while self._hub.is_open(self) and (head := self._order.head) is not None:
-            self._asked = False
-            page: Sequence[Event] = ()
-            try:
-                page = await self._hub.history.read(self.account, head, None, PAGE)
-            except CursorMoved as moved:
-                self._move(moved.cursor)
-                continue
-            except CursorLost as lost:
-                self._lost = head, lost.position
-            for event in page:
-                self._order.arrive(event)
-            self.drain()
-            while self._draining:
-                await deferLater(self._hub.clock, 0, lambda: None)
-            if not page and not self._asked:
-                return
-
-    def _move(self, cursor: Cursor) -> None:
-        """Where we stand is called otherwise today.  Nothing was sent from there yet."""
-        self.delivered = cursor
-        self._order.begin(cursor)
-
-    # Events leave
+        if self._queue.arrive(event):
+            self.catch_up_soon()
 
     def drain(self) -> None:
-        """
-        Send on what is in the queue.  One draining is under way at a time, so that order holds.
-        """
-        if not self._draining and self.delivered is not None:
-            self._draining = True
-            self._send_on()
+        """Deliver what is in the queue.
 
-    def _send_on(self) -> None:
-        spent = 0
-        while (batch := self._order.take()) is not None:
-            listeners = list(self.live)
-            self.delivered = self._order.head if not self._order.is_due else batch.events[-1].cursor
-            self._hub.delivered += len(listeners) * len(batch.events)
-            if len(listeners) > SLICE:
-                self._given.add(batch.events, len(listeners))  # as good as given
-                self._serve_in_slices(batch, listeners, 0)
+        One delivery is under way at a time, so that order holds: what arrives meanwhile is
+        delivered after it, together.
+        """
+        if self._deliveries is None and self._queue.due:
+            self._deliveries = self._deliver()
+            self._continue()
+
+    def _continue(self) -> None:
+        if self._deliveries is not None:
+            for _ in self._deliveries:
+                self._shared.clock.callLater(0, self._continue)
                 return
-            self._serve(batch, listeners)
-            live = len(self.live)
-            # Who left meanwhile was too slow to take it.
-            self._given.add(batch.events, live if live < len(listeners) else len(listeners))
-            spent += len(listeners)
-            if spent > SLICE and self._order.is_due:
-                self._hub.clock.callLater(0, self._send_on)
-                return
-        self._draining = False
-        if self._lost is not None:
-            self._jump(*self._lost)
+            self._deliveries = None
+        if self._drained is not None:
+            drained, self._drained = self._drained, None
+            drained.release()
 
-    def given(self, event: Event) -> int:
-        """
-        How many were given this event when it went out; while it waits for that, how many will be.
-        """
-        count = self._given.count(event)
-        if count is not None:
-            return count
-        # Epochs sort by time, as cursors do.
-        return len(self.live) if self.delivered is not None and event.cursor > self.delivered else 0
+    def _deliver(self) -> Iterator[None]:
+        """Deliver the queue.  Yields where the reactor is to have a turn."""
+        queue, totals = self._queue, self._shared.totals
+        spent = 0  # deliveries in this turn
+        while queue.due:
+            batch = queue.take()
+            # A subscription that goes live from here on begins after this batch.
+            self.delivered = batch.events[-1].cursor if queue.due else queue.head
+            subscriptions = list(self.live)
+            count = len(subscriptions)
+            totals.delivered += count * len(batch.events)
+            if spent + count <= DELIVERIES_PER_TURN:
+                spent += count
+                self._serve(batch, subscriptions)
+                # A subscriber that left during its delivery was too slow to take it.
+                self._counts.add(batch.events, min(count, len(self.live)))
+                continue
+            self._counts.add(batch.events, count)  # receipts do not wait for the last slice
+            for start in range(0, count, DELIVERIES_PER_TURN):
+                if spent:
+                    yield
+                part = subscriptions[start : start + DELIVERIES_PER_TURN]
+                self._serve(batch, part)
+                spent = len(part)
 
-    def deliver_ephemeral(self, draft: Draft) -> int:
-        """
-        Deliver to those who are live here, without a place in the history.  @return: how many they
-        are.
-        """
-        listeners = list(self.live)
-        self._serve(Delivery([Event.from_draft(draft, "", 0)]), listeners)
-        return len(listeners)
-
-    def _serve(self, batch: Delivery, listeners: Sequence[Subscription]) -> None:
-        """Serve those of the listeners that are still live."""
+    def _serve(self, batch: Delivery, subscriptions: Sequence[Subscription]) -> None:
+        """Deliver to those of the subscriptions that are still live."""
         live = self.live
-        for subscription in listeners:
+        for subscription in subscriptions:
             if subscription in live:
                 try:
                     subscription.subscriber.deliver(batch)
                 except Exception:
-                    self._broken(subscription)
+                    subscription.drop()
 
-    def _serve_in_slices(self, batch: Delivery, listeners: list[Subscription], start: int) -> None:
-        """
-        Serve some now and the rest in the reactor's next turns; what arrives meanwhile goes out
-        together afterwards.
-        """
-        self._serve(batch, listeners[start : start + SLICE])
-        start += SLICE
-        if start < len(listeners):
-            self._hub.clock.callLater(0, self._serve_in_slices, batch, listeners, start)
-        else:
-            self._send_on()
+    def drained(self) -> Deferred[None]:
+        """Return a Deferred that fires when no delivery is under way."""
+        if self._deliveries is None:
+            return succeed(None)
+        if self._drained is None:
+            self._drained = Waiters()
+        return self._drained.wait()
 
-    def _jump(self, head: Cursor, position: Position) -> None:
+    def deliver_ephemeral(self, draft: Draft) -> int:
+        """Deliver to the live subscriptions, past the history.  Returns how many they are."""
+        subscriptions = list(self.live)
+        self._serve(Delivery([Event.from_draft(draft, "", 0)]), subscriptions)
+        return len(subscriptions)
+
+    def count(self, event: Event) -> int:
+        """Return how many subscribers were given this event, or will be if it is queued."""
+        count = self._counts.count(event)
+        if count is None:
+            # Cursors sort by time, as epochs do.
+            return len(self.live) if event.cursor > self.delivered else 0
+        return count
+
+    # Events that did not arrive
+
+    def is_behind(self, head: Cursor) -> bool:
+        """Whether the history, whose head is given, may have events that did not arrive here."""
+        return self._queue.is_behind(head)
+
+    def catch_up(self) -> Deferred[None]:
+        """Read from the history, and deliver, what did not arrive.
+
+        Returns:
+            A Deferred that fires when the live subscriptions have what was in the history at the
+            time of this call.  Fails with `Unavailable`.
         """
-        The history does not reach back to `head`, where we stood: say so, and go on from its own
-        head.
-        """
-        self._lost = None
-        if self._order.head != head:
-            self.catch_up()  # what came late led on from there: perhaps nothing is lost
-            return
-        stood = self.delivered
-        self.delivered = position.cursor
-        is_missing = self._order.jump(position)
-        for subscription in list(self.live):
-            self.tell(subscription, subscription.subscriber.missed, stood, position)
-        self.drain()
-        if is_missing:
-            self.catch_up()
+        return self._single_flight().run()
+
+    def catch_up_soon(self) -> None:
+        """Do the same without waiting.  A failure is logged; the next `Hub.check` tries again."""
+        self._single_flight().request()
+
+    def _single_flight(self) -> SingleFlight:
+        if self._fetching is None:
+            self._fetching = SingleFlight(
+                lambda: catch_up(_HeadReader(self)), f"catching up with {self.account}"
+            )
+        return self._fetching
+
+    def restart(self, cursor: Cursor) -> None:
+        """Continue after ``cursor``.  No delivery is under way."""
+        self.delivered = cursor
+        self._queue.restart(cursor)
+
+    @property
+    def history(self) -> IHistory:
+        """Where the events are kept."""
+        return self._shared.history
+
+    @property
+    def replays(self) -> Semaphore:
+        """Bounds how many subscriptions of this instance read the history at once."""
+        return self._shared.replays
+
+
+class _HeadReader:
+    """The `Reader` that brings a channel to the head of the history."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._at_end = False
+
+    @property
+    def cursor(self) -> Cursor:
+        return self._channel.head
+
+    @property
+    def is_behind(self) -> bool:
+        return not self._at_end and not self._channel.is_closed
+
+    async def read(self, cursor: Cursor) -> Sequence[Event]:
+        channel = self._channel
+        return await channel.history.read(channel.account, cursor, None, PAGE_EVENTS)
+
+    def take(self, page: Sequence[Event]) -> Deferred[None]:
+        self._at_end = not page
+        for event in page:
+            self._channel.arrive(event)
+        self._channel.drain()
+        return self._channel.drained()
+
+    def moved(self, cursor: Cursor, now: Cursor) -> None:
+        if self._channel.head == cursor:  # nothing has arrived meanwhile
+            self._channel.restart(now)
+            self._channel.drain()
+
+    async def lost(self, cursor: Cursor, position: Position) -> None:
+        """Tell the live subscriptions of the gap, and continue from the head of the history."""
+        channel = self._channel
+        await channel.drained()
+        if channel.is_closed or channel.head != cursor:
+            return  # late events led on from there: perhaps nothing is lost
+        channel.restart(position.cursor)
+        for subscription in list(channel.live):
+            subscription.tell(subscription.subscriber.missed, cursor, position)
+        channel.drain()

@@ -1,4 +1,4 @@
-"""How many subscribers were given an event, counted at the moment they were given it."""
+"""How many subscribers were given an event, counted when it was delivered."""
 
 from __future__ import annotations
 
@@ -6,33 +6,35 @@ from collections.abc import Sequence
 
 from asyncplumber.event import Event
 
-REMEMBERED = 128  # batches of one account, and up to twice as many: receipts and retries come soon
+# Batches of one account that are remembered, at least; up to twice as many are.  Receipts, and
+# retries of a POST, ask for the count soon after the delivery.
+REMEMBERED_BATCHES = 128
 
 
 class DeliveryCounts:
-    """
-    The counts of the latest events of one account.  The events are added in their order.
+    """The counts of the latest events of one account.
 
-    A count that is taken later than the event is given would be wrong: a long-poll is answered with
-    its first event and is gone, and who comes meanwhile stands behind the event.
+    The count has to be taken at the delivery.  Later it would be wrong: a long-poll leaves with its
+    first event, and a new subscriber begins after the event.
     """
 
     __slots__ = ("_batches",)
 
     def __init__(self) -> None:
-        # A list and no deque: most accounts are idle, and an empty deque has half a kilobyte.
+        # (epoch, first number, last number, count) of each batch.  A list and no deque: most
+        # accounts are idle, and an empty deque takes half a kilobyte.
         self._batches: list[tuple[str, int, int, int]] = []
 
     def add(self, events: Sequence[Event], count: int) -> None:
-        """These events, which follow each other, were given to so many."""
+        """Remember that these events, which follow each other, went to ``count`` subscribers."""
         batches = self._batches
         last = events[-1]
         batches.append((last.epoch, events[0].seq, last.seq, count))
-        if len(batches) > 2 * REMEMBERED:
-            del batches[:REMEMBERED]
+        if len(batches) > 2 * REMEMBERED_BATCHES:
+            del batches[:REMEMBERED_BATCHES]
 
     def count(self, event: Event) -> int | None:
-        """Return how many were given this event; None if that is not known."""
+        """Return how many subscribers were given this event; None if that is not known."""
         for epoch, first, last, count in reversed(self._batches):
             if first <= event.seq <= last and epoch == event.epoch:
                 return count

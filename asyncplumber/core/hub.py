@@ -1,86 +1,110 @@
-"""
-Who waits for which account at this instance: order, replay and guarded fan-out.  No sockets, no
-store of its own.
+"""The channels of this instance, by account.
 
-Each account with subscribers here has a `Channel`.  It opens by putting the hook into the registry
-and *then* reading the position; it closes, and the hook is withdrawn, some seconds after the last
-subscriber left.
+A channel opens when the first subscriber of its account comes: the hook is put into the registry,
+and *then* the position is read from the history, so that no event falls between the two.  It
+closes, and the hook is taken out, some seconds after the last subscriber left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.concurrency import Semaphore
-from asyncplumber.core.channel import Channel
+from asyncplumber.concurrency import Semaphore, SingleFlight, Waiters
+from asyncplumber.core.channel import Channel, Shared, Totals
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, to_client_error
-from asyncplumber.event import Cursor, Draft, Event
+from asyncplumber.event import Draft, Event
 from asyncplumber.interfaces import IHistory
 
 LINGER = 10.0  # seconds a channel outlives its last subscriber: a page that reloads finds it open
-SUBSCRIBERS = 100_000  # at one instance; beyond that a new one is refused
-REPLAYS = 64  # under way at once: a storm of returning clients must not starve the connected ones
+MAX_SUBSCRIBERS = 100_000  # at one instance; beyond that a new one is refused
+# Subscriptions that read the history at once: a storm of returning clients must not starve the
+# connected ones.
+MAX_REPLAYS = 64
 
 
-def _unheld(account: str) -> Deferred[None]:
+def _no_hook(account: str) -> Deferred[None]:
     return succeed(None)
 
 
+class _Opening:
+    """A channel that is about to open."""
+
+    __slots__ = ("has_missed_events", "is_cancelled", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters = Waiters()
+        self.has_missed_events = False  # some arrived meanwhile, and nothing keeps them
+        self.is_cancelled = False
+
+
 class Hub:
-    """Knows this instance's subscribers, by account."""
+    """Delivers events to the subscribers of this instance."""
 
     _log = Logger()
 
     def __init__(
         self,
         history: IHistory,
-        clock: Any,
+        clock: IReactorTime,
         *,
-        hold: Callable[[str], Deferred[None]] = _unheld,
-        release: Callable[[str], Any] = _unheld,
+        hold: Callable[[str], Deferred[None]] = _no_hook,
+        release: Callable[[str], object] = _no_hook,
         linger: float = LINGER,
-        subscribers: int = SUBSCRIBERS,
+        subscribers: int = MAX_SUBSCRIBERS,
     ) -> None:
         """
-        `hold` puts this instance's hook for an account into the registry, `release` takes it out
-        again.
+        Args:
+            history: Where the events are kept.
+            clock: The reactor's clock.
+            hold: Puts this instance's hook for an account into the registry.
+            release: Takes it out again.
+            linger: Seconds that a channel outlives its last subscriber.
+            subscribers: The limit on subscribers of this instance.
         """
         self.history = history
         self.clock = clock
-        self.linger = linger
-        self.replays = Semaphore(REPLAYS)
+        self.replays = Semaphore(MAX_REPLAYS)
+        self.waiting = 0  # admissions whose channel is about to open
+        self._totals = Totals()
+        self._shared = Shared(history, clock, self._totals, self.replays, linger, self._close)
         self._hold = hold
         self._release = release
         self._limit = subscribers
-        self._channels: dict[str, Channel] = {}
-        self._stopping: PlumberError | None = None
-        self._asked = False  # for a comparison of positions
-        self._checking = False
-        self.subscribers = 0
-        self.waiting = 0  # those whose channel is about to open
-        self.delivered = 0
+        self._opening: dict[str, _Opening] = {}
+        self._channels: dict[str, Channel] = {}  # those that are open
+        self._checks = SingleFlight(self.check, "comparing positions with the history")
+        self._refusal: PlumberError | None = None  # None: subscribers are admitted
+
+    @property
+    def subscribers(self) -> int:
+        """How many subscribers this instance has."""
+        return self._totals.subscribers
+
+    @property
+    def delivered(self) -> int:
+        """How many events were handed to subscribers; an event counts once for each of them."""
+        return self._totals.delivered
 
     def count(self, account: str) -> int:
-        """How many subscribers of this account are live here."""
+        """Return how many subscribers of this account are live here."""
         channel = self._channels.get(account)
         return len(channel.live) if channel is not None else 0
 
     def serves(self, account: str) -> bool:
-        """
-        Whether this instance has a channel for the account, with or without subscribers at the
-        moment.
-        """
-        return account in self._channels
+        """Whether the account has a channel here, with or without subscribers at the moment."""
+        return account in self._channels or account in self._opening
 
     @property
     def accounts(self) -> list[str]:
-        """The accounts that have a channel here."""
-        return list(self._channels)
+        """The accounts that have a channel here, open or about to open."""
+        return [*self._channels, *self._opening]
+
+    # Subscribers come
 
     def channels(self) -> list[tuple[str, int, Cursor | None]]:
         """Return account, number of subscribers and cursor of each channel (None: it opens)."""
@@ -90,138 +114,155 @@ class Hub:
         ]
 
     def admit(self, account: str) -> Deferred[Channel]:
-        """
-        Open the account's channel, or find it open; the caller then subscribes to it without delay.
+        """Open the account's channel, unless it is open.  The caller then subscribes at once.
 
         Returns:
-            A Deferred, already fired where the channel is open.  It can be cancelled.  Fails with
-            `Unavailable` while the store is away, and with `TooManyRequests` at the limit of
+            A Deferred that has fired already if the channel is open.  It can be cancelled.  Fails
+            with `Unavailable` while the store is away, and with `TooManyRequests` at the limit of
             subscribers.
         """
-        if self._stopping is not None:
-            return fail(self._stopping)
-        if self.subscribers + self.waiting >= self._limit:
+        if self._refusal is not None:
+            return fail(self._refusal)
+        if self._totals.subscribers + self.waiting >= self._limit:
             return fail(
                 TooManyRequests("this instance has no room for more subscribers", retry_after=5)
             )
         channel = self._channels.get(account)
         if channel is not None:
-            return channel.when_open()
-        channel = self._channels[account] = Channel(account, self)
-        opened = channel.when_open()  # before the question: it may fail at once
-        Deferred.fromCoroutine(self._open(channel)).addErrback(self._not_opened, channel)
-        return opened
+            return succeed(channel)
+        opening = self._opening.get(account)
+        if opening is not None:
+            return self._wait(account, opening)
+        opening = self._opening[account] = _Opening()
+        admitted = self._wait(account, opening)
+        Deferred.fromCoroutine(self._open(account, opening))
+        return admitted
 
-    async def _open(self, channel: Channel) -> None:
-        await self._hold(channel.account)
-        position = await self.history.ensure(channel.account)
-        if self.is_open(channel):
-            channel.open_at(position.cursor)
+    def _wait(self, account: str, opening: _Opening) -> Deferred[Channel]:
+        self.waiting += 1
 
-    def _not_opened(self, failure: Failure, channel: Channel) -> None:
-        error = to_client_error(failure, self._log, "a channel cannot be opened")
-        self.close(channel)
-        channel.fail_open(error)
+        def opened(result: Failure | None) -> Failure | Channel:
+            self.waiting -= 1
+            if result is not None:
+                return result
+            channel = self._channels.get(account)
+            # Another waiter may have stopped the hub a moment ago.
+            return channel if channel is not None else Failure(Unavailable())
+
+        return opening.waiters.wait().addBoth(opened)
+
+    async def _open(self, account: str, opening: _Opening) -> None:
+        try:
+            await self._hold(account)
+            position = await self.history.ensure(account)
+        except Exception:
+            if not opening.is_cancelled:
+                error = to_client_error(Failure(), self._log, "a channel cannot be opened")
+                self._cancel_opening(account, error)
+            return
+        if opening.is_cancelled:
+            return
+        del self._opening[account]
+        channel = self._channels[account] = Channel(account, position.cursor, self._shared)
+        opening.waiters.release()
+        if opening.has_missed_events:
+            channel.catch_up_soon()
+
+    def _cancel_opening(self, account: str, error: PlumberError) -> None:
+        opening = self._opening.pop(account)
+        opening.is_cancelled = True
+        self._release(account)
+        opening.waiters.fail(error)
+
+    def _close(self, channel: Channel) -> None:
+        del self._channels[channel.account]
+        channel.close()
+        self._release(channel.account)
+
+    # Events come
 
     def publish(self, events: Sequence[Event]) -> list[int]:
-        """
-        Deliver events that are in the history to the subscribers here.  Idempotent; any order,
-        holes are filled.
+        """Deliver events that are in the history to the subscribers here.
 
-        Returns for each event how many it was given to, now or before.
+        Events may come in any order and more than once.  What is missing before them is fetched.
+
+        Returns:
+            For each event, how many subscribers were given it, now or before.
         """
-        touched: dict[Channel, None] = {}
-        channels = self._channels
+        arrived = []
         for event in events:
-            channel = channels.get(event.account)
+            channel = self._channels.get(event.account)
             if channel is not None:
                 channel.arrive(event)
-                touched[channel] = None
-        if not touched:
-            return [0] * len(events)
-        for channel in touched:
-            channel.drain()
-        return [
-            channel.given(event) if (channel := channels.get(event.account)) is not None else 0
-            for event in events
-        ]
+            elif (opening := self._opening.get(event.account)) is not None:
+                opening.has_missed_events = True
+            arrived.append((channel, event))
+        for channel, _ in arrived:
+            if channel is not None:
+                channel.drain()  # the first time all of the channel's events, together
+        return [channel.count(event) if channel is not None else 0 for channel, event in arrived]
 
     def deliver_ephemeral(self, drafts: Iterable[Draft]) -> int:
-        """Deliver to the subscribers here only, in no history.  @return: how many there were."""
-        listeners = 0
+        """Deliver to the subscribers here only, past the history.
+
+        Returns:
+            How many subscribers the last draft was given to.
+        """
+        count = 0
         for draft in drafts:
             channel = self._channels.get(draft.account)
-            listeners = channel.deliver_ephemeral(draft) if channel is not None else 0
-        return listeners
+            count = channel.deliver_ephemeral(draft) if channel is not None else 0
+        return count
+
+    # Events that did not come
 
     def check_soon(self) -> None:
+        """Compare positions now: something may have been missed.
+
+        Requests that arrive during a comparison are coalesced into one more comparison.
         """
-        Compare positions now: somebody has reason to think that something was missed.
-
-        Whoever asks while it is being done is served by one more comparison afterwards, however
-        many they are.
-        """
-        self._asked = True
-        if not self._checking:
-            self._checking = True
-            Deferred.fromCoroutine(self._check_what_is_asked()).addErrback(self._not_checked)
-
-    async def _check_what_is_asked(self) -> None:
-        while self._asked:
-            self._asked = False
-            await self.check()
-        self._checking = False
-
-    def _not_checked(self, failure: Failure) -> None:
-        self._checking = False
-        to_client_error(failure, self._log, "a check failed")
+        self._checks.request()
 
     async def check(self) -> int:
-        """
-        Compare where the channels stand with the history, and fetch what is missing.
+        """Compare the positions of the channels with the history, and fetch what is missing.
 
-        Heals whatever a lost relay, a pause or a partition left out.  Fails with `Unavailable`.
-        Returns how many channels were behind.
+        This heals what a lost relay, a pause or a partition left out.
+
+        Returns:
+            How many channels were behind.
+
+        Raises:
+            Unavailable: The store is away.
         """
-        open_channels = [
-            channel for channel in self._channels.values() if channel.delivered is not None
-        ]
-        if not open_channels:
+        channels = list(self._channels.values())
+        if not channels:
             return 0
-        heads: dict[str, Cursor] = await self.history.heads(
-            [channel.account for channel in open_channels]
-        )
+        heads = await self.history.heads([channel.account for channel in channels])
         behind = [
-            channel for channel in open_channels if channel.is_behind(heads.get(channel.account))
+            channel
+            for channel in channels
+            if channel.account in heads and channel.is_behind(heads[channel.account])
         ]
         for channel in behind:
-            channel.catch_up()
+            channel.catch_up_soon()
         return len(behind)
 
-    def is_open(self, channel: Channel) -> bool:
-        """Whether this is the account's channel, and not one that was closed."""
-        return self._channels.get(channel.account) is channel
-
-    def close(self, channel: Channel) -> None:
-        """
-        Nobody listens to it any more, or it could not be opened: take its hook out of the registry.
-        """
-        if self.is_open(channel):
-            del self._channels[channel.account]
-            channel.close()
-            self._release(channel.account)
+    # Stopping
 
     def refuse(self) -> None:
-        """Admit nobody any more; those who are here stay."""
-        self._stopping = Unavailable("this instance is about to stop", retry_after=1)
+        """Admit no more subscribers.  Those who are here stay."""
+        self._refusal = Unavailable("this instance is about to stop", retry_after=1)
 
     def resume(self) -> None:
-        """Admit again, after a stop."""
-        self._stopping = None
+        """Admit subscribers again, after a stop."""
+        self._refusal = None
 
     def stop(self) -> None:
-        """Close all channels; their subscribers have been told before."""
+        """Close all channels.  Their subscribers have been told before."""
         self.refuse()
         for channel in list(self._channels.values()):
-            self.close(channel)
-            channel.fail_open(Unavailable("this instance is about to stop", retry_after=1))
+            self._close(channel)
+        for account in list(self._opening):
+            self._cancel_opening(
+                account, Unavailable("this instance is about to stop", retry_after=1)
+            )

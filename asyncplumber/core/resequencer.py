@@ -1,123 +1,114 @@
-"""
-Events fall into their order.  Pure: no clock, no store, no subscriber.
+"""Put the events of one account into their order.
 
-Events of one account may arrive early, twice or not at all.  Early ones wait, doubles are dropped,
-and whoever asks learns whether something is missing.
+Events may arrive early, twice or not at all.  Early ones wait, duplicates are dropped, and the
+caller learns when something is missing.  This module is pure: no clock, no store, no subscriber.
 """
 
 from __future__ import annotations
 
-from asyncplumber.event import Cursor, Event, Position
+from asyncplumber.event import Cursor, Event
 from asyncplumber.wire.delivery import Delivery
 
-COALESCED = 256 * 1024  # bytes of payloads that go out as one write per subscriber
-# Early events that wait, and bytes of their payloads; beyond that they are dropped, and fetched
+# Bytes of payloads that go out as one write to each subscriber.  A single event may be larger.
+MAX_BATCH_BYTES = 256 * 1024
+# Limits on early events that wait.  Beyond these limits they are dropped, and read from the history
 # when their turn comes.
-AHEAD, AHEAD_BYTES = 1024, 1024 * 1024
+MAX_EARLY_EVENTS = 1024
+MAX_EARLY_BYTES = 1024 * 1024  # of their payloads
 
 
 class Resequencer:
-    """The queue of one account's events that are due, and those that came before their turn."""
+    """A queue of events that are in order, and a store of events that are early."""
 
-    def __init__(self, head: Cursor | None = None) -> None:
-        """
-        `head` is where the queue begins; None means that it is not known yet, and everything waits.
-        """
-        self.head = head
-        self._queue: list[Event] = []
-        self._early: dict[tuple[str, int], Event] = {}
+    __slots__ = ("_early", "_early_bytes", "due", "head")
+
+    def __init__(self, head: Cursor) -> None:
+        """Begin after ``head``."""
+        self.head = head  # the last event that was queued
+        self.due: list[Event] = []  # events that are in order and were not taken yet
+        # None while empty: most accounts are idle, and each empty dict takes 64 bytes.
+        self._early: dict[tuple[str, int], Event] | None = None
         self._early_bytes = 0
-        self._dropped = False  # something early, since the head was last known
-
-    @property
-    def is_due(self) -> bool:
-        """Whether there is something for `take`."""
-        return bool(self._queue)
-
-    def begin(self, head: Cursor) -> bool:
-        """
-        Go on after `head`: what is before it is dropped, what waited and is due falls into place.
-
-        @return: whether something is missing before what still waits.
-        """
-        self.head = head
-        early, self._early = self._early, {}
-        self._early_bytes = 0
-        dropped, self._dropped = self._dropped, False
-        for event in early.values():
-            self.arrive(event)
-        return bool(self._early) or dropped
 
     def arrive(self, event: Event) -> bool:
-        """Put an event in its place.  @return: whether something before it is missing."""
-        head = self.head
-        if head is None:
-            self._wait(event)
-            return False
-        epoch, seq = head
+        """Queue an event, or keep it until its turn comes, or drop it if it was queued before.
+
+        Returns:
+            Whether events before it are missing.
+        """
+        epoch, seq = self.head
         if event.epoch != epoch:
+            # Epochs sort by time.  A later one means that the numbering began anew, and only the
+            # history knows where.
             if event.epoch < epoch:
                 return False
-            # Epochs sort by time: the numbering began anew, and where to go on is to be asked.
-            self._wait(event)
+            self._keep(event)
             return True
-        seq += 1
-        if event.seq == seq:
-            self._queue.append(event)
-            while self._early and (early := self._early.pop((epoch, seq + 1), None)) is not None:
-                self._queue.append(early)
-                self._early_bytes -= len(early.payload)
-                seq += 1
-            self.head = Cursor(epoch, seq)
+        if event.seq == seq + 1:
+            self.due.append(event)
+            self.head = Cursor(epoch, event.seq)
+            if self._early:
+                self._queue_early()
             return False
-        if event.seq < seq:
+        if event.seq <= seq:
             return False
-        self._wait(event)
+        self._keep(event)
         return True
 
-    def _wait(self, event: Event) -> None:
-        place, size = (event.epoch, event.seq), len(event.payload)
-        if place in self._early:
-            return
-        if len(self._early) < AHEAD and self._early_bytes + size <= AHEAD_BYTES:
-            self._early[place] = event
+    def _keep(self, event: Event) -> None:
+        early = self._early
+        if early is None:
+            early = self._early = {}
+        key, size = (event.epoch, event.seq), len(event.payload)
+        if (
+            key not in early
+            and len(early) < MAX_EARLY_EVENTS
+            and self._early_bytes + size <= MAX_EARLY_BYTES
+        ):
+            early[key] = event
             self._early_bytes += size
-        else:
-            self._dropped = True
 
-    def is_behind(self, history: Cursor) -> bool:
-        """
-        Whether the history, whose head this is, is not as we know it.
+    def _queue_early(self) -> None:
+        """Queue the early events that follow the head."""
+        epoch, seq = self.head
+        early = self._early or {}
+        while (event := early.pop((epoch, seq + 1), None)) is not None:
+            self.due.append(event)
+            self._early_bytes -= len(event.payload)
+            seq += 1
+        self.head = Cursor(epoch, seq)
+        if not early:
+            self._early = None
 
-        A head before ours is a history put back from a backup, where our numbers are given out
-        again; or the question was older than what arrived since, and then asking the history does
-        no harm.
-        """
-        return self.head is not None and (bool(self._early) or history != self.head)
-
-    def take(self) -> Delivery | None:
-        """The next events that go out together, or None."""
-        queue = self._queue
-        if not queue:
-            return None
-        if len(queue) == 1:
-            self._queue = []
-            return Delivery(queue)
-        count, size = 1, len(queue[0].payload)
-        while count < len(queue) and (size := size + len(queue[count].payload)) <= COALESCED:
+    def take(self) -> Delivery:
+        """Take the next events that go out together.  Call this while some are `due`."""
+        due = self.due
+        count, size = 1, len(due[0].payload)
+        while count < len(due) and (size := size + len(due[count].payload)) <= MAX_BATCH_BYTES:
             count += 1
-        self._queue = queue[count:]
-        return Delivery(queue if count == len(queue) else queue[:count])
+        self.due = due[count:]
+        return Delivery(due if count == len(due) else due[:count])
 
-    def jump(self, position: Position) -> bool:
+    def is_behind(self, head: Cursor) -> bool:
+        """Whether the history, whose head is given, may have something that did not arrive here.
+
+        A head before ours can mean that the history was restored from a backup, where our numbers
+        are given out again.  It can also be an answer that is older than our latest event; then to
+        read the history does no harm.
         """
-        Go on from the head of the history: what is before it will not come.  @return: see `begin`.
-        """
-        self._queue.clear()
-        return self.begin(position.cursor)
+        return bool(self._early) or head != self.head
+
+    def restart(self, head: Cursor) -> None:
+        """Drop what is queued, and continue after ``head`` with the early events that follow it."""
+        self.due.clear()
+        self.head = head
+        early, self._early = self._early, None
+        self._early_bytes = 0
+        for event in (early or {}).values():
+            self.arrive(event)
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._queue.clear()
-        self._early.clear()
+        """Drop everything."""
+        self.due.clear()
+        self._early = None
         self._early_bytes = 0

@@ -118,7 +118,7 @@ class OldPrimaryTests(TestCase):
         await self.assertFailure(self.history.read("a", other, None, 10), Unavailable)
         self.assertEqual(await hub.check(), 1)
         channel = await hub.admit("a")
-        await channel.catch_up()
+        await self.assertFailure(channel.catch_up(), Unavailable)
         back.subscribe(
             channel, Cursor(stand.epoch, stand.seq + 1)
         )  # it was faster than this instance

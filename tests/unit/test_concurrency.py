@@ -1,4 +1,4 @@
-"""Waiters, single flights and periodic tasks, with no reactor running."""
+"""Waiters, single flights, periodic tasks and semaphores, with no reactor running."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.concurrency import PeriodicTask, SingleFlight, Waiters
+from asyncplumber.concurrency import PeriodicTask, Semaphore, SingleFlight, Waiters
 from asyncplumber.errors import Unavailable
 
 
@@ -104,6 +105,17 @@ class SingleFlightTests(SynchronousTestCase):
         self.flight.request()
         self.runs[0].errback(ZeroDivisionError())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_an_expected_failure_that_nobody_waits_for_is_a_warning(self) -> None:
+        """It says what was being done, and why it failed; there is no traceback."""
+        flight = SingleFlight(self.work, "a look at the weather")
+        with capturedLogs() as events:
+            flight.request()
+            self.runs[0].errback(Unavailable("it is foggy"))
+        self.assertEqual(
+            [formatEvent(event) for event in events],
+            ["a look at the weather failed: it is foggy"],
+        )
 
     def test_runs_that_end_at_once_need_no_stack(self) -> None:
         """Ten thousand runs, each asked for in the one before it."""
@@ -207,3 +219,41 @@ class PeriodicTaskTests(SynchronousTestCase):
         self.assertEqual(len(running), 2)
         task.stop()
         running[1].callback(None)
+
+
+class SemaphoreTests(SynchronousTestCase):
+    """Tokens, and who waits for one."""
+
+    def test_waiters_are_served_in_their_order(self) -> None:
+        """One token given back lets one waiter in."""
+        semaphore = Semaphore(2)
+        self.successResultOf(semaphore.acquire())
+        self.successResultOf(semaphore.acquire())
+        waiters = [semaphore.acquire() for _ in range(3)]
+        semaphore.release()
+        self.successResultOf(waiters[0])
+        self.assertNoResult(waiters[1])
+        semaphore.release()
+        semaphore.release()
+        self.successResultOf(waiters[2])
+        self.assertEqual(semaphore.tokens, 0)
+
+    def test_waiters_that_release_at_once_do_not_nest(self) -> None:
+        """A hundred thousand of them leave every token where it was."""
+        semaphore = Semaphore(1)
+        semaphore.acquire()
+        for _ in range(100_000):
+            semaphore.acquire().addCallback(lambda _: semaphore.release())
+        semaphore.release()
+        self.assertEqual(semaphore.tokens, 1)
+
+    def test_a_waiter_that_fails_leaves_the_others_their_turn(self) -> None:
+        """What is raised stays in that waiter's Deferred."""
+        semaphore = Semaphore(1)
+        semaphore.acquire()
+        broken = semaphore.acquire().addCallback(lambda _: 1 // 0)
+        after: Deferred[None] = semaphore.acquire()
+        semaphore.release()
+        self.failureResultOf(broken, ZeroDivisionError)
+        semaphore.release()
+        self.successResultOf(after)

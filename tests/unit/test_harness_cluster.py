@@ -211,7 +211,7 @@ class ClusterTests(CoreCase):
 
     def test_by_any_relay_and_any_death_everybody_has_everything_once_and_in_order(self) -> None:
         """By seed: posts, arrivals, departures, retries, outages, deaths and births."""
-        self.patch(channel, "SLICE", 2)
+        self.patch(channel, "DELIVERIES_PER_TURN", 2)
         for seed in range(12):
             self.setUp()
             self._years(random.Random(seed))

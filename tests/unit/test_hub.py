@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from asyncplumber.core import channel, hub
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable
 from asyncplumber.event import EARLIEST, Cursor
+from asyncplumber.interfaces import CursorMoved
 from asyncplumber.stores.memory import _Log
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import envelope
@@ -317,7 +318,7 @@ class SlowReplayTests(CoreCase):
 
     def test_deaf_readers_do_not_keep_others_from_coming_back(self) -> None:
         """However many they are."""
-        self.patch(hub, "REPLAYS", 2)
+        self.patch(hub, "MAX_REPLAYS", 2)
         self.hub = self.make_hub()
         self.keep(600)
         opened = self.successResultOf(self.hub.admit("a"))
@@ -329,7 +330,7 @@ class SlowReplayTests(CoreCase):
 
     def test_pages_are_read_a_few_at_a_time(self) -> None:
         """A storm of returning clients is served in turns."""
-        self.patch(hub, "REPLAYS", 2)
+        self.patch(hub, "MAX_REPLAYS", 2)
         self.hub = self.make_hub()
         self.keep(5)
         self.subscribed()
@@ -357,7 +358,7 @@ class SlowReplayTests(CoreCase):
             subscriber.room.callback(None)
             self.assertEqual((subscriber.told, subscriber.ended), (told, []))
         self.assertEqual(self.hub.subscribers, 0)
-        self.assertEqual(self.hub.replays.tokens, hub.REPLAYS)
+        self.assertEqual(self.hub.replays.tokens, hub.MAX_REPLAYS)
 
     def test_thousands_who_gave_up_do_not_end_the_replays_of_others(self) -> None:
         """While the store hangs they wait for a slot and leave; then every slot is free again."""
@@ -372,7 +373,7 @@ class SlowReplayTests(CoreCase):
             self.history.let_go()
             self.history.let_go()
             self.assertEqual(late.seqs, [1, 2, 3, 4, 5])
-        self.assertEqual(self.hub.replays.tokens, hub.REPLAYS)
+        self.assertEqual(self.hub.replays.tokens, hub.MAX_REPLAYS)
         self.assertEqual(self.hub.subscribers, 4)
 
     def test_a_replay_that_fails_ends_its_subscriber(self) -> None:
@@ -417,7 +418,7 @@ class FanOutTests(CoreCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(channel, "SLICE", 4)
+        self.patch(channel, "DELIVERIES_PER_TURN", 4)
 
     def test_a_burst_is_one_write_for_each_subscriber(self) -> None:
         """Coalescing is what makes it fast."""
@@ -471,6 +472,17 @@ class FanOutTests(CoreCase):
         self.settle()
         self.assertEqual((fresh.seqs, replayed.seqs, last.seqs), ([2], [1, 2], [1, 2]))
         self.assertEqual([each.seqs for each in crowd], [[1, 2]] * 9)
+
+    def test_who_leaves_and_comes_back_during_a_fan_out_gets_no_event_twice(self) -> None:
+        """It begins after the event whose delivery is under way."""
+        crowd = [self.subscribed() for _ in range(10)]
+        self.publish()
+        last = crowd.pop()
+        last.cancel()
+        last.subscribe(self.successResultOf(self.hub.admit("a")), None)
+        self.settle()
+        self.assertEqual(last.told[-1], ("opened", Cursor("e100", 1)))
+        self.assertEqual(last.seqs, [])
 
     def test_who_leaves_during_a_fan_out_is_told_nothing_more(self) -> None:
         """Be it by its own doing or by a neighbour's, in the same slice or a later one."""
@@ -639,9 +651,51 @@ class HealTests(CoreCase):
         self.assertEqual(subscriber.seqs, [1, 2, 3, 2])
         self.assertEqual(subscriber.told[-2][0], "missed")
 
+    def test_a_catch_up_ends_when_the_live_subscribers_have_everything(self) -> None:
+        """Also where the delivery takes several turns of the reactor."""
+        self.patch(channel, "DELIVERIES_PER_TURN", 2)
+        crowd = [self.subscribed() for _ in range(6)]
+        self.keep(3)
+        caught_up = self.successResultOf(self.hub.admit("a")).catch_up()
+        self.assertNoResult(caught_up)
+        self.assertEqual(crowd[-1].seqs, [])
+        self.settle()
+        self.successResultOf(caught_up)
+        self.assertEqual([each.seqs for each in crowd], [[1, 2, 3]] * 6)
+
+    def test_a_cursor_of_a_history_restored_from_a_backup_is_no_endless_replay(self) -> None:
+        """The history ends before this instance knows it: the live ones learn of it first."""
+        live = self.subscribed()
+        self.publish(5)
+        log = self.store.history._logs["a"]
+        for _ in range(2):
+            del log.keys[log.events.pop().id]
+            log.times.pop()
+        back = self.subscribed(Cursor("e100", 3))
+        self.publish()
+        self.assertEqual((live.seqs, back.seqs), ([1, 2, 3, 4, 5, 4], [4]))
+        self.assertEqual([word[0] for word in live.told[-2:]], ["missed", "event"])
+        self.assertEqual([word[0] for word in back.told], ["opened", "event"])
+
+    def test_an_event_that_comes_before_the_answer_keeps_its_place(self) -> None:
+        """The place before the first event had another name, and the first event has come since."""
+        self.history.kept = {"read"}
+        subscriber = self.subscribed()
+        opened = self.successResultOf(self.hub.admit("a"))
+        caught_up = opened.catch_up()
+        ((answer, _),) = self.history.waiting
+        self.history.waiting.clear()
+        self.publish()
+        answer.errback(CursorMoved(Cursor("e200", 0)))
+        self.history.kept = set()
+        self.history.let_go()
+        self.successResultOf(caught_up)
+        self.publish()
+        self.assertEqual(subscriber.seqs, [1, 2])
+
     def test_a_gap_that_closes_while_a_fan_out_is_under_way_is_none(self) -> None:
         """Late events led on from where we stood: nobody is sent back."""
-        self.patch(channel, "SLICE", 2)
+        self.patch(channel, "DELIVERIES_PER_TURN", 2)
         crowd = [self.subscribed() for _ in range(6)]
         events = [*self.publish(), *self.keep(1500)]
         self.hub.publish([events[900]])  # the answer to what is missing before it: too old
@@ -700,6 +754,31 @@ class LifeTests(CoreCase):
         self.assertEqual(error.value.status, 500)
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
 
+    def test_a_closed_channel_takes_no_subscriber(self) -> None:
+        """It would never be told anything."""
+        opened = self.successResultOf(self.hub.admit("a"))
+        self.clock.advance(hub.LINGER)
+        with self.assertRaises(RuntimeError):
+            opened.subscribe(Recorder())
+
+    def test_a_subscription_that_is_cancelled_before_it_starts_is_told_nothing(self) -> None:
+        """To start it then is harmless."""
+        subscriber = Recorder()
+        subscription = self.successResultOf(self.hub.admit("a")).subscribe(subscriber)
+        subscription.cancel()
+        subscription.start(EARLIEST)
+        self.publish()
+        self.assertEqual((subscriber.told, self.hub.subscribers), ([], 0))
+
+    def test_who_is_admitted_while_another_stops_the_hub_is_refused(self) -> None:
+        """Although both waited for the same channel."""
+        self.history.kept = {"position", "ensure"}
+        first, second = self.hub.admit("a"), self.hub.admit("a")
+        first.addCallback(lambda _: self.hub.stop())
+        self.history.let_go()
+        self.failureResultOf(second, Unavailable)
+        self.assertEqual((self.hub.waiting, self.hub.accounts), (0, []))
+
     def test_beyond_the_limit_nobody_is_admitted(self) -> None:
         """Those whose channel is about to open count as well."""
         self.hub = self.make_hub(subscribers=2)
@@ -749,7 +828,7 @@ class StormTests(CoreCase):
         Subscribers come, go, read slowly and return while events are lost, doubled and turned
         round.
         """
-        self.patch(channel, "SLICE", 3)
+        self.patch(channel, "DELIVERIES_PER_TURN", 3)
         for seed in range(25):
             self._storm(random.Random(seed))
 

@@ -199,7 +199,7 @@ class CommitTests(IntakeCase):
         A large fan-out is under way, and no receipt waits for its end; who got it in the first
         place is counted.
         """
-        self.patch(channel_module, "SLICE", 2)
+        self.patch(channel_module, "DELIVERIES_PER_TURN", 2)
         for _ in range(5):
             self.subscribed()
         first, second = self.posted("1"), self.posted("2")
