@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from asyncplumber.concurrency import Semaphore, SingleFlight, Waiters
 from asyncplumber.core.channel import Channel, Shared, Totals
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, to_client_error
-from asyncplumber.event import Draft, Event
+from asyncplumber.event import Cursor, Draft, Event
 from asyncplumber.interfaces import IHistory
 
 LINGER = 10.0  # seconds a channel outlives its last subscriber: a page that reloads finds it open
@@ -104,14 +104,15 @@ class Hub:
         """The accounts that have a channel here, open or about to open."""
         return [*self._channels, *self._opening]
 
-    # Subscribers come
-
     def channels(self) -> list[tuple[str, int, Cursor | None]]:
         """Return account, number of subscribers and cursor of each channel (None: it opens)."""
-        return [
+        found: list[tuple[str, int, Cursor | None]] = [
             (account, len(channel.live), channel.delivered)
             for account, channel in self._channels.items()
         ]
+        return found + [(account, 0, None) for account in self._opening]
+
+    # Subscribers come
 
     def admit(self, account: str) -> Deferred[Channel]:
         """Open the account's channel, unless it is open.  The caller then subscribes at once.
