@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import TypeVar
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,6 +23,7 @@ from asyncplumber.core.waiting_posts import (
     MAX_WAITING_BYTES,
     MAX_WAITING_EVENTS,
     Group,
+    LargePost,
     Outcome,
     Post,
     WaitingPosts,
@@ -41,8 +41,6 @@ LATE_CHECK = 0.25
 _UNKNOWN = PlumberError()  # of a draft for which the store gave no result
 _NOBODY: dict[str, int] = {"ok": 0, "failed": 0}  # in receipts, which do not change them
 _ONLY_HERE: dict[str, int] = {"ok": 1, "failed": 0}
-
-T = TypeVar("T")
 
 
 class Intake:
@@ -122,7 +120,8 @@ class Intake:
         if full is not None:
             settle(full)
             return
-        self._waiting.add(Post(drafts, settle, self._clock.seconds()))
+        kind = Post if len(drafts) == 1 else LargePost
+        self._waiting.add(kind(drafts, settle, self._clock.seconds()))
         self._unanswered += 1
         if not self._busy:
             self._busy = True
@@ -170,21 +169,38 @@ class Intake:
             self._busy = False
             return
         self._groups[group] = None
-        appended = maybeDeferred(self._append, drafts)
-        # A slow store works on what has come meanwhile, while this group is delivered.
-        appended.addBoth(self._commit_next, group, len(drafts), appended.called)
-        appended.addCallback(self._deliver, group)
-        appended.addErrback(self._fail_group, group)
+        try:
+            appended = self._append(drafts)
+        except Exception:
+            appended = fail()
+        arguments = (group, appended.called)
+        appended.addCallbacks(
+            self._appended,
+            self._not_appended,
+            callbackArgs=arguments,
+            errbackArgs=arguments,
+        )
 
-    def _commit_next(self, result: T, group: Group, count: int, at_once: bool) -> T:
-        self._waiting.appended(group, count)
+    def _appended(self, appended: Appended, group: Group, at_once: bool) -> None:
+        # A slow store works on what has come meanwhile, while this group is delivered.
+        self._commit_next(group, at_once)
+        try:
+            self._deliver(appended, group)
+        except Exception:
+            self._fail_group(Failure(), group)
+
+    def _not_appended(self, failure: Failure, group: Group, at_once: bool) -> None:
+        self._commit_next(group, at_once)
+        self._fail_group(failure, group)
+
+    def _commit_next(self, group: Group, at_once: bool) -> None:
+        self._waiting.appended(group)
         if not self._waiting:
             self._busy = False
         elif at_once:
             self._clock.callLater(0, self._commit)  # after the deliveries of this group
         else:
             self._commit()
-        return result
 
     def _fail_group(self, failure: Failure, group: Group) -> None:
         error = to_client_error(failure, self._log, "appending to the history failed")
@@ -196,12 +212,15 @@ class Intake:
 
     def _deliver(self, appended: Appended, group: Group) -> None:
         results = group.results = appended.results
-        # A duplicate goes out as well: the process that took its first POST may have died after it
-        # was kept and before it was sent.
-        events = [result.event for result in results if isinstance(result, Stored)]
-        self.accepted += sum(
-            [isinstance(result, Stored) and not result.duplicate for result in results]
-        )
+        events, accepted = [], 0
+        for result in results:
+            if isinstance(result, Stored):
+                event, duplicate = result
+                # A duplicate goes out as well: the process that took its first POST may have died
+                # after it was kept and before it was sent.
+                events.append(event)
+                accepted += not duplicate
+        self.accepted += accepted
         # Counted now: when the receipt is written, a long-poll that was given the event has left.
         group.given = self._hub.publish(events)
         if appended.recipients is None:
@@ -234,7 +253,7 @@ class Intake:
         given = iter(group.given)
         results = iter(group.results or ())
         for post, begin, drafts in group.pieces:
-            if len(post.drafts) == 1:
+            if not isinstance(post, LargePost):
                 result = next(results, _UNKNOWN)
                 if isinstance(result, Stored):
                     self._settle(post, [self._receipt(result, next(given), reached)])
@@ -249,7 +268,9 @@ class Intake:
                     post.broken = post.broken or result
             self._piece_answered(post, begin, len(drafts), receipts)
 
-    def _piece_answered(self, post: Post, begin: int, count: int, receipts: list[Receipt]) -> None:
+    def _piece_answered(
+        self, post: LargePost, begin: int, count: int, receipts: list[Receipt]
+    ) -> None:
         """Keep the receipts of a piece of a POST; answer it if they are all there."""
         # Other instances may answer later pieces first.
         post.left -= count
@@ -283,5 +304,5 @@ class Intake:
             settle(outcome)
         except Exception:
             self._log.failure("a POST could not be answered")
-        if not self._unanswered:
+        if not self._unanswered and self._all_answered:
             self._all_answered.release()

@@ -22,41 +22,57 @@ Outcome = list[Receipt] | PlumberError
 class Post:
     """The drafts of one POST on their way to the store and back."""
 
-    __slots__ = ("broken", "drafts", "handed", "left", "receipts", "settle", "since", "size")
+    __slots__ = ("drafts", "settle", "since", "size")
 
     def __init__(
         self, drafts: Sequence[Draft], settle: Callable[[Outcome], None], since: float
     ) -> None:
         """
         Args:
-            drafts: One or more.
+            drafts: One draft; for several there is `LargePost`.
             settle: Called once with the outcome.
             since: When the POST came, in seconds of the intake's clock.
         """
         self.drafts = drafts
+        self.settle: Callable[[Outcome], None] | None = settle  # None: the POST is answered
+        self.since = since
+        self.size = len(drafts[0].payload)  # bytes
+
+
+class LargePost(Post):
+    """A POST of several drafts, which may be appended in pieces."""
+
+    __slots__ = ("broken", "handed", "left", "receipts")
+
+    def __init__(
+        self, drafts: Sequence[Draft], settle: Callable[[Outcome], None], since: float
+    ) -> None:
+        super().__init__(drafts, settle, since)
+        self.size = sum([len(draft.payload) for draft in drafts])
         self.handed = 0  # drafts that were handed to the store
         self.left = len(drafts)  # drafts without a receipt
         # In the order of the drafts; None until the first of several pieces is answered.
         self.receipts: list[Receipt | None] | None = None
         self.broken: PlumberError | None = None  # of the first draft that was not kept
-        self.since = since
-        self.size = (
-            len(drafts[0].payload)
-            if len(drafts) == 1
-            else sum([len(draft.payload) for draft in drafts])
-        )
-        self.settle: Callable[[Outcome], None] | None = settle  # None: the POST is answered
 
 
 class Group:
     """Drafts that are appended together, and what the store and the hub said of them."""
 
-    __slots__ = ("given", "pieces", "results", "size")
+    __slots__ = ("count", "given", "pieces", "results", "size")
 
-    def __init__(self) -> None:
-        # A POST, the number of its first draft in this group, its drafts in this group.
-        self.pieces: list[tuple[Post, int, Sequence[Draft]]] = []
-        self.size = 0  # bytes of the payloads
+    def __init__(
+        self, pieces: list[tuple[Post, int, Sequence[Draft]]], count: int, size: int
+    ) -> None:
+        """
+        Args:
+            pieces: A POST, the number of its first draft in this group, its drafts in this group.
+            count: The number of drafts.
+            size: The bytes of their payloads.
+        """
+        self.pieces = pieces
+        self.count = count
+        self.size = size
         self.results: list[Stored | PlumberError] | None = None  # None: the store has not answered
         self.given: Sequence[int] = ()  # subscribers here, for each result that is `Stored`
 
@@ -105,40 +121,41 @@ class WaitingPosts:
         Each POST has a fair share.  A connection has one POST under way at a time, so no connection
         waits for the thousands of events of another one.
         """
-        group, drafts = Group(), list[Draft]()
-        pieces, size, room = group.pieces, 0, MAX_GROUP
+        pieces: list[tuple[Post, int, Sequence[Draft]]] = []
+        drafts: list[Draft] = []
+        size, room = 0, MAX_GROUP
         while self._posts and room:
             posts, self._posts = self._posts, []
-            for index, post in enumerate(posts):
-                own = post.drafts
+            for post in posts:
                 if not room:
                     # The POSTs that had no turn are the first of the next group.
-                    self._posts = posts[index:] + self._posts
+                    self._posts = posts[posts.index(post) :] + self._posts
                     break
                 if post.settle is None:  # it was answered with an error
                     self._drop(post)
-                elif len(own) == 1:
-                    pieces.append((post, 0, own))
-                    drafts.append(own[0])
+                elif not isinstance(post, LargePost):
+                    pieces.append((post, 0, post.drafts))
+                    drafts += post.drafts
                     size += post.size
                     room -= 1
                 else:
                     begin = post.handed
-                    piece = own[begin : begin + min(FAIR_SHARE, room)]
+                    piece = post.drafts[begin : begin + min(FAIR_SHARE, room)]
                     post.handed += len(piece)
                     pieces.append((post, begin, piece))
                     drafts += piece
                     size += sum([len(draft.payload) for draft in piece])
                     room -= len(piece)
-                    if post.handed < len(own):
+                    if post.handed < len(post.drafts):
                         self._posts.append(post)
-        group.size = size
-        return group, drafts
+        return Group(pieces, len(drafts), size), drafts
 
     def _drop(self, post: Post) -> None:
         """Append no more of this POST."""
-        rest = post.drafts[post.handed :]
-        post.handed = len(post.drafts)
+        rest = post.drafts
+        if isinstance(post, LargePost):
+            rest = rest[post.handed :]
+            post.handed = len(post.drafts)
         self._bytes -= sum([len(draft.payload) for draft in rest])
         self._events -= len(rest)
 
@@ -150,7 +167,7 @@ class WaitingPosts:
         self._posts = [post for post in self._posts if post.since > moment]
         return dropped
 
-    def appended(self, group: Group, count: int) -> None:
-        """Make room: the store has answered for this group of so many drafts."""
+    def appended(self, group: Group) -> None:
+        """Make room: the store has answered for this group."""
         self._bytes -= group.size
-        self._events -= count
+        self._events -= group.count
