@@ -241,7 +241,7 @@ class Plumber(Service):
         Clients that do not close are cut off after some seconds; see `ConnectedClients`.
         """
         self.subscribers.answer_polls()
-        await self.clients.dismiss()
+        await self.clients.drain()
 
     async def _stop(self, before: Deferred[None] | None) -> None:
         if before is not None:

@@ -1,61 +1,65 @@
-"""
-Who is connected: heartbeats for all, spread over time, and the close_going_away at the end.
+"""All clients that are connected by a stream: their heartbeats, and how they are drained.
 
-A heartbeat finds dead connections and keeps middle boxes awake.  Subscribers are dealt to as many
-groups as the interval has seconds, so that ten thousand of them are not served at once.
+A heartbeat finds dead connections, and keeps proxies from closing a connection that looks idle.
+The clients are in as many groups as the interval has seconds, and one group is served each second:
+so ten thousand of them are not served at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
-from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from asyncplumber.transports.dosed_reads import DosedReadsOf
+from asyncplumber.concurrency import PeriodicTask, Waiters
+from asyncplumber.transports.dosed_reads import DosedReadsByReactor
 
-HEARTBEAT = 15.0  # seconds between heartbeats: proxies drop what is silent for 30 or 60
-SLICE = 200  # subscribers served before the reactor has a turn
-RECONNECT = 3.0  # seconds over which those who were sent away are to come back
-FAREWELL = 5.0  # seconds that the connections have to end after the close_going_away
+HEARTBEAT = 15.0  # seconds between heartbeats: proxies close what is idle for 30 or 60
+SLICE = 200  # clients served before the reactor has a turn
+RECONNECT_SPREAD = 3.0  # seconds over which drained clients are to come back
+DRAIN_TIMEOUT = 5.0  # seconds in which a client must close after it was told to
 
 
 class Pingable(Protocol):
-    """What the clients asks of a subscriber."""
+    """What ``ConnectedClients`` asks of a client."""
 
-    def beat(self) -> None:
-        """Say something, and hang up on a client that has been silent for too long."""
+    def ping(self) -> None:
+        """Send a heartbeat; cut off a client that has shown no sign of life for too long."""
 
     def close_going_away(self, reconnect_after: float) -> None:
-        """Advise the client to come back after so many seconds, and close."""
+        """Tell the client to come back after so many seconds, and close."""
 
     def abort(self) -> None:
-        """Hang up at once."""
+        """Close the connection at once."""
 
 
 class ConnectedClients:
-    """All connected subscribers of this instance."""
+    """The connected clients of this instance."""
 
     _log = Logger()
 
     def __init__(
-        self, clock: Any, random: Callable[[], float], interval: float = HEARTBEAT
+        self, clock: IReactorTime, random: Callable[[], float], interval: float = HEARTBEAT
     ) -> None:
-        """
-        `random` gives numbers between 0 and 1.  `interval` is in seconds; 0 means no heartbeats.
+        """Begin without clients.
+
+        Args:
+            clock: Tells the time.
+            random: Returns a number between 0 and 1.
+            interval: Seconds between two heartbeats of a client; 0 for no heartbeats.
         """
         self._clock = clock
         self._random = random
         count = max(1, round(interval))
         self._groups: list[dict[Pingable, None]] = [{} for _ in range(count)]
-        self.reads = DosedReadsOf()
-        self._turn = 0
-        self._empty: Deferred[None] | None = None
-        self._beats = LoopingCall(self._beat)
-        self._beats.clock = clock
-        self._interval = interval / count
+        self._next = 0  # the group that is served next
+        self._emptied = Waiters()
+        self._heartbeats = PeriodicTask(self._serve_group, interval / count, clock)
+        self._has_heartbeats = interval > 0
+        self.reads = DosedReadsByReactor()
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))
@@ -66,71 +70,66 @@ class ConnectedClients:
 
     def start(self) -> None:
         """Begin the heartbeats."""
-        if self._interval:
-            self._beats.start(self._interval, now=False)
+        if self._has_heartbeats:
+            self._heartbeats.start()
 
-    def enter(self, subscriber: Pingable) -> int:
-        """@return: the number of the group, to be named when it leaves."""
-        # The group that was served last: the first heartbeat is a whole interval away.
-        self._groups[self._turn - 1][subscriber] = None
-        return self._turn - 1
+    def add(self, client: Pingable) -> int:
+        """Add a client, and return the number of its group, which ``discard`` needs."""
+        # The group that was served last: the client's first heartbeat is one interval away.
+        self._groups[self._next - 1][client] = None
+        return self._next - 1
 
-    def leave(self, subscriber: Pingable, group: int) -> None:
-        """It is gone.  Harmless if it was not there."""
-        self._groups[group].pop(subscriber, None)
-        if self._empty is not None and not len(self):
-            empty, self._empty = self._empty, None
-            empty.callback(None)
+    def discard(self, client: Pingable, group: int) -> None:
+        """Remove a client.  Harmless if it is not there."""
+        self._groups[group].pop(client, None)
+        if len(self._emptied) and not len(self):
+            self._emptied.release()
 
-    def _beat(self) -> None:
-        group = self._groups[self._turn]
-        self._turn = (self._turn + 1) % len(self._groups)
-        Deferred.fromCoroutine(self._in_slices([group], lambda subscriber: subscriber.beat()))
+    async def _serve_group(self) -> None:
+        group = self._groups[self._next]
+        self._next = (self._next + 1) % len(self._groups)
+        await self._call_in_slices([group], lambda client: client.ping())
 
-    async def _in_slices(
-        self, groups: list[dict[Pingable, None]], tell: Callable[[Pingable], None]
+    async def _call_in_slices(
+        self, groups: list[dict[Pingable, None]], call: Callable[[Pingable], None]
     ) -> None:
-        """Tell all who are there now, but for those who have left before their turn comes."""
-        present = [(subscriber, group) for group in groups for subscriber in group]
+        """Call ``call`` with each client of these groups that has not left before its turn."""
+        present = [(client, group) for group in groups for client in group]
         for start in range(0, len(present), SLICE):
             if start:
                 await deferLater(self._clock, 0, lambda: None)
-            for subscriber, group in present[start : start + SLICE]:
-                if subscriber in group:
-                    self._guarded(subscriber, tell)
+            for client, group in present[start : start + SLICE]:
+                if client in group:
+                    self._guarded(client, call)
 
-    def _guarded(self, subscriber: Pingable, tell: Callable[[Pingable], None]) -> None:
+    def _guarded(self, client: Pingable, call: Callable[[Pingable], None]) -> None:
         try:
-            tell(subscriber)
+            call(client)
         except Exception:
-            self._log.failure("a subscriber raised")
-            subscriber.abort()
+            self._log.failure("a client of a stream raised, and is cut off")
+            client.abort()
 
-    async def dismiss(self) -> None:
+    async def drain(self) -> None:
+        """Stop the heartbeats, and tell all clients to come back later, each at another time.
+
+        Returns when all have gone.  Clients that are left after ``DRAIN_TIMEOUT`` seconds are cut
+        off.
         """
-        Send everybody away, politely; return when all are gone, or after `FAREWELL` seconds, when
-        the rest is hung up on.
-        """
-        if self._beats.running:
-            self._beats.stop()
+        self._heartbeats.stop()
         if not len(self):
             return
-        empty: Deferred[None] = Deferred()
-        self._empty = empty
-        await self._in_slices(
-            self._groups,
-            lambda subscriber: subscriber.close_going_away(round(self._random() * RECONNECT, 2)),
-        )
-        if not len(self):
-            return
-        late = self._clock.callLater(FAREWELL, self._hang_up)
-        await empty
-        if late.active():
-            late.cancel()
+        emptied = self._emptied.wait()
+        await self._call_in_slices(self._groups, self._send_away)
+        if not emptied.called:
+            timer = self._clock.callLater(DRAIN_TIMEOUT, self._abort_all)
+            await emptied
+            if timer.active():
+                timer.cancel()
 
-    def _hang_up(self) -> None:
-        for subscriber in self:
-            subscriber.abort()
-        if self._empty is not None and not self._empty.called:
-            empty, self._empty = self._empty, None
-            empty.callback(None)
+    def _send_away(self, client: Pingable) -> None:
+        client.close_going_away(round(self._random() * RECONNECT_SPREAD, 2))
+
+    def _abort_all(self) -> None:
+        for client in self:
+            client.abort()
+        self._emptied.release()

@@ -1,10 +1,9 @@
-"""
-Streams are read in doses, so that ten thousand clients that vanish at once delay nobody.
+"""Read streams in doses, so that ten thousand clients that vanish at once delay nobody.
 
-The reactor handles all that is ready before it looks again.  To close a connection takes some 20
-µs, so an event that arrives behind ten thousand of them waits.  Here the streams are watched by an
-epoll of their own, which is one thing to read for the reactor: each turn handles a few of them, and
-whatever else is ready.  Where the system has no epoll the reactor watches them as usual.
+The reactor handles everything that is ready before it looks again.  To close a connection takes
+some 20 µs, so an event that arrives behind ten thousand of them waits.  Here an epoll of its own
+watches the streams.  To the reactor it is one descriptor.  In each turn a few of the streams are
+handled, and everything else that is ready.  A system without epoll leaves them to the reactor.
 """
 
 from __future__ import annotations
@@ -21,30 +20,30 @@ from zope.interface import implementer
 
 from asyncplumber._twisted_compat import reactor_of, replace_reactor
 
-DOSE = 32  # streams read in a turn of the reactor: about a millisecond if all of them have ended
+READS_PER_TURN = 32  # streams read in one turn: about a millisecond if all of them have ended
 
 
 @implementer(IReadDescriptor)
 class DosedReads:
-    """
-    A reactor to the transports of streams, as far as reading goes, and a descriptor to the real
-    one.
+    """A reactor for the transports of streams, as far as reading goes.
 
-    It is with the real reactor only while there is something to watch.
+    To the real reactor it is one descriptor, which it watches only while there are streams.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: Any) -> None:
-        """
-        `reactor` is the real one.  Raises OSError where no file descriptor is left for an epoll.
+        """Begin without streams; ``reactor`` is the real one.
+
+        Raises:
+            OSError: No file descriptor is left for an epoll.
         """
         self._reactor = reactor
         self._readers: dict[int, Any] = {}
         self._poll = select.epoll()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)  # whatever else a transport wants of its reactor
+        return getattr(self._reactor, name)  # what else a transport wants of its reactor
 
     # What a transport calls
 
@@ -58,7 +57,7 @@ class DosedReads:
         self._reactor.addReader(self)  # idempotent
 
     def removeReader(self, reader: Any) -> None:
-        """Watch it no more.  Idempotent."""
+        """Watch this transport no more.  Idempotent."""
         descriptor = reader.fileno()
         if self._readers.get(descriptor) is not reader:
             return
@@ -76,13 +75,13 @@ class DosedReads:
         return type(self).__name__
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor ends; it disconnects only what it knows."""
+        """End all streams: the reactor ends, and it disconnects only what it watches itself."""
         for reader in list(self._readers.values()):
             self._disconnect(reader, CONNECTION_LOST)
 
     def doRead(self) -> None:
-        """Read some of those who are ready; the others are first in line in the next turn."""
-        for descriptor, event in self._poll.poll(0, DOSE):
+        """Read some of the streams that are ready.  The others are first in the next turn."""
+        for descriptor, event in self._poll.poll(0, READS_PER_TURN):
             reader = self._readers.get(descriptor)  # an earlier one may have ended it
             if reader is not None:
                 self._read(reader, event)
@@ -97,7 +96,7 @@ class DosedReads:
             self._disconnect(reader, why)
 
     def _disconnect(self, reader: Any, why: BaseException) -> None:
-        """As the reactor does it; what one stream raises ends none of the others."""
+        """Do what the reactor does.  An error of one stream ends none of the others."""
         try:
             self.removeReader(reader)
             if why is CONNECTION_DONE:
@@ -109,31 +108,32 @@ class DosedReads:
             self._log.failure("a stream could not be ended")
 
 
-class DosedReadsOf:
-    """The `DosedReads` of each reactor: nearly always there is one."""
+class DosedReadsByReactor:
+    """The ``DosedReads`` of each reactor.  Nearly always there is one reactor."""
 
     def __init__(self) -> None:
-        self._of: dict[Any, DosedReads] = {}
+        self._by_reactor: dict[Any, DosedReads] = {}
 
-    def take(self, transport: Any) -> None:
-        """
-        Read this transport in doses from now on, if it is a socket of ours and the system can do
-        it.
+    def watch(self, transport: Any) -> None:
+        """Read this transport in doses from now on.
+
+        Leaves it to the reactor if it is not a socket of Twisted's, or if the system refuses.
         """
         if not hasattr(select, "epoll") or not isinstance(transport, tcp.Connection):
             return
         reactor = reactor_of(transport)
-        if not isinstance(reactor, DosedReads):
-            reads = self._of.get(reactor)
-            if reads is None:
-                try:
-                    reads = self._of[reactor] = DosedReads(reactor)
-                except OSError:  # no file descriptor is left: the next stream will try again
-                    return
-            transport.stopReading()
-            replace_reactor(transport, reads)
+        if isinstance(reactor, DosedReads):
+            return
+        reads = self._by_reactor.get(reactor)
+        if reads is None:
             try:
-                transport.startReading()
-            except OSError:  # the system watches no more by epoll: the reactor has its own
-                replace_reactor(transport, reactor)
-                transport.startReading()
+                reads = self._by_reactor[reactor] = DosedReads(reactor)
+            except OSError:  # no file descriptor is left: the next stream tries again
+                return
+        transport.stopReading()
+        replace_reactor(transport, reads)
+        try:
+            transport.startReading()
+        except OSError:  # the system watches no more by epoll: the reactor has its own
+            replace_reactor(transport, reactor)
+            transport.startReading()

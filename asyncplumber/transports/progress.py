@@ -1,6 +1,4 @@
-"""
-Whether a client takes what it was sent, as TCP keeps the books of it where the system shows them.
-"""
+"""Tell whether a client takes what it was sent, by what the operating system knows of it."""
 
 from __future__ import annotations
 
@@ -12,21 +10,23 @@ from typing import Any
 
 from asyncplumber._twisted_compat import socket_of, unsent_bytes
 
-# Where struct tcp_info (linux/tcp.h) has what is used here: segments sent and not acknowledged,
-# bytes acknowledged, bytes not sent yet.  The kernel only ever appends to it; the last is there
-# since 4.6.
+# Where ``struct tcp_info`` (linux/tcp.h) has the segments that are sent and not acknowledged, the
+# bytes acknowledged, and the bytes not sent yet.  The kernel only ever appends to it.  The last of
+# the three is there since Linux 4.6.
 _UNACKED, _BYTES_ACKED, _NOT_SENT = slice(24, 28), slice(120, 128), slice(144, 148)
 _SIZE = 148
 
 
 def progress(transport: Any) -> object | None:
-    """
-    Return None if the client has everything that was written to `transport`.
+    """Return a mark that changes when the client takes some of what waits for it.
 
-    Otherwise return a mark that is another one as soon as the client has taken some of it.  On
-    Linux the mark counts the bytes that the other end of the TCP connection has acknowledged.  On
-    UNIX sockets and elsewhere it tells how full the buffers on this side are: there also new bytes
-    make another mark, as long as the buffers have room.
+    On Linux the mark is the number of bytes that the other end of the TCP connection has
+    acknowledged.  On UNIX sockets and on other systems it tells how full the buffers on this side
+    are.  There new bytes change it too, as long as the buffers have room.
+
+    Returns:
+        None if the client has everything that was written to ``transport``, or if the connection
+        is lost.
     """
     own = socket_of(transport)
     waiting, sent = unsent_bytes(transport)

@@ -57,7 +57,7 @@ class EventStream(Stream):
             record(str(position.cursor), "plumber.gap", gap(self.account, cursor, position))
         )
 
-    def beat(self) -> None:
+    def ping(self) -> None:
         if not self.is_closing:
             self._write(b":\n\n")
 

@@ -72,7 +72,7 @@ class Stream(ABC):
         self._subscription = channel.subscribe(self)
         self._clients = clients
         self._clock = clock
-        self._group = clients.enter(self)
+        self._group = clients.add(self)
         self._close_timer: Any = None  # runs from the close on; cuts off a client that stays
         self.transport: Any = None
         self.send_buffer: SendBuffer = None  # type: ignore[assignment]  # there from `begin` on
@@ -99,7 +99,7 @@ class Stream(ABC):
             after: Where the client resumes; None for live events only.
         """
         self.transport, self.send_buffer, unread = connection.detach(self)
-        self._clients.reads.take(self.transport)
+        self._clients.reads.watch(self.transport)
         self.send_buffer.rebind(self._overflow, limit)
         # The first event about the stream nearly always follows at once: one write for both.
         with self.send_buffer.corked():
@@ -125,7 +125,7 @@ class Stream(ABC):
 
     def connectionLost(self, reason: Any) -> None:
         self._subscription.cancel()
-        self._clients.leave(self, self._group)
+        self._clients.discard(self, self._group)
         self.send_buffer.forget()
         if self._close_timer is not None and self._close_timer.active():
             self._close_timer.cancel()
@@ -142,7 +142,7 @@ class Stream(ABC):
     def missed(self, cursor: Cursor, position: Position) -> None: ...
 
     @abstractmethod
-    def beat(self) -> None:
+    def ping(self) -> None:
         """Send a heartbeat; cut off a client that has shown no sign of life for too long."""
 
     @abstractmethod

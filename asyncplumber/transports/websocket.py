@@ -229,7 +229,7 @@ class WebSocketStream(Stream):
 
     # Pingable
 
-    def beat(self) -> None:
+    def ping(self) -> None:
         if self.state is not _OPEN:
             return
         # A ping stands behind everything that is queued.  So it tells nothing about a slow client;

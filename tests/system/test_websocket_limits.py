@@ -2,189 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import socket
-import sys
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
-from twisted.logger import capturedLogs, formatEvent
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 
-from asyncplumber.rate_limited_log import INTERVAL, peer_name
 from asyncplumber.testing import MemoryServer
-from asyncplumber.transports.frame_parser import (
-    FRAME_BURST,
-    FRAME_RATE,
-    MAX_FRAGMENTS,
-    MAX_MESSAGE_BYTES,
-    FrameParser,
-)
-from asyncplumber.transports.stream import CLOSE_TIMEOUT
 from harness.frames import (
-    BINARY,
     CLOSE,
-    PING,
-    PONG,
-    TEXT,
     client_frame,
     handshake_request,
     server_frames,
 )
-from harness.memory_subscribers import MemoryWebSocket
-
-EMPTY = client_frame(b"", 0, final=False)
-
-
-class LimitTests(SynchronousTestCase):
-    """Each limit at its edge."""
-
-    def setUp(self) -> None:
-        self.server = MemoryServer()
-
-    def subscribe(self) -> MemoryWebSocket:
-        """A client that has been told where it stands."""
-        socket = MemoryWebSocket(self.server)
-        socket.frames()
-        return socket
-
-    def slowly(self, socket: MemoryWebSocket, frame: bytes, count: int) -> None:
-        """Say a frame so many times, no faster than is allowed."""
-        for _ in range(count):
-            self.server.advance(1 / FRAME_RATE)
-            socket.client.say(frame)
-
-    def test_a_message_has_so_many_fragments_at_most(self) -> None:
-        """Empty ones count; one more ends the connection with 1009."""
-        for opcode in (TEXT, BINARY):
-            socket = self.subscribe()
-            socket.client.say(client_frame(b"", opcode, final=False))
-            self.slowly(socket, EMPTY, MAX_FRAGMENTS - 1)
-            self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
-            socket.client.say(EMPTY)
-            self.assertEqual(socket.closed()[0], 1009)
-
-    def test_a_message_of_the_most_fragments_is_taken(self) -> None:
-        """And so is the next one: the count begins anew with each message."""
-        socket = self.subscribe()
-        for _ in range(2):
-            self.server.advance(FRAME_BURST / FRAME_RATE)
-            self.slowly(socket, client_frame(b"x", final=False), 1)
-            self.slowly(socket, client_frame(b"x", 0, final=False), MAX_FRAGMENTS - 2)
-            self.slowly(socket, client_frame(b"x", 0), 1)
-        self.assertEqual({opcode for opcode, _ in socket.frames()} - {PING}, set())
-
-    def test_nothing_of_a_message_is_kept(self) -> None:
-        """Nobody listens to it, however it is cut; so a client that dribbles costs no memory."""
-
-        def held(thing: Any) -> int:
-            inner = [each for each in gc.get_referents(thing) if isinstance(each, bytes | list)]
-            return sys.getsizeof(thing) + sum(held(each) for each in inner)
-
-        socket = self.subscribe()
-        frame = client_frame(b"x" * MAX_MESSAGE_BYTES, final=False)
-        for start in range(0, len(frame), 64):
-            socket.client.say(frame[start : start + 64])
-        gc.collect()
-        (client,) = self.server.clients
-        parsers = [each for each in gc.get_objects() if issubclass(type(each), FrameParser)]
-        (parser,) = [each for each in parsers if each.listener is client]
-        self.assertLess(sum(held(value) for value in vars(parser).values()), 4096)
-        socket.client.say(client_frame(b"x", 0))
-        self.assertEqual(socket.closed()[0], 1009)
-
-    def test_so_many_frames_at_once(self) -> None:
-        """All of a burst are heard; one more ends the connection with 1008."""
-        socket = self.subscribe()
-        socket.client.say(client_frame(b"", PING) * FRAME_BURST)
-        self.assertEqual(socket.frames(), [(PONG, b"")] * FRAME_BURST)
-        socket.client.say(client_frame(b"", PING))
-        self.assertEqual(socket.closed()[0], 1008)
-
-    def test_so_many_frames_a_second(self) -> None:
-        """What was used up comes back with time, and no more than a burst of it is saved up."""
-        socket = self.subscribe()
-        for _ in range(3):
-            socket.client.say(client_frame(b"", PONG) * FRAME_BURST)
-            self.server.advance(FRAME_BURST / FRAME_RATE)
-        self.server.advance(10)
-        socket.client.say(client_frame(b"", PONG) * FRAME_BURST)
-        self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
-        self.server.advance(0.5)
-        socket.client.say(client_frame(b"", PONG) * (FRAME_RATE // 2))
-        self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
-        socket.client.say(client_frame(b"", PONG))
-        self.assertEqual(socket.closed()[0], 1008)
-
-    def test_a_frame_in_pieces_is_one_frame(self) -> None:
-        """It is counted when it begins, however small the pieces are."""
-        socket = self.subscribe()
-        frame = client_frame(b"x" * (2 * FRAME_BURST))
-        for byte in frame:
-            socket.client.say(bytes([byte]))
-        socket.client.say(client_frame(b"", PING))
-        self.assertEqual(socket.frames(), [(PONG, b"")])
-
-    def test_what_follows_a_flood_is_not_looked_at(self) -> None:
-        """A million further frames cost nothing but the reading of their bytes."""
-        socket = self.subscribe()
-        begun: list[int] = []
-        begin = FrameParser.onFrameBegin
-        self.patch(FrameParser, "onFrameBegin", lambda parser: begun.append(1) or begin(parser))
-        flood = client_frame(b"") * 10_000
-        for _ in range(10):
-            socket.client.say(flood)
-        self.assertEqual(len(begun), FRAME_BURST + 1)
-        self.assertEqual(socket.closed()[0], 1008)
-
-    def test_a_client_that_floods_on_is_let_go(self) -> None:
-        """It has a few seconds to read why, and is then hung up on, read or not."""
-        socket = self.subscribe()
-        socket.client.reading = False
-        socket.client.say(client_frame(b"") * (FRAME_BURST + 1))
-        self.assertEqual(self.server.plumber.hub.count("a"), 0)
-        for _ in range(int(CLOSE_TIMEOUT) + 2):
-            socket.client.say(client_frame(b"") * 100)
-            self.server.advance(1)
-        self.assertIs(socket.client.ended, ConnectionAborted)
-        self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
-
-    def test_violations_are_one_line_in_an_interval(self) -> None:
-        """With the reason, and with the address of the first client; none for each frame."""
-        wrong = [
-            client_frame(b"x", masked=False),
-            client_frame(b"\xff") * 3,
-            client_frame(b"", 3),
-            client_frame(b"x" * (MAX_MESSAGE_BYTES + 1)),
-        ]
-        with capturedLogs() as events:
-            for _ in range(20):
-                for data in wrong:
-                    self.subscribe().client.say(data * 2)
-        lines = [str(formatEvent(event)) for event in events]
-        peer = peer_name(self.server.connect())
-        reason = f"closed with 1002: unmasked client-to-server frame; it is {peer}"
-        self.assertEqual(lines, [f"a WebSocket client is {reason}"])
-        self.server.advance(INTERVAL)
-        with capturedLogs() as events:
-            self.subscribe().client.say(client_frame(b"") * (FRAME_BURST + 1))
-        (line,) = [str(formatEvent(event)) for event in events]
-        self.assertIn("1008: too many frames", line)
-        self.assertIn(f"{peer} (and 79 more like this", line)
-
-    def test_a_flood_is_of_one_client_alone(self) -> None:
-        """The others share the parser that it had, and are heard as before."""
-        flooder, other = self.subscribe(), self.subscribe()
-        other.client.say(client_frame(b"half", PING)[:5])
-        flooder.client.say(client_frame(b"") * (FRAME_BURST + 1))
-        other.client.say(client_frame(b"half", PING)[5:])
-        third = self.subscribe()
-        third.client.say(client_frame(b"third", PING))
-        self.assertEqual(other.frames(), [(PONG, b"half")])
-        self.assertEqual(third.frames(), [(PONG, b"third")])
 
 
 class RealSocketTests(TestCase):

@@ -1,4 +1,4 @@
-"""Heartbeats for all, spread over time, and the close_going_away at the end."""
+"""Connected clients: their heartbeats are spread over time, and all can be drained."""
 
 from __future__ import annotations
 
@@ -8,138 +8,153 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.transports.connected_clients import FAREWELL, RECONNECT, SLICE, ConnectedClients
+from asyncplumber.transports.connected_clients import (
+    DRAIN_TIMEOUT,
+    RECONNECT_SPREAD,
+    SLICE,
+    ConnectedClients,
+)
 
 
-class Attendee:
-    """Remembers what it was told, and when."""
+class FakeClient:
+    """Remembers which methods were called, each with its argument or the time."""
 
     def __init__(self, clients: ConnectedClients, clock: Clock) -> None:
-        self.told: list[tuple[str, float]] = []
-        self.then: Callable[[], object] = lambda: None
+        self.calls: list[tuple[str, float]] = []
+        self.react: Callable[[], object] = lambda: None  # called after each call but ``abort``
         self._clock = clock
-        self._attendance = clients
-        self._group = clients.enter(self)
+        self._clients = clients
+        self._group = clients.add(self)
 
     def leave(self) -> None:
-        """Go."""
-        self._attendance.leave(self, self._group)
+        """Lose the connection."""
+        self._clients.discard(self, self._group)
 
-    def beat(self) -> None:
-        self.told.append(("beat", self._clock.seconds()))
-        self.then()
+    def ping(self) -> None:
+        self.calls.append(("ping", self._clock.seconds()))
+        self.react()
 
     def close_going_away(self, reconnect_after: float) -> None:
-        self.told.append(("close_going_away", reconnect_after))
-        self.then()
+        self.calls.append(("close_going_away", reconnect_after))
+        self.react()
 
     def abort(self) -> None:
-        self.told.append(("abort", self._clock.seconds()))
+        self.calls.append(("abort", self._clock.seconds()))
         self.leave()
 
 
-class AttendanceTests(SynchronousTestCase):
-    """Who is there, and what they are told."""
+class ConnectedClientsTests(SynchronousTestCase):
+    """Clients that remember what is asked of them."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.clients = ConnectedClients(self.clock, lambda: 0.5, 15.0)
         self.clients.start()
 
-    def attendees(self, count: int) -> list[Attendee]:
-        """So many more."""
-        return [Attendee(self.clients, self.clock) for _ in range(count)]
+    def connect(self, count: int) -> list[FakeClient]:
+        """Add this many clients."""
+        return [FakeClient(self.clients, self.clock) for _ in range(count)]
 
     def pass_time(self, seconds: int) -> None:
-        """Second by second."""
+        """Advance the clock second by second."""
         for _ in range(seconds):
             self.clock.advance(1)
             self.clock.advance(0)
 
-    def test_each_has_a_heartbeat_in_each_interval(self) -> None:
-        """The first a whole one after it came."""
-        first = self.attendees(1)[0]
-        self.pass_time(7)
-        second = self.attendees(1)[0]
-        self.pass_time(40)
-        self.assertEqual([time for _, time in first.told], [15, 30, 45])
-        self.assertEqual([time for _, time in second.told], [22, 37])
+    def drain(self) -> Deferred[None]:
+        """Begin to drain."""
+        return Deferred.fromCoroutine(self.clients.drain())
 
-    def test_those_who_come_one_after_the_other_are_served_one_after_the_other(self) -> None:
+    def test_each_client_has_a_heartbeat_in_each_interval(self) -> None:
+        """The first comes one interval after the client was added."""
+        (first,) = self.connect(1)
+        self.pass_time(7)
+        (second,) = self.connect(1)
+        self.pass_time(40)
+        self.assertEqual([time for _, time in first.calls], [15, 30, 45])
+        self.assertEqual([time for _, time in second.calls], [22, 37])
+
+    def test_clients_that_come_over_time_are_served_over_time(self) -> None:
         """No second has more to do than another."""
-        everybody = []
+        found = []
         for _ in range(15):
-            everybody += self.attendees(3)
+            found += self.connect(3)
             self.pass_time(1)
         self.pass_time(15)
-        times = [attendee.told[0][1] for attendee in everybody]
+        times = [client.calls[0][1] for client in found]
         self.assertEqual({times.count(time) for time in times}, {3})
 
-    def test_many_are_served_in_slices(self) -> None:
-        """The reactor has a turn between; and who leaves meanwhile is not told."""
-        everybody = self.attendees(SLICE + 2)
-        told: list[int] = []
+    def test_many_clients_are_served_in_slices(self) -> None:
+        """The reactor has a turn between; a client that leaves meanwhile is not called."""
+        found = self.connect(SLICE + 2)
+        counts: list[int] = []
 
-        def first() -> None:
-            everybody[-1].leave()
+        def react() -> None:
+            found[-1].leave()
             self.clock.callLater(
-                0, lambda: told.append(sum(len(attendee.told) for attendee in everybody))
+                0, lambda: counts.append(sum(len(client.calls) for client in found))
             )
 
-        everybody[0].then = first
+        found[0].react = react
         self.pass_time(15)
-        self.assertEqual(
-            (told, everybody[-2].told, everybody[-1].told), ([SLICE], [("beat", 15)], [])
-        )
+        self.assertEqual(counts, [SLICE])
+        self.assertEqual((found[-2].calls, found[-1].calls), ([("ping", 15)], []))
 
-    def test_one_that_raises_ends_alone(self) -> None:
-        """It is hung up on, and the others have their heartbeat."""
-        broken, whole = self.attendees(2)
-        broken.then = lambda: 1 / 0
+    def test_a_client_that_raises_is_cut_off_alone(self) -> None:
+        """The others have their heartbeat, also in the next interval."""
+        broken, whole = self.connect(2)
+        broken.react = lambda: 1 / 0
         self.pass_time(30)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assertEqual([word for word, _ in broken.told], ["beat", "abort"])
-        self.assertEqual(len(whole.told), 2)
+        self.assertEqual([name for name, _ in broken.calls], ["ping", "abort"])
+        self.assertEqual(len(whole.calls), 2)
 
-    def test_no_heartbeats_if_none_are_wanted(self) -> None:
-        """An interval of 0."""
+    def test_an_interval_of_0_means_no_heartbeats(self) -> None:
+        """Clients can still be added and drained."""
         self.clients = ConnectedClients(self.clock, lambda: 0.5, 0)
         self.clients.start()
-        (attendee,) = self.attendees(1)
+        (client,) = self.connect(1)
         self.pass_time(30)
-        self.assertEqual(attendee.told, [])
+        self.assertEqual(client.calls, [])
+        client.react = client.leave
+        self.successResultOf(self.drain())
 
-    def test_all_are_sent_away(self) -> None:
-        """Over `RECONNECT` seconds; it is done when the last has gone."""
-        everybody = self.attendees(3)
-        for attendee in everybody[:2]:
-            attendee.then = attendee.leave
-        dismissed = Deferred.fromCoroutine(self.clients.dismiss())
-        self.assertEqual(
-            {tuple(attendee.told) for attendee in everybody},
-            {(("close_going_away", 0.5 * RECONNECT),)},
-        )
-        self.assertNoResult(dismissed)
-        everybody[2].leave()
-        self.successResultOf(dismissed)
+    def test_all_are_told_to_come_back_over_some_seconds(self) -> None:
+        """Draining is done when the last has gone."""
+        found = self.connect(3)
+        for client in found[:2]:
+            client.react = client.leave
+        drained = self.drain()
+        expected = (("close_going_away", 0.5 * RECONNECT_SPREAD),)
+        self.assertEqual({tuple(client.calls) for client in found}, {expected})
+        self.assertNoResult(drained)
+        found[2].leave()
+        self.successResultOf(drained)
         self.assertEqual((len(self.clients), self.clock.getDelayedCalls()), (0, []))
 
-    def test_who_does_not_go_is_hung_up_on(self) -> None:
-        """After `FAREWELL` seconds."""
-        polite, rude = self.attendees(2)
-        polite.then = polite.leave
-        dismissed = Deferred.fromCoroutine(self.clients.dismiss())
-        self.clock.advance(FAREWELL)
-        self.successResultOf(dismissed)
-        self.assertEqual([word for word, _ in rude.told], ["close_going_away", "abort"])
-        self.assertEqual(
-            (len(polite.told), len(self.clients), self.clock.getDelayedCalls()), (1, 0, [])
-        )
+    def test_a_client_that_does_not_go_is_cut_off(self) -> None:
+        """After ``DRAIN_TIMEOUT`` seconds."""
+        polite, rude = self.connect(2)
+        polite.react = polite.leave
+        drained = self.drain()
+        self.clock.advance(DRAIN_TIMEOUT)
+        self.successResultOf(drained)
+        self.assertEqual([name for name, _ in rude.calls], ["close_going_away", "abort"])
+        self.assertEqual(len(polite.calls), 1)
+        self.assertEqual((len(self.clients), self.clock.getDelayedCalls()), (0, []))
 
-    def test_nobody_is_sent_away_quickly(self) -> None:
-        """An empty house closes at once; to leave twice does no harm."""
-        (attendee,) = self.attendees(1)
-        attendee.leave()
-        attendee.leave()
-        self.successResultOf(Deferred.fromCoroutine(self.clients.dismiss()))
+    def test_draining_is_done_at_once_without_clients(self) -> None:
+        """To discard a client twice does no harm."""
+        (client,) = self.connect(1)
+        client.leave()
+        client.leave()
+        self.successResultOf(self.drain())
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_heartbeats_begin_again_after_a_drain(self) -> None:
+        """A server can be started again."""
+        self.successResultOf(self.drain())
+        self.clients.start()
+        (client,) = self.connect(1)
+        self.pass_time(15)
+        self.assertEqual([name for name, _ in client.calls], ["ping"])
