@@ -314,7 +314,7 @@ class ClientTests(SynchronousTestCase):
         until one is open.
         """
         transport, aborted = self.js("""
-            const subscription = world.subscribe({ transports: ["websocket", "sse", "longpoll"], better: 20000 });
+            const subscription = world.subscribe({ transports: ["websocket", "sse", "longpoll"], upgradeAfter: 20000 });
             await world.settle();
             world.socket.drop(1006);
             await world.advance(10000);

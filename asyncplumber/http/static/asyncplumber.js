@@ -23,10 +23,10 @@
     credentials: "same-origin", // of fetch(): "include" sends cookies to another origin
     // All that follow are milliseconds.
     backoff: [500, 30000], // the ceiling of the first wait and of the last; each wait is random below its ceiling
-    openWithin: 10000, // an attempt that is not open by then has failed
-    silence: 45000, // three heartbeats of an SSE stream; after that it is dead
-    stable: 5000, // a connection that has lasted so long takes the ceiling back to the first
-    better: 300000, // how long to be content with a transport that is not the best
+    connectTimeout: 10000, // an attempt that is not open by then has failed
+    idleTimeout: 45000, // three heartbeats of an SSE stream; after that it is dead
+    resetBackoffAfter: 5000, // a connection that has lasted so long takes the ceiling back to the first
+    upgradeAfter: 300000, // how long to stay on a transport that is not the best one
     // The world, to be replaced in tests.
     WebSocket: globalThis.WebSocket,
     fetch: (...args) => fetch(...args),
@@ -99,7 +99,7 @@
       Object.assign(this, { owner, index, isOpen: false, isOver: false, reached: false, isLeaving: false, asked: 0 });
       this.transport = owner.options.transports[index];
       this.abort = new AbortController();
-      this.watch(owner.options.openWithin);
+      this.watch(owner.options.connectTimeout);
     }
 
     /** End the attempt unless there is a sign of life within so many milliseconds; null: stop watching. */
@@ -115,7 +115,7 @@
     opened(cursor) {
       if (this.isOpen || this.isOver) return;
       this.isOpen = true;
-      this.watch(this.transport === "sse" ? this.owner.options.silence : null);
+      this.watch(this.transport === "sse" ? this.owner.options.idleTimeout : null);
       this.owner._opened(this, cursor);
     }
 
@@ -176,7 +176,7 @@
       for (;;) {
         const { done, value } = await reader.read();
         if (done) return link.end({ reason: "the stream ended" });
-        if (link.isOpen) link.watch(link.owner.options.silence); // comments count: they are the heartbeat
+        if (link.isOpen) link.watch(link.owner.options.idleTimeout); // comments count: they are the heartbeat
         parse(decoder.decode(value, { stream: true }));
       }
     },
@@ -303,7 +303,7 @@
       this._start = link.index;
       this._refusals = 0;
       this.cursor ??= cursor || null; // the first time; later on our own is as good, and "earliest" must stay until it is served
-      this._later("stable", this.options.stable, () => (this._failures = this._planned = 0));
+      this._later("resetBackoff", this.options.resetBackoffAfter, () => (this._failures = this._planned = 0));
       this._seekBetter();
       this._become("open");
       this._emit("open", { cursor: this.cursor, transport: this.transport });
@@ -332,7 +332,7 @@
 
     _ended(link, failure) {
       if (link === this._probe) return this._probeEnded(link);
-      this.options.clearTimeout(this._timers.stable);
+      this.options.clearTimeout(this._timers.resetBackoff);
       this._probe?.stop();
       this._probe = null;
       if (isFinal(failure) && !this._mayRenew(failure)) return this._finish(failure);
@@ -363,9 +363,9 @@
 
     /** After a while try the better transports beside the one that works, which stays until one of them is open. */
     _seekBetter() {
-      this.options.clearTimeout(this._timers.better);
+      this.options.clearTimeout(this._timers.upgrade);
       if (!this._start) return;
-      this._later("better", this.options.better, () => {
+      this._later("upgrade", this.options.upgradeAfter, () => {
         this._start = 0;
         if (this.state === "open" && !this._probe) this._probe = this._begin(0);
       });
