@@ -170,7 +170,7 @@ class Plumber(Service):
     @advertise_url.setter
     def advertise_url(self, url: str) -> None:
         self._public_url = url.rstrip("/")
-        self.gate.hosts.set_public_url(url)
+        self.gate.hosts.set_advertised_url(url)
         instance = self.leases.instance
         self.leases.instance = instance._replace(url=f"{self._public_url}/instances/{instance.id}")
 

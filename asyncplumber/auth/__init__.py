@@ -1,1 +1,1 @@
-"""Who may do what: signatures, origins of web pages, names of this server."""
+"""What a request may do: signatures, host names of this server, origins of web pages."""

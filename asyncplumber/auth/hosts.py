@@ -1,9 +1,9 @@
 """
-The names by which a request may address this server (RFC 9110, 7.2).
+The names by which a request may address this server (RFC 9110, section 7.2).
 
-A page of ``http://evil.example:8080`` can make its own name resolve to 127.0.0.1 (DNS rebinding).
-The browser then takes our answers for those of that page, and sends an Origin that equals Host.
-Only Host tells.
+The check stops DNS rebinding.  A page of ``http://evil.example:8080`` can make its own name resolve
+to 127.0.0.1.  The browser then takes our responses for those of that page, and sends an Origin
+header that equals Host.  Only the Host header gives the page away.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from urllib.parse import urlsplit
 from asyncplumber.errors import BadRequest, PlumberError
 from asyncplumber.wire.parse import Headers
 
-# uri-host [ ":" port ], without the comma that RFC 3986 allows in a name: a proxy may have joined
-# two values by it.
+# uri-host [ ":" port ].  RFC 3986 allows a comma in a name; here it is refused, because a proxy
+# joins two values with one.
 _SYNTAX = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._~!$&'()*+;=%-]+))(?::[0-9]{0,5})?")
-_LONGEST = 300  # bytes: a name has 253 at most, and longer values would fill the cache
+MAX_HOST_LENGTH = 300  # bytes: a name has 253 at most, and longer values would fill the cache
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
-_PROBES = (
-    b"/healthz",
-    b"/readyz",
-)  # an orchestrator may ask by any name, and the answer is no secret
+# Paths that are served under any name: orchestrators have names of their own for a server, and
+# these responses are no secret.
+_PROBES = (b"/healthz", b"/readyz")
 
 
 class Misdirected(PlumberError):
-    """The request is meant for a server of another name (RFC 9110, 15.5.20)."""
+    """The request is meant for a server with another name (RFC 9110, section 15.5.20)."""
 
     status, code = 421, "misdirected"
     default = "this server is not known by that Host; --host adds a name"
 
 
-class _Place(NamedTuple):
-    """A Host without its port: the name in lower case, or the address."""
+class _Host(NamedTuple):
+    """A Host header without its port: the name in lower case, or the address."""
 
     name: str
     is_address: bool = False
@@ -57,8 +56,8 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 @lru_cache(maxsize=1024)
-def _place(header: bytes) -> _Place | None:
-    """What a Host header names; None if it is malformed."""
+def _parse_host(header: bytes) -> _Host | None:
+    """Parse a Host header; None if it is malformed."""
     match = _SYNTAX.fullmatch(header)
     if match is None:
         return None
@@ -66,17 +65,17 @@ def _place(header: bytes) -> _Place | None:
     if literal is not None:
         address = _address(literal.decode("ascii"))
         return (
-            _Place(str(address), True, _is_loopback(address))
+            _Host(str(address), True, _is_loopback(address))
             if isinstance(address, IPv6Address)
             else None
         )
     text = name.decode("ascii").lower().removesuffix(".")
     address = _address(text)
-    return _Place(text) if address is None else _Place(str(address), True, _is_loopback(address))
+    return _Host(text) if address is None else _Host(str(address), True, _is_loopback(address))
 
 
 def _normal(name: str) -> str:
-    """A configured name as `_place` would give it. Raises ValueError."""
+    """Return a configured name as `_parse_host` returns it.  Raises ValueError."""
     address = _address(name.removeprefix("[").removesuffix("]"))
     if address is not None:
         return str(address)
@@ -94,7 +93,9 @@ def _normal(name: str) -> str:
 
 def parse_hosts(text: str) -> tuple[str, ...]:
     """
-    The names in `text`, separated by commas or spaces. Raises ValueError for one that is none.
+    Parse names that are separated by commas or spaces.
+
+    Raises ValueError, with a sentence for the user, for what is no host name.
     """
     return tuple(_normal(name) for name in text.replace(",", " ").split())
 
@@ -104,52 +105,57 @@ class Hosts:
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         """
-        `names` are those beside ``localhost`` and the host of the public URL.
+        Args:
+            names: The names beside ``localhost`` and the host of the advertised URL.
+                ``*.example.com`` stands for every name below ``example.com``.
 
-        ``*.example.com`` is every name below ``example.com``. Raises ValueError for a name that is
-        none.
+        Raises ValueError for what is no host name.
         """
         given = [_normal(name) for name in names]
         self._suffixes = (".localhost", *[name[1:] for name in given if name.startswith("*")])
         self._given = frozenset({"localhost", *given})
         self._names: Collection[str] = self._given
 
-    def set_public_url(self, url: str) -> None:
-        """Accept the host of `url` as well, instead of that of an earlier one. Empty: of none."""
-        host = urlsplit(url).hostname
-        self._names = self._given | {_normal(host)} if host else self._given
+    def set_advertised_url(self, url: str) -> None:
+        """Accept the host of this URL, and no longer that of an earlier one.  Empty: of none."""
+        name = urlsplit(url).hostname
+        self._names = self._given | {_normal(name)} if name else self._given
 
     def check(self, path: bytes, headers: Headers, connection: Any) -> None:
         """
-        Raise `BadRequest` for a malformed Host, and `Misdirected` for a foreign one.
+        Raise `BadRequest` for a malformed Host header, and `Misdirected` for a foreign name.
 
-        `connection` has ``getHost()``, the address at which the request came in. HTTP/1.0 has no
-        Host, and passes: no browser speaks it.
+        A request without Host passes: it is HTTP/1.0, which no browser speaks.
+
+        Args:
+            path: The path of the request.
+            headers: With names in lower case.
+            connection: Its ``getHost()`` is the address at which the request came in.
         """
         header = headers.get(b"host")
         if header is None:
             return
-        place = _place(header) if len(header) <= _LONGEST else None
-        if place is None:
-            raise BadRequest("Host is a name or an address, and perhaps a port")
+        host = _parse_host(header) if len(header) <= MAX_HOST_LENGTH else None
+        if host is None:
+            raise BadRequest("the Host header has a name or an address, and perhaps a port")
         if (
-            place.name not in self._names
-            and not self._is_ours(place, connection)
+            host.name not in self._names
+            and not self._is_ours(host, connection)
             and path not in _PROBES
         ):
             raise Misdirected
 
-    def _is_ours(self, place: _Place, connection: Any) -> bool:
+    def _is_ours(self, host: _Host, connection: Any) -> bool:
         """
         Whether an address, or a name below one of ours, is this server.
 
-        No DNS name is an address, so nothing can be rebound to one: where we listen beyond the
-        loopback interface, any is accepted, as a port may be forwarded to us. On the loopback
-        interface only loopback addresses are.
+        An address cannot be rebound, because it is no DNS name.  So a request that came in beyond
+        the loopback interface may have any address as Host: a port may be forwarded to us.  A
+        request on the loopback interface must have a loopback address.
         """
-        if place.is_loopback:
+        if host.is_loopback:
             return True
-        if not place.is_address:
-            return place.name.endswith(self._suffixes)
+        if not host.is_address:
+            return host.name.endswith(self._suffixes)
         local = _address(getattr(connection.getHost(), "host", ""))
         return local is not None and not _is_loopback(local)

@@ -1,8 +1,8 @@
 """
-Whose pages may do what: a browser sends the requests of any page with the standing of its user (RFC
-6455, 10.2).
+The origins of web pages that may subscribe and post (RFC 6455, section 10.2).
 
-Programs send no Origin, and are not meant.
+A browser attaches the user's credentials to the requests of any page.  Requests without Origin come
+from programs, and are not checked.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from asyncplumber.errors import NotAllowed
 from asyncplumber.rate_limited_log import RateLimitedLog
 from asyncplumber.wire.parse import Headers
 
-PREFLIGHT = 600  # seconds that a browser may remember what it was allowed
-LOGGED = 200  # bytes of an origin that go to the log
+PREFLIGHT_MAX_AGE = 600  # seconds that a browser may cache the answer to a preflight request
+MAX_LOGGED_LENGTH = 200  # bytes of an origin that go to the log
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAME = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"  # one label of a host
 _HOST = re.compile(rf"(?:\*\.)?(?:{_NAME}\.)*{_NAME}|\[[0-9a-f:.]+\]")
@@ -27,12 +27,10 @@ _HOST = re.compile(rf"(?:\*\.)?(?:{_NAME}\.)*{_NAME}|\[[0-9a-f:.]+\]")
 
 def parse_origin(text: str) -> str:
     """
-    Return the origin that `text` names, as browsers send it; or the pattern,
-    ``https://*.example.com``.
+    Return an origin as browsers send it, or a pattern such as ``https://*.example.com``.
 
-    The asterisk stands for one or more whole labels on the left.  Raises ValueError, with a
-    sentence for the user, for what no browser would ever send, and for a pattern that lets half the
-    world in.
+    The asterisk stands for one or more labels on the left.  Raises ValueError, with a sentence for
+    the user, for what no browser sends, and for a pattern that allows domains of other people.
     """
     error = ValueError(
         f"{text!r} is not an origin such as https://www.example.com or https://*.example.com, nor *"
@@ -53,7 +51,7 @@ def parse_origin(text: str) -> str:
         last = host.rpartition(".")[2]
         if last.isdigit() or (host.count(".") == 1 and last != "localhost"):
             raise ValueError(
-                f"{text!r} would let in pages of anybody; an asterisk stands before a domain of your own"
+                f"{text!r} would allow pages of anybody; write an asterisk before your own domain"
             )
     return (
         f"{parts.scheme}://{host}"
@@ -63,13 +61,13 @@ def parse_origin(text: str) -> str:
 
 
 def _pattern(origin: str) -> re.Pattern[bytes]:
-    """What the origins below a wildcard look like."""
+    """Return a pattern that matches the origins below a wildcard."""
     scheme, _, rest = origin.partition("*")
     return re.compile(rf"{re.escape(scheme)}(?:{_NAME}\.)*{_NAME}{re.escape(rest)}".encode("ascii"))
 
 
 class Origins:
-    """Our own pages, and those of the origins named."""
+    """Allows our own pages, and those of some other origins."""
 
     _log = Logger()
 
@@ -77,9 +75,11 @@ class Origins:
         self, allowed: Collection[str] = (), seconds: Callable[[], float] = monotonic
     ) -> None:
         """
-        ``*`` among `allowed` lets all; the others are as `parse_origin` takes them.
+        Args:
+            allowed: Origins as `parse_origin` takes them, or ``*`` for all.
+            seconds: Returns the time, which limits the rate of log lines.
 
-        `seconds` tells the time, for the log.  Raises ValueError.
+        Raises ValueError.
         """
         origins = [parse_origin(origin) for origin in allowed if origin != "*"]
         self._all = "*" in allowed
@@ -91,36 +91,31 @@ class Origins:
         return origin in self._named or any(pattern.fullmatch(origin) for pattern in self._patterns)
 
     def allows(self, headers: Headers) -> bool:
-        """
-        Whether the request is of a page of an origin that was named, or of any page if all are let
-        in.
-        """
+        """Whether the request has an Origin that is allowed explicitly."""
         origin = headers.get(b"origin")
         return origin is not None and (self._all or self._names(origin))
 
     def check(self, headers: Headers) -> None:
-        """
-        Raises `NotAllowed` for a page of an origin that is neither our own nor named; with a line
-        in the log.
-        """
+        """Raise `NotAllowed`, and log it, if the page's origin is neither ours nor allowed."""
         origin = headers.get(b"origin")
         if origin is None or self.allows(headers):
             return
         try:
-            place = urlsplit(origin).netloc.lower()
+            netloc = urlsplit(origin).netloc.lower()
         except ValueError:
-            place = b""
-        if not place or place != headers.get(b"host", b"").lower():
-            page = origin[:LOGGED].decode("latin-1")
+            netloc = b""
+        if not netloc or netloc != headers.get(b"host", b"").lower():
+            page = origin[:MAX_LOGGED_LENGTH].decode("latin-1")
             self._refused.warn(
-                "a page of {page!r} was refused; --allow-origin would let it in", page=page
+                "a page of {page!r} was refused; --allow-origin would allow it", page=page
             )
             raise NotAllowed("pages of that origin may not do this; see --allow-origin")
 
     def cors(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
         """
-        The headers that let the page read the answer (WHATWG Fetch, 3.2); none for our own, which
-        needs none.
+        Return the headers that let the page read the response (WHATWG Fetch, section 3.2).
+
+        There are none for our own pages, which need none.
         """
         if not self.allows(headers):
             return ()
@@ -130,7 +125,7 @@ class Origins:
             (b"Access-Control-Expose-Headers", b"Retry-After"),
             (b"Vary", b"Origin"),
         )
-        # Cookies only to whom the operator named: with a star every page could act as its reader.
+        # Credentials only for origins that are named: with ``*`` any page could act as its user.
         return (
             (*found, (b"Access-Control-Allow-Credentials", b"true"))
             if self._names(origin)
@@ -138,10 +133,10 @@ class Origins:
         )
 
     def preflight(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
-        """The headers that let the page ask what it is about to ask."""
+        """Return the headers that answer a preflight request of an allowed page."""
         return (
             *self.cors(headers),
             (b"Access-Control-Allow-Methods", b"GET, POST"),
             (b"Access-Control-Allow-Headers", headers.get(b"access-control-request-headers", b"*")),
-            (b"Access-Control-Max-Age", b"%d" % PREFLIGHT),
+            (b"Access-Control-Max-Age", b"%d" % PREFLIGHT_MAX_AGE),
         )

@@ -1,4 +1,4 @@
-"""A secret that instances sign with shows nowhere: not in the list of processes, and in no log."""
+"""The secret of the instances shows nowhere: in no list of processes, and in no log."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SECRET = "sesame, sesame, sesame"
 
 
 class SecretTests(SynchronousTestCase):
-    """Two workers that relay to each other, and somebody who guesses."""
+    """Two workers that relay to each other, and a forged request."""
 
     skip = None if sys.platform == "linux" else "the list of processes is read from /proc"
 
     def test_it_shows_nowhere(self) -> None:
-        """Given by a file, which only the parent reads."""
+        """It comes from a file, which only the parent process reads."""
         folder = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="asyncplumber-secret-")))
         (folder / "secret").write_text(f"{SECRET}\n")
         options = (

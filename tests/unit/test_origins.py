@@ -1,4 +1,4 @@
-"""Whose pages may do what: which origins a pattern lets in."""
+"""The origins of pages that may subscribe and post."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class OriginsTests(SynchronousTestCase):
     """Origins as a browser sends them, and as an operator writes them."""
 
     def allowed(self, pattern: str, *origins: str) -> list[bool]:
-        """Whether each of these is let in."""
+        """Return which of these origins the pattern allows."""
         found = Origins([pattern])
         return [found.allows({b"origin": origin.encode("latin-1")}) for origin in origins]
 
     def test_a_wildcard_stands_for_the_leftmost_labels(self) -> None:
-        """One or more of them."""
+        """One label or more."""
         good = (
             "https://a.example.com",
             "https://a.b.example.com",
@@ -25,11 +25,8 @@ class OriginsTests(SynchronousTestCase):
         )
         self.assertEqual(self.allowed("https://*.example.com", *good), [True] * len(good))
 
-    def test_a_wildcard_is_no_match_of_the_end(self) -> None:
-        """
-        Neither the domain itself, nor one that ends alike, nor another scheme or port, nor what is
-        no host at all.
-        """
+    def test_a_wildcard_is_not_a_comparison_of_the_end(self) -> None:
+        """The domain itself, similar ends, other schemes and ports, and invalid hosts fail."""
         bad = (
             "https://example.com",
             "https://evil-example.com",
@@ -58,7 +55,7 @@ class OriginsTests(SynchronousTestCase):
         self.assertEqual(self.allowed("https://*.example.com", *bad), [False] * len(bad))
 
     def test_a_wildcard_may_have_a_port(self) -> None:
-        """It is then that of every host."""
+        """The port is that of every host."""
         self.assertEqual(
             self.allowed(
                 "http://*.localhost:8080",
@@ -70,7 +67,7 @@ class OriginsTests(SynchronousTestCase):
         )
 
     def test_an_origin_is_written_as_browsers_send_it(self) -> None:
-        """In lower case, and without the port that the scheme has anyway."""
+        """In lower case, and without the default port of the scheme."""
         for written, sent in (
             ("HTTPS://App.Example", "https://app.example"),
             ("https://app.example:443", "https://app.example"),
@@ -81,8 +78,8 @@ class OriginsTests(SynchronousTestCase):
         ):
             self.assertEqual(parse_origin(written), sent)
 
-    def test_what_would_never_match_or_match_too_much_is_refused(self) -> None:
-        """At the start, with a sentence: it would be in vain, or a hole."""
+    def test_a_pattern_that_matches_nothing_or_too_much_is_refused(self) -> None:
+        """At the start, with a sentence."""
         for text in (
             "app.example",
             "https://",

@@ -1,4 +1,4 @@
-"""Signatures: Standard Webhooks' own example, and everything that must not pass."""
+"""Signatures: the example of Standard Webhooks, and everything that must not pass."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class SignerTests(SynchronousTestCase):
         }
 
     def verified(self, now: float = NOW, body: bytes = BODY, **headers: bytes) -> bool:
-        """Whether it passes, with other headers."""
+        """Return whether it passes, with some headers replaced."""
         named = {b"webhook-" + name.encode(): value for name, value in headers.items()}
         return self.signer.verify({**self.headers, **named}, body, now)
 
-    def test_the_example_of_the_specification(self) -> None:
+    def test_the_example_of_the_specification_passes(self) -> None:
         """Signed and verified."""
         self.assertEqual(self.signer.sign(ID, NOW + 0.9, BODY), self.headers)
         self.assertTrue(self.verified())
@@ -43,22 +43,20 @@ class SignerTests(SynchronousTestCase):
         self.assertFalse(self.verified(signature=SIGNATURE.replace(b"OE=", b"OA=")))
         self.assertFalse(Signer(b"another secret of 24 byte").verify(self.headers, BODY, NOW))
 
-    def test_old_and_early_ones_do_not_pass(self) -> None:
-        """Up to the tolerance either way."""
+    def test_old_and_future_ones_do_not_pass(self) -> None:
+        """The tolerance is the same in both directions."""
         self.assertTrue(self.verified(NOW + 300))
         self.assertTrue(self.verified(NOW - 300))
         self.assertFalse(self.verified(NOW + 301))
         self.assertFalse(self.verified(NOW - 301))
 
     def test_keys_can_be_rotated(self) -> None:
-        """
-        One good signature among several is enough; versions that are not known are passed over.
-        """
+        """One good signature among several is enough; unknown versions are ignored."""
         self.assertTrue(self.verified(signature=b"v1,AAAA v1a,xyz " + SIGNATURE))
         self.assertFalse(self.verified(signature=b"v1,AAAA v1a,xyz"))
 
-    def test_nonsense_is_no_signature_and_no_error(self) -> None:
-        """Whatever stands in the headers, the answer is no."""
+    def test_an_invalid_header_is_no_error(self) -> None:
+        """Whatever the headers contain, the signature is just not valid."""
         for signature in (b"", b"v1", b",", b"v1,!!!", b"\xff\xfe", SIGNATURE[3:]):
             self.assertFalse(self.verified(signature=signature), signature)
         for time in (
@@ -79,8 +77,8 @@ class SignerTests(SynchronousTestCase):
         """It could be guessed."""
         self.assertRaises(ValueError, Signer, b"x" * 15)
 
-    def test_peers_may_have_clocks_of_their_own(self) -> None:
-        """By some minutes each; a captured request is of no use after that."""
+    def test_the_clocks_of_peers_may_differ(self) -> None:
+        """By some minutes; after that a captured request is of no use."""
         signer = Signer(b"x" * 16)
         headers = signer.sign(b"i", NOW, b"")
         self.assertTrue(signer.verify(headers, b"", NOW + PEER_TOLERANCE))
