@@ -79,8 +79,16 @@ class Admission:
             refuse: Called with the error if that is not possible, or if ``serve`` raises.
         """
         self._refuse = refuse
-        self._admitted = hub.admit(account)
-        self._admitted.addCallback(serve).addErrback(self._failed)
+        admitted = self._admitted = hub.admit(account)
+        channel = admitted.result if admitted.called else None
+        if isinstance(channel, Channel):
+            # As a rule.  Two callbacks would cost more than the rest of this.
+            try:
+                serve(channel)
+            except Exception:
+                self._failed(Failure())
+        else:
+            admitted.addCallback(serve).addErrback(self._failed)
 
     @property
     def is_pending(self) -> bool:

@@ -354,7 +354,8 @@ class Connection:
         self._reader.discard()
         self.deadline = self.request = self.on_disconnect = None
         unread = bytes(self._backlog)
-        self._drop_backlog()
+        if unread:
+            self._drop_backlog()
         transport, self.transport = self.transport, None
         replace_protocol(transport, protocol)
         return Detached(transport, self._send_buffer, unread)

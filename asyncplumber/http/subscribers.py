@@ -24,7 +24,7 @@ from asyncplumber.http.responses import (
     poll_response,
 )
 from asyncplumber.http.syntax import account_of
-from asyncplumber.transports.choice import Transport, choose
+from asyncplumber.transports.choice import EVENT_STREAM, LONG_POLL, WEBSOCKET, choose
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.long_poll import LongPoll, PollResult
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
@@ -93,16 +93,15 @@ class Subscribers:
         query = request.query
         after = resume_point(request.headers, query)
         transport = choose(request.headers, upgrade=request.upgrade)
-        if transport is not Transport.LONG_POLL and not exchange.can_detach:
+        if transport is not LONG_POLL and not exchange.can_detach:
             raise NotImplementedHere("streams need HTTP/1.1 here; long-polls do not")
         serve: Callable[[Channel], Any]
-        match transport:
-            case Transport.WEBSOCKET:
-                serve = partial(self._websocket, exchange, handshake(request.headers), after)
-            case Transport.EVENT_STREAM:
-                serve = partial(self._event_stream, exchange, request, after)
-            case Transport.LONG_POLL:
-                serve = partial(self._long_poll, exchange, request, after, wait_in(query))
+        if transport is WEBSOCKET:
+            serve = partial(self._websocket, exchange, handshake(request.headers), after)
+        elif transport is EVENT_STREAM:
+            serve = partial(self._event_stream, exchange, request, after)
+        else:
+            serve = partial(self._long_poll, exchange, request, after, wait_in(query))
         if exchange.input_ended:
             exchange.hang_up()
             return

@@ -15,10 +15,13 @@ class Transport(Enum):
     LONG_POLL = auto()
 
 
+WEBSOCKET, EVENT_STREAM, LONG_POLL = Transport
+
+
 def choose(headers: Headers, *, upgrade: bool) -> Transport:
     """Return the transport for a request; ``upgrade`` says that it asks for a WebSocket."""
     if upgrade:
-        return Transport.WEBSOCKET
+        return WEBSOCKET
     if b"text/event-stream" in headers.get(b"accept", b""):
-        return Transport.EVENT_STREAM
-    return Transport.LONG_POLL
+        return EVENT_STREAM
+    return LONG_POLL
