@@ -1,30 +1,34 @@
 """
-The library: what skyhooks gave a Tornado application, for a Twisted one.
+The library: a plumber inside a Twisted application of your own.
+
+::
 
     plumber = Plumber("mongodb://db.example/results", "http://10.0.0.7:8080/plumber")
-    root.putChild(b"plumber", plumber.resource()) plumber.setServiceParent(application)
+    plumber.setServiceParent(application)
+    root.putChild(b"plumber", plumber.resource())
     plumber.register("42", print)
 
-From then on `print` is called with every event of account 42, whichever instance it was POSTed to.
-The server that ``twistd asyncplumber`` starts is built on this.
+From then on ``print`` is called with each event of account 42, whichever instance it was posted to.
+The server that ``twistd asyncplumber`` starts is built on the same class.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
 from asyncplumber.auth.hosts import Hosts
 from asyncplumber.auth.origins import Origins
 from asyncplumber.auth.signatures import PeerSigner
-from asyncplumber.clocks import WallClock
+from asyncplumber.clocks import TimeSource, WallClock
 from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.core.callbacks import Callback
 from asyncplumber.core.consumers import After, Consumers
@@ -32,12 +36,14 @@ from asyncplumber.core.event_iterator import EventIterator
 from asyncplumber.core.hub import LINGER, MAX_SUBSCRIBERS, Hub
 from asyncplumber.core.intake import LATE_CHECK, Intake
 from asyncplumber.core.leases import Leases
+from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
-from asyncplumber.core.status import AccountStatus, Figure, Figures, State, Status
+from asyncplumber.core.status import AccountStatus, Figure, Figures, PeerStatus, Status
 from asyncplumber.errors import BadRequest, TooLarge
 from asyncplumber.event import Instance, timestamp
 from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.metrics import Metrics
+from asyncplumber.http.presence import Presence
 from asyncplumber.http.routes import Routes
 from asyncplumber.http.status import StatusPages
 from asyncplumber.http.subscribers import Subscribers
@@ -53,31 +59,50 @@ from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 from asyncplumber.wire.parse import drafts_of
 
-# seconds between comparisons of our positions with the history: the longest a lost relay is noticed
-# late
-CHECK = 3.0
-SWEEP = 30.0  # seconds between sweeps of the history
+# Seconds between comparisons of our positions with the history.  An event whose relaying failed
+# is at most this late.
+CHECK_INTERVAL = 3.0
+SWEEP_INTERVAL = 30.0  # seconds between sweeps of the history
 
 
-def _global_reactor() -> Any:
+def _global_reactor() -> IReactorTime:
     from twisted.internet import reactor
 
-    return reactor
+    return cast(IReactorTime, reactor)
 
 
 class Plumber(Service):
     """
-    An instance: its store, its hub, its relay, its webhook.  A Twisted service.
+    One instance: a store, a hub, a relay, and what it serves by HTTP.
 
-    All instances on one store act as one.
+    It is a Twisted service: add it to an application, or to another service.  It can be stopped and
+    started again, and what was registered stays.  All instances on one store act as one.
+
+    Args:
+        store: A URI (``memory:``, ``sqlite:PATH``, ``mongodb://…``), or a store.
+        advertise_url: Where the other instances reach `resource`, directly and not through a load
+            balancer.
+        retention: How many events are kept, and for how long.
+        lease: Seconds after which the others forget this instance if it dies.
+        secret: What the instances sign with between each other, 16 bytes or more.  None takes the
+            one that the store keeps for them.
+        linger: Seconds that an account stays subscribed after its last subscriber left.
+        subscribers: The most subscribers of this instance.
+        body_limit: The most bytes in the body of a POST.
+        check: Seconds between comparisons with the history, which find what was not relayed.
+        unsent_limit: The most bytes that are queued for one subscriber; beyond it is disconnected.
+        hosts: Names by which clients may address `resource`, beside ``localhost`` and that of
+            `advertise_url`.
+        origins: Origins whose pages may subscribe and post, beside its own.
+        reactor: The reactor to run on; None is the global one.
+        wall: The time of day, for the time of events and for signatures.
+
+    Raises:
+        ValueError: The URI names no store, the secret is too short, or a host or origin is none.
     """
 
     _log = Logger()
     name = "asyncplumber"
-    _draining = False  # whether the instance has left the registry, or is about to
-    _stopping: Deferred[None] | None = (
-        None  # fires when the last stop is done; None: there was none
-    )
 
     def __init__(
         self,
@@ -90,173 +115,140 @@ class Plumber(Service):
         linger: float = LINGER,
         subscribers: int = MAX_SUBSCRIBERS,
         body_limit: int = BODY_LIMIT,
-        check: float = CHECK,
+        check: float = CHECK_INTERVAL,
         unsent_limit: int = MAX_UNSENT_BYTES,
         hosts: Iterable[str] = (),
         origins: Collection[str] = (),
-        reactor: Any = None,
-        wall: Any = WallClock,
+        reactor: IReactorTime | None = None,
+        wall: TimeSource = WallClock,
     ) -> None:
-        """
-        `store` is a URI (see `open_store`) or a store; `advertise_url` is where the other instances
-        reach `resource()`.
-
-        `secret` signs what instances relay to each other; None takes the one that the store keeps
-        for them.  `linger` and `check` in seconds, `body_limit` in bytes, `subscribers` at this
-        instance.  `hosts` are names by which clients may address `resource()`, beside ``localhost``
-        and that of `advertise_url` (see `Hosts`).  `origins` are those, beside our own, whose pages may
-        subscribe and post (see `Origins`).  `unsent_limit` is the bytes that may be queued for one
-        client.  `wall.seconds()` is the time of day, for stamps.
-        Raises ValueError for a URI that names no store, a short secret, or a host that is none.
-        """
+        """Make the instance; it does nothing before it is started."""
         self._reactor = reactor = reactor or _global_reactor()
         self._wall = wall
         self._body_limit = body_limit
-        retention = retention or Retention()
-        self.store: IStore = (
-            open_store(store, retention, reactor, wall, lease=lease)
-            if isinstance(store, str)
-            else store
-        )
-        signer = PeerSigner(secret, self.store)
-        instance, registry = Instance(uuid4().hex[:16], ""), self.store.registry
-        self.leases = Leases(registry, instance, reactor, lease, prepare=signer.learn)
+        self._life = Lifecycle(self._open, self._serve, self._drain, self._close)
+        if isinstance(store, str):
+            store = open_store(store, retention or Retention(), reactor, wall, lease=lease)
+        self.store = store
+        signer = PeerSigner(secret, store)
         self.gate = Gate(Hosts(hosts), Origins(origins, reactor.seconds), body_limit)
+        self._build_core(lease, linger, subscribers, signer)
+        self._build_http(signer, unsent_limit)
         self.advertise_url = advertise_url
-        self.hub = Hub(
-            self.store.history,
-            reactor,
-            hold=self._hold,
-            release=self._release,
-            linger=linger,
-            subscribers=subscribers,
-        )
-        carrier = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
-        self.relay = Relay(carrier, registry, instance.id, reactor)
-        self.intake = Intake(self.store.append, self.hub, reactor, relay=self.relay)
-        self._receiver = RelayReceiver(self.hub, self.leases.drop_stale)
-        self._open_doors(signer, carrier, unsent_limit)
-        # : Fires when the store is open; fails if it never will be.  A server that is down is
-        # waited for.  Another one after a stop.
-        self.opened: Deferred[None] = Deferred()
-        self._consumers = Consumers(self.hub, reactor)
-        self._rounds = [
+        self._periodic = [
             PeriodicTask(self.hub.check, check, reactor),
-            PeriodicTask(self._sweep, SWEEP, reactor),
+            PeriodicTask(self._sweep, SWEEP_INTERVAL, reactor),
         ]
 
-    def _open_doors(self, signer: PeerSigner, carrier: HttpCarrier, unsent_limit: int) -> None:
-        self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, self._reactor)
-        id, now = self.leases.instance.id, self._wall.seconds
+    def _build_core(self, lease: float, linger: float, limit: int, signer: PeerSigner) -> None:
+        store, clock = self.store, self._reactor
+        instance = Instance(uuid4().hex[:16], "")
+        self.leases = Leases(store.registry, instance, clock, lease, prepare=signer.learn)
+        # Where no other process can use the store, nobody would look for our hooks.
+        hooks: dict[str, Any] = {}
+        if store.shared:
+            hooks = {"hold": self.leases.register, "release": self.leases.unregister}
+        self.hub = Hub(store.history, clock, linger=linger, subscribers=limit, **hooks)
+        self._carrier = HttpCarrier.over_treq(clock, instance.id, self._wall.seconds, signer)
+        self.relay = Relay(self._carrier, store.registry, instance.id, clock)
+        self._receiver = RelayReceiver(self.hub, self.leases.drop_stale)
+        self.intake = Intake(store.append, self.hub, clock, relay=self.relay)
+        self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, clock)
+        self._consumers = Consumers(self.hub, clock)
+
+    def _build_http(self, signer: PeerSigner, unsent_limit: int) -> None:
+        id, clock, now = self.leases.instance.id, self._reactor, self._wall.seconds
         self.webhook = Webhook(
-            self.intake, self.hub, now, id, signer=signer, receive=carrier.receive
+            self.intake, self.hub, now, id, signer=signer, receive=self._carrier.receive
         )
-        self._census = PresenceClient.over_treq(self._reactor, now, signer)
-        pages = StatusPages(self.store, self.status, self._listeners)
+        registry = self.store.registry if self.store.shared else None
+        presence = Presence(self.hub, registry, id, PresenceClient.over_treq(clock, now, signer))
+        pages = StatusPages(self.store, self.status, presence.of)
         #: What ``/metrics`` shows.
         self.metrics = Metrics(self._figures)
-        # Only the time at which a client comes back depends on this randomness.
-        self.clients = ConnectedClients(self._reactor, random.random)
-        self.subscribers = Subscribers(
-            self.hub, self.clients, self.gate, self._reactor, unsent_limit
-        )
+        # Only the time at which a client reconnects depends on this randomness.
+        self.clients = ConnectedClients(clock, random.random)
+        self.subscribers = Subscribers(self.hub, self.clients, self.gate, clock, unsent_limit)
         self.routes = Routes(self.webhook, pages, self.metrics, self.gate, self.subscribers)
 
     @property
     def advertise_url(self) -> str:
-        """Where the other instances reach `resource()`."""
-        return self._public_url
+        """Where the other instances reach `resource`.  Set it before the start."""
+        return self._advertise_url
 
     @advertise_url.setter
     def advertise_url(self, url: str) -> None:
-        self._public_url = url.rstrip("/")
+        self._advertise_url = url.rstrip("/")
         self.gate.hosts.set_advertised_url(url)
         instance = self.leases.instance
-        self.leases.instance = instance._replace(url=f"{self._public_url}/instances/{instance.id}")
+        address = f"{self._advertise_url}/instances/{instance.id}"
+        self.leases.instance = instance._replace(url=address)
 
     # The service
 
     def startService(self) -> None:
-        """Also after a stop.  One that is still under way is waited for."""
+        """Start.  If a stop is under way, start after it.  Harmless if it is started."""
         super().startService()
-        Deferred.fromCoroutine(self._start(self.opened))
+        self._life.start()
 
-    async def _start(self, opened: Deferred[None]) -> None:
-        if self._stopping is not None:
-            await self._stopping
-        if self.opened is not opened:
-            return  # stopped meanwhile
-        self._draining = False
-        self.intake.resume()
-        self.hub.resume()
-        # The way in is open before a hook says that this instance wants events.
-        await self.relay.start(self._receiver.deliver)
-        self._late.start()
-        self.clients.start()
-        self.store.start().addCallback(self._begin, opened).addCallbacks(
-            opened.callback, opened.errback
-        )
+    def when_running(self) -> Deferred[None]:
+        """
+        Return a Deferred that fires when the store is open, at once if it is.
 
-    def _begin(self, _: None, opened: Deferred[None]) -> None:
-        """The store is open."""
-        if self.opened is not opened:
-            return  # stopped meanwhile
-        if self.store.shared:
-            self.leases.start(self.hub.check_soon)
-        for round in self._rounds:
-            round.start()
-        self._consumers.start()
+        A database server that is down is waited for.  Fails if the store can never be opened, and
+        with `Unavailable` if the plumber is stopped before.
+        """
+        return self._life.when_running()
 
     def stopService(self) -> Deferred[None]:
         """
-        @return: Deferred that fires when what was accepted has been sent on and the store is
-        closed.
+        Stop: no event that was accepted is lost, and subscribers are asked to reconnect elsewhere.
+
+        Returns:
+            A Deferred that fires when what was accepted is sent on, and the store is closed.
         """
         super().stopService()
-        self.opened = Deferred()
-        before = self._stopping
-        done: Deferred[None] = Deferred()
-        self._stopping = done
+        return self._life.stop()
 
-        def finished(result: Any) -> Any:
-            done.callback(None)
-            return result
+    async def _open(self) -> None:
+        self.intake.resume()
+        self.hub.resume()
+        self._late.start()
+        self.clients.start()
+        # The way in is open before a hook says that this instance wants events.
+        await self.relay.start(self._receiver.deliver)
+        try:
+            await self.store.start()
+        except Exception as error:
+            self._log.critical("the store cannot be opened: {error}", error=str(error))
+            raise
 
-        return Deferred.fromCoroutine(self._stop(before)).addBoth(finished)
+    def _serve(self) -> None:
+        if self.store.shared:
+            self.leases.start(self.hub.check_soon)
+        for task in self._periodic:
+            task.start()
+        self._consumers.start()
 
-    async def withdraw(self) -> None:
-        """
-        The first half of stopping: no new subscribers, no hooks any more.  Those who are connected
-        stay.
-        """
-        self._draining = True
+    async def _drain(self) -> None:
         self.hub.refuse()
         self.intake.refuse()
+        for task in self._periodic:
+            task.stop()
+        self._consumers.stop()
         if self.store.shared:
             await self.leases.stop()
-
-    async def drain(self) -> None:
-        """Close the streams and answer the long-polls; wait until the clients have gone.
-
-        Clients that do not close are cut off after some seconds; see `ConnectedClients`.
-        """
         self.subscribers.answer_polls()
         await self.clients.drain()
 
-    async def _stop(self, before: Deferred[None] | None) -> None:
-        if before is not None:
-            await before
-        if not self._draining:
-            await self.withdraw()
-        for round in self._rounds:
-            round.stop()
-        self._consumers.stop()
-        await self.drain()
-        await self.intake.stop()
-        self._late.stop()
-        self.hub.stop()
-        await self.relay.stop()
-        await self.store.stop()
+    async def _close(self) -> None:
+        try:
+            await self.intake.stop()
+            self._late.stop()
+            self.hub.stop()
+            await self.relay.stop()
+        finally:
+            await self.store.stop()
 
     # For the application
 
@@ -345,35 +337,7 @@ class Plumber(Service):
             raise BadRequest("send takes one event; a batch can be posted to the webhook")
         return (await self.intake.accept(drafts))[0]
 
-    # Rounds and figures
-
-    def _hold(self, account: str) -> Deferred[None]:
-        if self.store.shared:
-            return self.leases.register(account)
-        held: Deferred[None] = Deferred()
-        held.callback(None)
-        return held
-
-    def _release(self, account: str) -> None:
-        if self.store.shared:
-            self.leases.unregister(account)
-
-    async def _sweep(self) -> None:
-        await self.store.history.sweep()
-
-    async def _listeners(self, account: str) -> dict[str, Any]:
-        """Who listens to an account: here, and in the whole cluster."""
-        here = self.hub.count(account)
-        if not self.store.shared:
-            return {"subscribers": here, "instances": int(here > 0), "here": here}
-        hooks = (await self.store.registry.instances([account])).get(account, [])
-        others = [instance for instance in hooks if instance.id != self.leases.instance.id]
-        counts = [here, *[count or 0 for count in await self._census.count(others, account)]]
-        return {
-            "subscribers": sum(counts),
-            "instances": sum(count > 0 for count in counts),
-            "here": here,
-        }
+    # What it tells about itself
 
     def status(self) -> Status:
         """Return what this instance knows about itself now.  The store is not asked."""
@@ -381,13 +345,16 @@ class Plumber(Service):
         return Status(
             instance_id=leases.instance.id,
             advertise_url=self.advertise_url,
-            state=State.DRAINING if self._draining else State.RUNNING,
+            state=self._life.state,
             figures=self._figures(),
             accounts=tuple(
                 AccountStatus(account, subscribers, cursor, self.store.shared)
                 for account, subscribers, cursor in hub.channels()
             ),
-            peers=(),
+            peers=tuple(
+                PeerStatus(peer.id, peer.url, queued, failures)
+                for peer, queued, failures in self.relay.peers()
+            ),
         )
 
     def _figures(self) -> Figures:
@@ -409,3 +376,6 @@ class Plumber(Service):
                 "counter", "Batches of events not taken by another instance.", self.relay.failed
             ),
         }
+
+    async def _sweep(self) -> None:
+        await self.store.history.sweep()

@@ -72,7 +72,7 @@ async def main() -> None:
     server = HTTPServer(Application([("/pipe", Pipe)]))
     server.add_socket(socket)
     plumber.startService()
-    await plumber.opened
+    await plumber.when_running()
     client = await Deferred.fromFuture(
         asyncio.ensure_future(websocket_connect(f"ws://127.0.0.1:{port}/pipe"))
     )

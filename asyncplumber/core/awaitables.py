@@ -13,11 +13,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from inspect import iscoroutine
 from types import coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from twisted.internet.defer import Deferred
-
-T = TypeVar("T")
 
 
 def as_deferred(awaitable: Awaitable[Any]) -> Deferred[Any]:
@@ -37,21 +35,6 @@ def as_deferred(awaitable: Awaitable[Any]) -> Deferred[Any]:
     if not asyncio.isfuture(awaitable):
         awaitable = loop.create_task(_with_deferreds(_coroutine(awaitable), loop))
     return Deferred.fromFuture(awaitable)
-
-
-def awaitable(deferred: Deferred[T]) -> Awaitable[T]:
-    """
-    Return what the running code can await: in a task of asyncio a future, else the Deferred.
-
-    If the future is cancelled, so is the Deferred.
-    """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return deferred
-    if asyncio.current_task(loop) is None:
-        return deferred
-    return deferred.asFuture(loop)
 
 
 def _coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:

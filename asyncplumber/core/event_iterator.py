@@ -15,7 +15,6 @@ from typing import Self, cast
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 
-from asyncplumber.core.awaitables import awaitable
 from asyncplumber.core.callbacks import CallbackSubscriber, Gap
 from asyncplumber.core.hub import Hub
 from asyncplumber.event import Cursor, Event
@@ -128,6 +127,8 @@ class EventIterator:
     """
     The events of one account, one after the other.
 
+    Read it in a coroutine that Twisted runs, as ``Deferred.fromCoroutine`` does, or in a callback.
+
     It unsubscribes when the loop is left, by ``break`` or by an exception, as soon as the iterator
     is not referenced any more.  ``async with`` or `aclose` do it at a certain moment.
 
@@ -143,7 +144,7 @@ class EventIterator:
         return self
 
     async def __anext__(self) -> Event:
-        return await awaitable(self._feed.take())
+        return await self._feed.take()
 
     async def aclose(self) -> None:
         """Unsubscribe.  The iterator has ended then.  Harmless if it is closed."""

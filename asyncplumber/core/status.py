@@ -9,21 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Literal, NamedTuple
 
+from asyncplumber.core.lifecycle import State
 from asyncplumber.event import Cursor
-
-
-class State(Enum):
-    """Where an instance is in its life; see `asyncplumber.Plumber`."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    RUNNING = "running"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    FAILED = "failed"
 
 
 class Figure(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from asyncplumber.core.status import State, Status
+from asyncplumber.core.lifecycle import State
+from asyncplumber.core.status import Status
 from asyncplumber.errors import Unavailable
 from asyncplumber.http.responses import Response, json_response
 from asyncplumber.interfaces import IStore
@@ -20,7 +20,7 @@ class StatusPages:
         self,
         store: IStore,
         status: Callable[[], Status],
-        presence: Callable[[str], Awaitable[dict[str, Any]]],
+        presence: Callable[[str], Awaitable[dict[str, int]]],
     ) -> None:
         """
         Args:

@@ -40,6 +40,11 @@ class Peer:
         """Whether something waits to be carried."""
         return bool(self._queue)
 
+    @property
+    def queued(self) -> int:
+        """How many events wait to be carried."""
+        return self._events
+
     def add(self, events: Sequence[Event]) -> list[Deferred[dict[str, int]]]:
         """
         Queue events, in pieces that fit into a batch.

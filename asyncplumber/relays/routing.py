@@ -109,6 +109,10 @@ class Relay:
             carrying.cancel()
         return self._carrier.stop()
 
+    def peers(self) -> list[tuple[Instance, int, int]]:
+        """Return each instance that events wait for, or that failed: queued events, failures."""
+        return [(peer.instance, peer.queued, peer.failures) for peer in self._peers.values()]
+
     # Whom to send what, and what the receipt says
 
     def send(

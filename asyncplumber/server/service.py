@@ -124,7 +124,7 @@ class Server(MultiService):
         if not self._plumber.advertise_url:
             self._plumber.advertise_url = own_url(self._ports[-1])
         self._listener.start()
-        self._plumber.opened.addCallbacks(self._serve, self._cannot_open)
+        self._plumber.when_running().addCallbacks(self._serve, self._cannot_open)
         super().startService()  # the plumber as well
 
     def _serve(self, _: None) -> None:
@@ -132,8 +132,9 @@ class Server(MultiService):
             self._ready(own_url(self._ports[0]))
 
     def _cannot_open(self, failure: Failure) -> None:
-        """End with status 1, which twistd itself cannot do."""
-        self._log.critical("the store cannot be opened: {error}", error=failure.getErrorMessage())
+        """End with status 1, which twistd itself cannot do.  The plumber has logged the reason."""
+        if not self.running:
+            return  # it was stopped before the store opened
         self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
         self._reactor.stop()
 
@@ -147,7 +148,7 @@ class Server(MultiService):
         )
 
     async def _stop(self) -> None:
-        """Stop in this order: leave the registry, drain subscribers, close the store, the ports."""
+        """Take no new connections, stop the plumber, and then close what is still open."""
         self._log.info(
             "stopping; {count} subscribers are asked to come back elsewhere",
             count=len(self._plumber.clients),
@@ -155,9 +156,7 @@ class Server(MultiService):
         self._listener.refuse()
         if self._shares_port:
             await self._close(self._ports[0])
-        await self._plumber.withdraw()
-        await self._plumber.drain()
-        await MultiService.stopService(self)  # finishes the POSTs under way
+        await MultiService.stopService(self)  # the plumber drains and stops
         for port in self._ports:
             await self._close(port)
         self._listener.stop()

@@ -38,20 +38,20 @@ class RestartTests(TestCase):
         after: list[Any] = []
         plumber.register("a", lambda event: before.append(event.data))
         tree.startService()
-        await plumber.opened
+        await plumber.when_running()
         await self.until(lambda: plumber.hub.count("a") == 1)
         await plumber.send("a", 1)
         await self.until(lambda: before == [1])
         await tree.stopService()
         plumber.register("a", lambda event: after.append(event.data), after="earliest")
         tree.startService()
-        await plumber.opened
+        await plumber.when_running()
         receipt = await plumber.send("a", 2)
         self.assertEqual(Cursor.parse(receipt.cursor).seq, 2)
         await self.until(lambda: (before, after) == ([1, 2], [1, 2]), lambda: (before, after))
         stopped = tree.stopService()
         tree.startService()
-        await plumber.opened
+        await plumber.when_running()
         await plumber.send("a", 3)
         await self.until(lambda: (before, after) == ([1, 2, 3], [1, 2, 3]), lambda: (before, after))
         await stopped

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 from collections.abc import Coroutine
 from typing import Any
@@ -13,7 +12,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber import BadAccount, BadCursor, Event, EventsMissed, Plumber, Retention, Unavailable
 from asyncplumber.core import callbacks
-from asyncplumber.core.awaitables import awaitable
 
 
 class EventsCase(SynchronousTestCase):
@@ -242,30 +240,3 @@ class GapTests(EventsCase):
         self.send(6)
         self.successResultOf(reading)
         self.assertEqual(self.seen, [1, 3, 4, 5, 6])
-
-
-class AsyncioTests(SynchronousTestCase):
-    """In a task of asyncio a Deferred cannot be awaited, and a future stands for it."""
-
-    def test_a_task_gets_the_result(self) -> None:
-        """And cancels the Deferred if it is cancelled."""
-
-        async def main() -> str:
-            loop = asyncio.get_running_loop()
-            fired: Deferred[str] = Deferred()
-            loop.call_soon(fired.callback, "fired")
-            cancelled: list[Deferred[str]] = []
-            hanging: Deferred[str] = Deferred(cancelled.append)
-            task = asyncio.ensure_future(awaitable(hanging))
-            await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.sleep(0)
-            self.assertEqual(cancelled, [hanging])
-            return await awaitable(fired)
-
-        self.assertEqual(asyncio.run(main()), "fired")
-
-    def test_elsewhere_it_is_the_deferred_itself(self) -> None:
-        """Where no loop runs, and in a callback of a loop."""
-        fired: Deferred[str] = Deferred()
-        self.assertIs(awaitable(fired), fired)

@@ -166,9 +166,15 @@ class OwnSiteTests(SynchronousTestCase):
         """A server that is about to stop is alive, and not ready."""
         self.assertEqual(self.server.request("GET", "/healthz").status, 200)
         self.assertEqual(self.server.request("GET", "/readyz").status, 200)
-        self.successResultOf(Deferred.fromCoroutine(self.server.plumber.withdraw()))
+        slow = self.server.connect()  # the stop waits for it
+        slow.say(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
+        slow.reading = False
+        stopped = self.server.stop()
         self.assertEqual(self.server.request("GET", "/healthz").status, 200)
         self.assertEqual(self.server.request("GET", "/readyz").status, 503)
+        self.assertNoResult(stopped)
+        self.server.advance(20)
+        self.successResultOf(stopped)
 
     def test_a_client_that_does_not_wait_does_no_harm(self) -> None:
         """Its answer is not written to a connection that is lost."""
