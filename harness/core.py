@@ -1,7 +1,4 @@
-"""
-What the tests of the core share: a subscriber that writes down what it is told, and rooms that fail
-when a test says so.
-"""
+"""What the tests of the core share: a subscriber that records, and a store that can fail."""
 
 from __future__ import annotations
 
@@ -39,7 +36,16 @@ def event(seq: int, epoch: str = "e", account: str = "a", payload: bytes = b'"da
 
 @implementer(ISubscriber)
 class Recorder:
-    """A subscriber that writes down all it is told."""
+    """A subscriber that records all it is told.
+
+    Attributes:
+        told: Each call: ("opened", cursor), ("event", event) or ("missed", cursor, position).
+        events: The events.
+        batches: How many events came together.
+        ended: What `end` was called with.
+        room: What `drained` returns; None: there is room at once.
+        on_deliver: Called with each delivery.
+    """
 
     def __init__(self) -> None:
         self.page_size = PAGE_BYTES
@@ -47,7 +53,7 @@ class Recorder:
         self.events: list[Event] = []
         self.batches: list[int] = []
         self.ended: list[PlumberError | None] = []
-        self.room: Deferred[None] | None = None  # what `drained` answers; None: there is room
+        self.room: Deferred[None] | None = None
         self.on_deliver: Callable[[Delivery], None] = lambda batch: None
         self._subscription: Subscription | None = None
 
@@ -69,17 +75,18 @@ class Recorder:
 
     @property
     def seqs(self) -> list[int]:
+        """The numbers of the events."""
         return [each.seq for each in self.events]
 
     @property
-    def stand(self) -> Cursor:
-        """The cursor with which it would come back."""
+    def cursor(self) -> Cursor:
+        """The cursor with which it would resume."""
         for word, *words in reversed(self.told):
             if word == "missed":
                 return words[1].cursor
             if word == "opened" or words[0].epoch:
                 return words[0] if word == "opened" else words[0].cursor
-        raise AssertionError("it was never told where it stands")
+        raise AssertionError("it was never told its cursor")
 
     def opened(self, cursor: Cursor) -> None:
         self.told.append(("opened", cursor))
@@ -92,7 +99,7 @@ class Recorder:
         self.on_deliver(batch)
 
     def caught_up(self) -> None:
-        """Not written down: it says nothing about what came."""
+        """Not recorded: it says nothing about the events."""
 
     def missed(self, cursor: Cursor, position: Position) -> None:
         self.told.append(("missed", cursor, position))
@@ -105,50 +112,54 @@ class Recorder:
 
 
 class FaultProxy:
-    """
-    Stands before a room, and lets calls through, or fails them, or keeps them waiting; and counts
-    them.
+    """Forwards calls to a store, and counts them; a test makes them fail or wait.
 
-    `away` makes every call fail; `kept` lists names of methods whose answers wait until `let_go`.
+    Attributes:
+        calls: Each call: the name of the method and its arguments.
+        error: Every call fails with this; None lets calls through.
+        failures: So many of the next calls fail with `Unavailable`.
+        held: Names of methods whose calls wait for `release`.
+        waiting: The calls that wait: the result that the caller has, and the call.
     """
 
-    def __init__(self, room: Any) -> None:
-        self.room = room
-        self.away: BaseException | None = None
-        self.fails = 0
-        self.kept: set[str] = set()
+    def __init__(self, target: Any) -> None:
+        self.target = target
         self.calls: list[tuple[Any, ...]] = []
+        self.error: BaseException | None = None
+        self.failures = 0
+        self.held: set[str] = set()
         self.waiting: list[tuple[Deferred[Any], Callable[[], Deferred[Any]]]] = []
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self.room, name)
+        method = getattr(self.target, name)
 
         def call(*args: Any) -> Deferred[Any]:
             self.calls.append((name, *args))
-            if self.fails:
-                self.fails -= 1
+            if self.failures:
+                self.failures -= 1
                 return fail(Unavailable())
-            if self.away is not None:
-                return fail(self.away)
-            if name not in self.kept:
+            if self.error is not None:
+                return fail(self.error)
+            if name not in self.held:
                 return method(*args)
-            answer: Deferred[Any] = Deferred()
-            self.waiting.append((answer, lambda: method(*args)))
-            return answer
+            result: Deferred[Any] = Deferred()
+            self.waiting.append((result, lambda: method(*args)))
+            return result
 
         return call
 
     def count(self, name: str) -> int:
+        """Return how often this method was called."""
         return sum(call[0] == name for call in self.calls)
 
-    def let_go(self, error: Exception | None = None) -> None:
-        """The calls that wait reach the room now, in order; or fail with `error`."""
+    def release(self, error: Exception | None = None) -> None:
+        """Forward the calls that wait, in order; or fail them with ``error``."""
         waiting, self.waiting = self.waiting, []
-        for answer, ask in waiting:
+        for result, call in waiting:
             if error is None:
-                ask().chainDeferred(answer)
+                call().chainDeferred(result)
             else:
-                answer.errback(error)
+                result.errback(error)
 
 
 class CoreCase(SynchronousTestCase):
@@ -176,35 +187,37 @@ class CoreCase(SynchronousTestCase):
         return with_recipients(self.history.append(drafts), None)
 
     def make_hub(self, **options: Any) -> Hub:
+        """Return a hub on this history."""
         return Hub(self.history, self.clock, release=self.released.append, **options)
 
     def ran(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Return the result of a coroutine that does not wait."""
         return self.successResultOf(Deferred.fromCoroutine(coroutine))
 
     def turn(self, times: int = 1) -> None:
-        """Give the reactor so many turns, in which no time passes."""
+        """Run what is due now, and again what is due then."""
         for _ in range(times):
             self.clock.advance(0)
 
     def settle(self) -> None:
-        """Turns until nothing is due."""
+        """Run what is due until nothing is."""
         for _ in range(1000):
             if not any(
                 call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()
             ):
                 return
             self.clock.advance(0)
-        self.fail("it never comes to rest")
+        self.fail("something is due for ever")
 
     def keep(self, count: int = 1, account: str = "a", payload: bytes = b'"data":1') -> list[Event]:
-        """Put events into the history, by the back door."""
+        """Put events into the history, without the hub."""
         drafts = [draft(f"k{self._number + n}", account, payload) for n in range(count)]
         self._number += count
         stored: list[Any] = self.successResultOf(self.store.history.append(drafts))
         return [one.event for one in stored if isinstance(one, Stored)]
 
     def begin_anew(self) -> None:
-        """The history forgets all that it has, numberings too."""
+        """Empty the history, so that all numberings begin anew."""
         self.store.history._logs.clear()
         self.store.history._epochs.clear()
         self.clock.advance(1)
@@ -220,6 +233,7 @@ class CoreCase(SynchronousTestCase):
     def subscribed(
         self, after: Cursor | str | None = None, account: str = "a", hub: Hub | None = None
     ) -> Recorder:
+        """Return a subscriber of this account."""
         subscriber = Recorder()
         subscriber.subscribe(self.successResultOf((hub or self.hub).admit(account)), after)
         return subscriber

@@ -110,23 +110,23 @@ class OldPrimaryTests(TestCase):
         self.assertEqual(await self.appended(5, "after"), list(range(26, 31)))
         await hub.check()
         await until(lambda: live.seqs == list(range(16, 31)), "caught up")
-        stand = live.stand
+        cursor = live.cursor
         await self.sees_only_the_old_one(25)
 
-        await self.assertFailure(self.history.read("a", stand, None, 10), Unavailable)
+        await self.assertFailure(self.history.read("a", cursor, None, 10), Unavailable)
         other = Cursor("another", 3)
         await self.assertFailure(self.history.read("a", other, None, 10), Unavailable)
         self.assertEqual(await hub.check(), 1)
         channel = await hub.admit("a")
         await self.assertFailure(channel.catch_up(), Unavailable)
         back.subscribe(
-            channel, Cursor(stand.epoch, stand.seq + 1)
+            channel, Cursor(cursor.epoch, cursor.seq + 1)
         )  # it was faster than this instance
         await until(lambda: back.ended, "refused")
         self.assertEqual([one for one in live.told + back.told if one[0] == "missed"], [])
         # A floor never sinks: what the old one has forgotten is forgotten.
         await self.assertFailure(
-            self.history.read("a", Cursor(stand.epoch, 3), None, 10), CursorLost
+            self.history.read("a", Cursor(cursor.epoch, 3), None, 10), CursorLost
         )
 
         await self.healed()
@@ -135,7 +135,7 @@ class OldPrimaryTests(TestCase):
         await until(lambda: live.seqs == list(range(16, 32)), "the rest")
         self.assertEqual([one for one in live.told if one[0] == "missed"], [])
         with self.assertRaises(CursorLost):
-            await self.history.read("a", Cursor(stand.epoch, 99), None, 10)
+            await self.history.read("a", Cursor(cursor.epoch, 99), None, 10)
 
     async def test_an_old_primary_cannot_have_a_living_instance_swept(self) -> None:
         """

@@ -193,7 +193,7 @@ class LifeTests(CallbackCase):
 
     def test_what_cannot_be_subscribed_now_is_tried_again(self) -> None:
         """Each second, until it is stopped."""
-        self.history.fails = 2
+        self.history.failures = 2
         subscriber = self.registered(self.note)
         self.clock.advance(RETRY_INTERVAL)
         self.publish()
@@ -201,7 +201,7 @@ class LifeTests(CallbackCase):
         self.publish()
         self.assertEqual(self.seqs, [2])
         subscriber.stop()
-        self.history.away = Unavailable()
+        self.history.error = Unavailable()
         self.hub.stop()
         other = self.registered(self.note)
         other.stop()
@@ -212,10 +212,10 @@ class LifeTests(CallbackCase):
         self.publish(300)
         slow = Slow()
         self.registered(slow, EARLIEST)
-        self.history.away = Unavailable()
+        self.history.error = Unavailable()
         slow.finish()
         self.assertEqual(len(slow.seqs), 256)
-        self.history.away = None
+        self.history.error = None
         self.clock.advance(RETRY_INTERVAL)
         slow.finish()
         self.assertEqual(slow.seqs, list(range(1, 301)))
@@ -243,10 +243,10 @@ class LifeTests(CallbackCase):
 
     def test_unregistered_while_its_channel_opens_it_is_never_subscribed(self) -> None:
         """Nobody is left behind in the channel."""
-        self.history.kept = {"ensure"}
+        self.history.held = {"ensure"}
         subscriber = self.registered(self.note)
         subscriber.stop()
-        self.history.let_go()
+        self.history.release()
         self.publish()
         self.assertEqual((self.seqs, self.hub.subscribers), ([], 0))
 
@@ -295,12 +295,12 @@ class LifeTests(CallbackCase):
 
     def test_one_that_is_stopped_and_started_during_its_admission_is_subscribed_once(self) -> None:
         """The admission that is under way is cancelled, and another one begins."""
-        self.history.kept = {"ensure"}
+        self.history.held = {"ensure"}
         subscriber = self.registered(self.note)
         subscriber.stop()
         subscriber.start()
-        self.history.kept = set()
-        self.history.let_go()
+        self.history.held = set()
+        self.history.release()
         self.settle()
         self.publish()
         self.assertEqual((self.seqs, self.hub.subscribers), ([1], 1))

@@ -42,7 +42,7 @@ class Node:
 
     def die(self) -> None:
         """As after SIGKILL: nothing of it reaches the registry or another instance any more."""
-        self.registry.kept = {"add_instance", "renew", "register", "unregister", "prune", "sweep"}
+        self.registry.held = {"add_instance", "renew", "register", "unregister", "prune", "sweep"}
         self.carrier.is_down = True
 
 
@@ -66,7 +66,7 @@ class Person:
 
         def subscribe(opened: Any) -> None:
             if self.visits[-1] is subscriber and self.node is node:
-                subscriber.subscribe(opened, told[-1].stand if told else EARLIEST)
+                subscriber.subscribe(opened, told[-1].cursor if told else EARLIEST)
 
         node.hub.admit(self.account).addCallbacks(subscribe, lambda failure: None)
 
@@ -241,7 +241,7 @@ class ClusterTests(CoreCase):
             elif move < 0.77:
                 self._death(dice, people)
             elif move < 0.80:
-                dice.choice([self.history, self.registry]).fails = 1
+                dice.choice([self.history, self.registry]).failures = 1
             else:
                 self.clock.advance(dice.choice([0, 0, 0, 0.4, 2.0]))
         self._in_the_end(people, accounts)
@@ -256,7 +256,7 @@ class ClusterTests(CoreCase):
         self.build()
 
     def _in_the_end(self, people: list[Person], accounts: list[str]) -> None:
-        self.history.fails = self.registry.fails = 0
+        self.history.failures = self.registry.failures = 0
         nodes = list(self.nodes.values())
         for number, person in enumerate(people):
             person.go()

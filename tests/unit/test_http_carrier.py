@@ -320,7 +320,7 @@ class ReceiveTests(HttpCase):
         self.start_other()
         secrets = FaultProxy(self.store)
         self.carrier = self.start_carrier(PeerSigner(None, secrets))
-        secrets.away = Unavailable()
+        secrets.error = Unavailable()
         self.failureResultOf(self.carry(self.keep()), RelayFailed)
-        secrets.away = None
+        secrets.error = None
         self.successResultOf(self.carry(self.keep()))

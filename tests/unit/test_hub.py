@@ -76,20 +76,20 @@ class SubscribeTests(CoreCase):
 
     def test_what_arrives_while_opening_is_not_lost(self) -> None:
         """Whether the position counts it or not."""
-        self.history.kept = {"ensure"}
+        self.history.held = {"ensure"}
         admitted = self.hub.admit("a")
         before = self.keep(2)
         self.hub.publish(before)
         subscriber = Recorder()
         admitted.addCallback(lambda opened: subscriber.subscribe(opened, None))
-        self.history.let_go()
+        self.history.release()
         self.publish()
         self.assertEqual(subscriber.told[0], ("opened", Cursor("e100", 2)))
         self.assertEqual(subscriber.seqs, [3])
 
     def test_a_hole_that_is_there_at_the_opening_is_fetched_at_once(self) -> None:
         """Event 2 came early, event 1 never."""
-        self.history.kept = {"ensure"}
+        self.history.held = {"ensure"}
         subscriber = Recorder()
         self.hub.admit("a").addCallback(lambda opened: subscriber.subscribe(opened, None))
         waiting, self.history.waiting = self.history.waiting, []
@@ -102,11 +102,11 @@ class SubscribeTests(CoreCase):
         """The step to the live stream leaves nothing out."""
         self.keep(10)
         self.subscribed()
-        self.history.kept = {"read"}
+        self.history.held = {"read"}
         subscriber = self.subscribed(Cursor("e100", 5))
         self.publish(3)
-        self.history.kept = set()
-        self.history.let_go()
+        self.history.held = set()
+        self.history.release()
         self.publish()
         self.assertEqual(subscriber.seqs, list(range(6, 15)))
 
@@ -131,11 +131,11 @@ class SubscribeTests(CoreCase):
         """No gap for somebody who only wants what there is."""
         self.keep(1000)
         self.subscribed()
-        self.history.kept = {"read"}
+        self.history.held = {"read"}
         subscriber = self.subscribed(EARLIEST)
         self.publish(100)
-        self.history.kept = set()
-        self.history.let_go()
+        self.history.held = set()
+        self.history.release()
         self.assertEqual(subscriber.seqs, list(range(101, 1101)))
 
     def test_a_returning_subscriber_learns_that_the_numbering_began_anew_only_once(self) -> None:
@@ -149,7 +149,7 @@ class SubscribeTests(CoreCase):
         self.publish()
         for each in (live, subscriber):
             self.assertEqual([word[0] for word in each.told], ["opened", "missed", "event"])
-            self.assertEqual(each.stand, Cursor("e101", 3))
+            self.assertEqual(each.cursor, Cursor("e101", 3))
 
 
 class SeveralAccountsTests(CoreCase):
@@ -171,7 +171,7 @@ class SeveralAccountsTests(CoreCase):
         """The others go on, and the cancelled one comes back with its own cursor."""
         for account in "abc":
             self.publish(account=account)
-        cursor = self.subscribers["b"].stand
+        cursor = self.subscribers["b"].cursor
         self.subscribers["b"].cancel()
         for account in "abc":
             self.publish(account=account)
@@ -249,12 +249,12 @@ class FirstEventTests(CoreCase):
         With the place's former name, before and after the first event; once it is live, events come
         as ever.
         """
-        stand = self.subscribed().stand
+        cursor = self.subscribed().cursor
         self.renew()
-        early = self.subscribed(stand)
+        early = self.subscribed(cursor)
         self.settle()
         self.publish(2)
-        late = self.subscribed(stand)
+        late = self.subscribed(cursor)
         self.settle()
         self.publish()
         for each in (early, late):
@@ -334,27 +334,27 @@ class SlowReplayTests(CoreCase):
         self.hub = self.make_hub()
         self.keep(5)
         self.subscribed()
-        self.history.kept = {"read"}
+        self.history.held = {"read"}
         storm = [self.subscribed(EARLIEST) for _ in range(7)]
         self.assertEqual(len(self.history.waiting), 2)
         while self.history.waiting:
             self.assertLessEqual(len(self.history.waiting), 2)
-            self.history.let_go()
+            self.history.release()
         self.assertEqual([each.seqs for each in storm], [[1, 2, 3, 4, 5]] * 7)
 
     def test_leaving_at_any_moment_of_a_replay_leaves_nothing_behind(self) -> None:
         """While the page is read, while there is no room, and while others have their turn."""
         self.keep(600)
         for kept in ({"read"}, set()):
-            self.history.kept = kept
+            self.history.held = kept
             subscriber = Recorder()
             subscriber.room = Deferred()
             opened = self.successResultOf(self.hub.admit("a"))
             subscriber.subscribe(opened, EARLIEST)
             told = list(subscriber.told)
             subscriber.cancel()
-            self.history.kept = set()
-            self.history.let_go()
+            self.history.held = set()
+            self.history.release()
             subscriber.room.callback(None)
             self.assertEqual((subscriber.told, subscriber.ended), (told, []))
         self.assertEqual(self.hub.subscribers, 0)
@@ -364,14 +364,14 @@ class SlowReplayTests(CoreCase):
         """While the store hangs they wait for a slot and leave; then every slot is free again."""
         self.keep(5)
         self.subscribed()
-        self.history.kept = {"read"}
+        self.history.held = {"read"}
         for _ in range(3):
             storm = [self.subscribed(EARLIEST) for _ in range(1500)]
             for subscriber in storm:
                 subscriber.cancel()
             late = self.subscribed(EARLIEST)
-            self.history.let_go()
-            self.history.let_go()
+            self.history.release()
+            self.history.release()
             self.assertEqual(late.seqs, [1, 2, 3, 4, 5])
         self.assertEqual(self.hub.replays.tokens, hub.MAX_REPLAYS)
         self.assertEqual(self.hub.subscribers, 4)
@@ -380,22 +380,22 @@ class SlowReplayTests(CoreCase):
         """It is told why, and may come back."""
         self.keep(5)
         self.subscribed()
-        self.history.away = Unavailable()
+        self.history.error = Unavailable()
         subscriber = self.subscribed(EARLIEST)
-        self.assertEqual(subscriber.ended, [self.history.away])
+        self.assertEqual(subscriber.ended, [self.history.error])
         self.assertEqual(self.hub.subscribers, 1)
 
     def test_a_replay_that_fails_after_its_subscriber_left_tells_nobody(self) -> None:
         """It may have come back meanwhile."""
         self.keep(5)
         self.subscribed()
-        self.history.kept = {"read"}
+        self.history.held = {"read"}
         opened = self.successResultOf(self.hub.admit("a"))
         subscriber = Recorder()
         subscriber.subscribe(opened, Cursor("e100", 1))
         subscriber.cancel()
         subscriber.subscribe(opened, None)
-        self.history.let_go(Unavailable())
+        self.history.release(Unavailable())
         self.assertEqual(subscriber.ended, [])
         self.publish()
         self.assertEqual(subscriber.seqs, [6])
@@ -404,11 +404,11 @@ class SlowReplayTests(CoreCase):
         """None goes round for ever."""
         self.subscribed()
         self.keep(5)
-        self.history.kept = {"read"}
+        self.history.held = {"read"}
         self.subscribed(Cursor("e100", 4))
         self.hub.stop()
-        self.history.kept = set()
-        self.history.let_go()
+        self.history.held = set()
+        self.history.release()
         self.settle()
         self.assertEqual((self.hub.subscribers, self.clock.getDelayedCalls()), (0, []))
 
@@ -466,7 +466,7 @@ class FanOutTests(CoreCase):
         opened = self.successResultOf(self.hub.admit("a"))
         last = crowd.pop()
         last.cancel()
-        last.subscribe(opened, last.stand)
+        last.subscribe(opened, last.cursor)
         self.settle()
         self.publish()
         self.settle()
@@ -559,14 +559,14 @@ class HealTests(CoreCase):
     def test_a_hole_that_shows_while_another_is_fetched_is_not_forgotten(self) -> None:
         """The answer under way may be older than what is wanted now."""
         subscriber = self.subscribed()
-        self.history.kept = {"read"}
+        self.history.held = {"read"}
         first = self.keep(2)
         self.hub.publish(first[1:])
-        self.history.let_go()
+        self.history.release()
         answered = self.history.waiting.pop()[0]
         self.hub.publish(self.keep(2)[1:])
         answered.callback([])
-        self.history.let_go()
+        self.history.release()
         self.assertEqual(subscriber.seqs, [1, 2, 3, 4])
 
     def test_a_check_finds_what_never_arrived(self) -> None:
@@ -584,14 +584,14 @@ class HealTests(CoreCase):
         """Nothing is lost with it."""
         subscriber = self.subscribed()
         self.keep(3)
-        self.history.fails = 1
+        self.history.failures = 1
         self.failureResultOf(Deferred.fromCoroutine(self.hub.check()), Unavailable)
-        self.history.fails = 1
+        self.history.failures = 1
         self.hub.check_soon()
-        self.history.kept = {"read"}
+        self.history.held = {"read"}
         self.hub.check_soon()
-        self.history.let_go(Unavailable())
-        self.history.kept = set()
+        self.history.release(Unavailable())
+        self.history.held = set()
         self.assertEqual(subscriber.seqs, [])
         self.hub.check_soon()
         self.assertEqual(subscriber.seqs, [1, 2, 3])
@@ -602,15 +602,15 @@ class HealTests(CoreCase):
         no more.
         """
         subscriber = self.subscribed()
-        self.history.kept = {"heads"}
+        self.history.held = {"heads"}
         for _ in range(50):
             self.hub.check_soon()
         self.assertEqual(self.history.count("heads"), 1)
         self.keep(2)
-        self.history.let_go()
+        self.history.release()
         self.assertEqual(self.history.count("heads"), 2)
-        self.history.kept = set()
-        self.history.let_go()
+        self.history.held = set()
+        self.history.release()
         self.assertEqual((self.history.count("heads"), subscriber.seqs), (2, [1, 2]))
         self.hub.check_soon()
         self.assertEqual(self.history.count("heads"), 3)
@@ -636,7 +636,7 @@ class HealTests(CoreCase):
             [word[0] for word in subscriber.told],
             ["opened", "event", "event", "event", "missed", "event"],
         )
-        self.assertEqual(subscriber.stand, Cursor("e101", 3))
+        self.assertEqual(subscriber.cursor, Cursor("e101", 3))
 
     def test_a_history_put_back_from_a_backup_is_a_gap(self) -> None:
         """Its numbers come again, with other events."""
@@ -679,7 +679,7 @@ class HealTests(CoreCase):
 
     def test_an_event_that_comes_before_the_answer_keeps_its_place(self) -> None:
         """The place before the first event had another name, and the first event has come since."""
-        self.history.kept = {"read"}
+        self.history.held = {"read"}
         subscriber = self.subscribed()
         opened = self.successResultOf(self.hub.admit("a"))
         caught_up = opened.catch_up()
@@ -687,8 +687,8 @@ class HealTests(CoreCase):
         self.history.waiting.clear()
         self.publish()
         answer.errback(CursorMoved(Cursor("e200", 0)))
-        self.history.kept = set()
-        self.history.let_go()
+        self.history.held = set()
+        self.history.release()
         self.successResultOf(caught_up)
         self.publish()
         self.assertEqual(subscriber.seqs, [1, 2])
@@ -738,18 +738,18 @@ class LifeTests(CoreCase):
 
     def test_a_channel_that_cannot_be_opened_leaves_nothing_behind(self) -> None:
         """All who wait are told, the hook is released, and the next one may try."""
-        self.history.kept = {"ensure"}
+        self.history.held = {"ensure"}
         waiting = [self.hub.admit("a") for _ in range(3)]
-        self.history.let_go(Unavailable())
+        self.history.release(Unavailable())
         for each in waiting:
             self.failureResultOf(each, Unavailable)
         self.assertEqual((self.hub.accounts, self.released, self.hub.waiting), ([], ["a"], 0))
-        self.history.kept = set()
+        self.history.held = set()
         self.subscribed()
 
     def test_an_error_that_nobody_expected_is_ours(self) -> None:
         """It is logged, and the client learns only that."""
-        self.history.away = KeyError("x")
+        self.history.error = KeyError("x")
         error = self.failureResultOf(self.hub.admit("a"), PlumberError)
         self.assertEqual(error.value.status, 500)
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
@@ -772,10 +772,10 @@ class LifeTests(CoreCase):
 
     def test_who_is_admitted_while_another_stops_the_hub_is_refused(self) -> None:
         """Although both waited for the same channel."""
-        self.history.kept = {"position", "ensure"}
+        self.history.held = {"position", "ensure"}
         first, second = self.hub.admit("a"), self.hub.admit("a")
         first.addCallback(lambda _: self.hub.stop())
-        self.history.let_go()
+        self.history.release()
         self.failureResultOf(second, Unavailable)
         self.assertEqual((self.hub.waiting, self.hub.accounts), (0, []))
 
@@ -783,19 +783,19 @@ class LifeTests(CoreCase):
         """Those whose channel is about to open count as well."""
         self.hub = self.make_hub(subscribers=2)
         self.subscribed()
-        self.history.kept = {"ensure"}
+        self.history.held = {"ensure"}
         self.hub.admit("b")
         self.failureResultOf(self.hub.admit("c"), TooManyRequests)
-        self.history.let_go()
+        self.history.release()
 
     def test_an_admission_can_be_cancelled(self) -> None:
         """The others get their channel, and the limit has room again."""
-        self.history.kept = {"ensure"}
+        self.history.held = {"ensure"}
         gone, stays = self.hub.admit("a"), self.hub.admit("a")
         gone.cancel()
         self.failureResultOf(gone, CancelledError)
         self.assertEqual(self.hub.waiting, 1)
-        self.history.let_go()
+        self.history.release()
         self.assertTrue(self.successResultOf(stays))
         self.assertEqual(self.hub.waiting, 0)
 
@@ -808,12 +808,12 @@ class LifeTests(CoreCase):
     def test_stopping_refuses_closes_and_forgets(self) -> None:
         """Also what is about to open."""
         subscriber = self.subscribed()
-        self.history.kept = {"ensure"}
+        self.history.held = {"ensure"}
         opening = self.hub.admit("b")
         self.hub.stop()
         self.failureResultOf(opening, Unavailable)
         self.failureResultOf(self.hub.admit("a"), Unavailable)
-        self.history.let_go()
+        self.history.release()
         self.publish()
         self.assertEqual((subscriber.seqs, self.hub.subscribers, self.hub.accounts), ([], 0, []))
         self.assertEqual(sorted(self.released), ["a", "b"])
@@ -880,7 +880,7 @@ class StormTests(CoreCase):
         self, dice: random.Random, account: str, chain: list[Recorder], people: list[list[Recorder]]
     ) -> None:
         told = [connection for connection in chain if connection.told]
-        after = told[-1].stand if told else dice.choice([None, EARLIEST])
+        after = told[-1].cursor if told else dice.choice([None, EARLIEST])
         subscriber = Recorder()
         if dice.random() < 0.3:
             subscriber.room = Deferred()

@@ -56,18 +56,18 @@ class CommitTests(IntakeCase):
 
     def test_one_append_is_under_way_at_a_time(self) -> None:
         """What arrives meanwhile goes together into the next."""
-        self.history.kept = {"append"}
+        self.history.held = {"append"}
         first = self.posted("1")
         self.turn()
         rest = [self.posted("2"), self.posted("3")]
         self.turn(3)
         self.assertEqual(self.appends(), [["1"]])
-        self.history.let_go()
+        self.history.release()
         self.turn()
         self.assertEqual(self.appends(), [["1"], ["2", "3"]])
         self.successResultOf(first)
         self.assertNoResult(rest[0])
-        self.history.let_go()
+        self.history.release()
         for post in rest:
             self.successResultOf(post)
 
@@ -97,16 +97,16 @@ class CommitTests(IntakeCase):
         """It is answered once, its rest is not appended, and the others are."""
         self.patch(waiting_posts, "MAX_GROUP", 2)
         self.patch(waiting_posts, "FAIR_SHARE", 1)
-        self.history.kept = {"append"}
+        self.history.held = {"append"}
         large, lone = self.posted(*"abc"), self.posted("1")
         self.turn()
         later = self.posted("2")
-        self.history.let_go(Unavailable())
+        self.history.release(Unavailable())
         self.failureResultOf(large, Unavailable)
         self.failureResultOf(lone, Unavailable)
-        self.history.kept = set()
+        self.history.held = set()
         self.settle()
-        self.history.let_go()
+        self.history.release()
         self.settle()
         self.successResultOf(later)
         self.assertNotIn("c", [id for ids in self.appends() for id in ids])
@@ -118,14 +118,14 @@ class CommitTests(IntakeCase):
         nothing of it is kept.
         """
         self.intake = Intake(self.append_alone, self.hub, self.clock, max_waiting_events=3)
-        self.history.kept = {"append"}
+        self.history.held = {"append"}
         first = self.posted("1", "2")
         error = self.failureResultOf(self.posted("3", "4"), TooManyRequests)
         self.assertEqual(error.value.retry_after, 1)
         last = self.posted("3")
         self.failureResultOf(self.posted("4"), TooManyRequests)
         self.settle()
-        self.history.let_go()
+        self.history.release()
         self.settle()
         self.successResultOf(first)
         self.successResultOf(last)
@@ -141,16 +141,16 @@ class CommitTests(IntakeCase):
     def test_too_much_that_waits_is_refused_until_there_is_room(self) -> None:
         """By bytes, with a time to come back."""
         self.intake = Intake(self.append_alone, self.hub, self.clock, max_waiting_bytes=10)
-        self.history.kept = {"append"}
+        self.history.held = {"append"}
         self.posted("1", "2")
         error = self.failureResultOf(self.posted("3"), TooManyRequests)
         self.assertEqual(error.value.retry_after, 1)
         self.turn()
         self.failureResultOf(self.posted("3"), TooManyRequests)
-        self.history.let_go()
+        self.history.release()
         post = self.posted("3")
         self.turn()
-        self.history.let_go()
+        self.history.release()
         self.successResultOf(post)
 
     def test_receipts_count_those_who_got_it(self) -> None:
@@ -170,7 +170,7 @@ class CommitTests(IntakeCase):
     def test_a_receipt_counts_those_who_were_given_the_event_when_they_were(self) -> None:
         """Who left since got it; who came since did not; a retry is told the same."""
         self.intake = Intake(self.append, self.hub, self.clock)
-        self.registry.kept = {"instances"}
+        self.registry.held = {"instances"}
         gone = [self.subscribed() for _ in range(3)]
         post = self.posted("1")
         self.turn()
@@ -178,10 +178,10 @@ class CommitTests(IntakeCase):
             self.assertEqual(each.seqs, [1])
             each.cancel()
         late = self.subscribed()
-        self.registry.let_go()
+        self.registry.release()
         again = self.posted("1")
         self.turn()
-        self.registry.let_go()
+        self.registry.release()
         for receipt in (self.successResultOf(post)[0], self.successResultOf(again)[0]):
             self.assertEqual((receipt.subscribers, receipt.instances), (3, {"ok": 1, "failed": 0}))
         self.assertEqual(late.seqs, [])
@@ -247,7 +247,7 @@ class FailureTests(IntakeCase):
         stored: list[Any] = self.successResultOf(
             self.store.history.append([draft("1"), draft("3")])
         )
-        self.history.kept = {"append"}
+        self.history.held = {"append"}
         posts = [self.posted("1"), self.posted("2"), self.posted("3")]
         self.turn()
         answer = self.history.waiting.pop()[0]
@@ -264,7 +264,7 @@ class FailureTests(IntakeCase):
 
     def test_an_outage_is_told_to_all_and_the_next_append_is_tried(self) -> None:
         """Nothing waits behind it for ever."""
-        self.history.fails = 1
+        self.history.failures = 1
         posts = [self.posted("1"), self.posted("2")]
         self.turn()
         for post in posts:
@@ -308,17 +308,17 @@ class FailureTests(IntakeCase):
 
     def test_stopping_waits_for_what_is_under_way_and_refuses_the_rest(self) -> None:
         """What waits for its turn, and what is with the store."""
-        self.history.kept = {"append"}
+        self.history.held = {"append"}
         first = self.posted("1")
         self.turn()
         second = self.posted("2")
         stopped = self.stop()
         self.failureResultOf(self.posted("3"), Unavailable)
-        self.history.let_go()
+        self.history.release()
         self.successResultOf(first)
         self.assertNoResult(stopped)
         self.turn()
-        self.history.let_go(Unavailable())
+        self.history.release(Unavailable())
         self.failureResultOf(second, Unavailable)
         self.assertIsNone(self.successResultOf(stopped))
         self.assertIsNone(self.successResultOf(self.stop()))
@@ -335,7 +335,7 @@ class LateTests(IntakeCase):
     def test_a_post_behind_a_hanging_append_waits_no_longer_than_any_other(self) -> None:
         """One that waits for its turn is dropped in time, and its bytes make room."""
         self.intake = Intake(self.append_alone, self.hub, self.clock, max_waiting_bytes=10)
-        self.history.kept = {"append"}
+        self.history.held = {"append"}
         first = self.posted("1")
         self.turn()
         self.wait(ANSWER_TIMEOUT - 3 * LATE_CHECK)
@@ -348,9 +348,9 @@ class LateTests(IntakeCase):
         self.failureResultOf(second, Unavailable)
         third = self.posted("3")
         self.assertNoResult(third)
-        self.history.let_go()
+        self.history.release()
         self.turn()
-        self.history.let_go()
+        self.history.release()
         self.successResultOf(third)
         self.assertEqual(self.appends(), [["1"], ["3"]])
 
@@ -359,13 +359,13 @@ class LateTests(IntakeCase):
         The answer is 503, then the store finishes: whoever repeats the POST is told the first one's
         place.
         """
-        self.history.kept = {"append"}
+        self.history.held = {"append"}
         late = self.posted("1")
         self.turn()
         self.wait(ANSWER_TIMEOUT)
         self.failureResultOf(late, Unavailable)
-        self.history.let_go()
-        self.history.kept = set()
+        self.history.release()
+        self.history.held = set()
         again = self.posted("1")
         self.settle()
         [receipt] = self.successResultOf(again)
@@ -387,7 +387,7 @@ class LateTests(IntakeCase):
 
     def test_a_stop_does_not_wait_for_a_store_that_hangs(self) -> None:
         """When all are answered nothing is under way."""
-        self.history.kept = {"append"}
+        self.history.held = {"append"}
         posts = [self.posted("1")]
         self.turn()
         posts.append(self.posted("2"))
@@ -396,7 +396,7 @@ class LateTests(IntakeCase):
         for post in posts:
             self.failureResultOf(post, Unavailable)
         self.assertIsNone(self.successResultOf(stopped))
-        self.history.let_go()
+        self.history.release()
 
 
 @implementer(IRelay)
@@ -507,7 +507,7 @@ class RelayTests(IntakeCase):
         """Accepted means kept; the others find it when they compare positions."""
         subscriber = self.subscribed()
         for error in (Unavailable(), KeyError("x")):
-            self.registry.away = error
+            self.registry.error = error
             post = self.posted(str(error))
             self.turn()
             self.assertEqual(self.receipt(post), (1, {"ok": 1, "failed": 0}))

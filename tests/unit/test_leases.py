@@ -141,13 +141,13 @@ class HookTests(LeasesCase):
         """The calls never overtake each other."""
         self.start()
         self.register("a")
-        self.registry.kept = {"unregister"}
+        self.registry.held = {"unregister"}
         self.leases.unregister("a")
         self.turn()
         again = self.leases.register("a")
         self.turn()
         self.assertNoResult(again)
-        self.registry.let_go()
+        self.registry.release()
         self.successResultOf(again)
         self.assertEqual(self.hooks(), ["a"])
 
@@ -156,15 +156,15 @@ class HookTests(LeasesCase):
         for again, hooks in ((False, []), (True, ["a"])):
             self.setUp()
             self.start()
-            self.registry.kept = {"register"}
+            self.registry.held = {"register"}
             registered = self.leases.register("a")
             self.turn()
             self.leases.unregister("a")
             self.failureResultOf(registered, Unavailable)
             if again:
                 registered = self.leases.register("a")
-            self.registry.kept = set()
-            self.registry.let_go()
+            self.registry.held = set()
+            self.registry.release()
             self.turn()
             self.assertEqual(self.hooks(), hooks)
             if again:
@@ -202,7 +202,7 @@ class HookTests(LeasesCase):
         """From inside its callback, after a success and after a failure."""
         self.start()
         for failures in (0, 1):
-            self.registry.fails = failures
+            self.registry.failures = failures
             later: list[Deferred[None]] = []
             first = self.leases.register(f"first {failures}")
             first.addBoth(lambda _, found=later: found.append(self.leases.register("next")))
@@ -236,17 +236,17 @@ class ModelTests(LeasesCase):
                 wanted.discard(account)
                 self.leases.unregister(account)
             elif move < 0.75:
-                self.registry.kept = dice.choice([set(), {"register"}, {"unregister"}])
+                self.registry.held = dice.choice([set(), {"register"}, {"unregister"}])
             elif move < 0.85:
                 self.let_go(dice)
             elif move < 0.88:
-                self.registry.fails = 1
+                self.registry.failures = 1
             elif move < 0.90:
                 self.store.registry.prune(self.leases.instance)
             else:
                 self.clock.advance(dice.choice([0, 0, LEASE / leases.RENEWALS]))
-        self.registry.kept, self.registry.fails = set(), 0
-        self.registry.let_go()
+        self.registry.held, self.registry.failures = set(), 0
+        self.registry.release()
         for _ in range(3):
             self.renew()
             self.settle()
@@ -258,7 +258,7 @@ class ModelTests(LeasesCase):
         if fate < 0.3:
             for _, ask in self.registry.waiting:
                 ask()
-        self.registry.let_go(Unavailable() if fate < 0.6 else None)
+        self.registry.release(Unavailable() if fate < 0.6 else None)
 
 
 class OutageTests(LeasesCase):
@@ -266,13 +266,13 @@ class OutageTests(LeasesCase):
 
     def test_away_at_the_start_it_is_tried_at_each_renewal(self) -> None:
         """And not more often."""
-        self.registry.away = Unavailable()
+        self.registry.error = Unavailable()
         self.start()
         for _ in range(9):
             self.clock.advance(LEASE / 3)
             self.turn(5)
         self.assertEqual(self.registry.count("add_instance"), 10)
-        self.registry.away = None
+        self.registry.error = None
         self.clock.advance(LEASE / 3)
         self.register("a")
 
@@ -280,7 +280,7 @@ class OutageTests(LeasesCase):
         """The subscriber comes back.  Other hooks that are wanted stay wanted."""
         self.start()
         self.register("a")
-        self.registry.away = Unavailable()
+        self.registry.error = Unavailable()
         waiting = [self.leases.register("b"), self.leases.register("b"), self.leases.register("c")]
         self.turn()
         for each in waiting:
@@ -294,7 +294,7 @@ class OutageTests(LeasesCase):
         """Otherwise the hook would stay for as long as this instance lives."""
         self.start()
         self.register("a", "b")
-        self.registry.fails = 1
+        self.registry.failures = 1
         self.leases.unregister("a")
         self.turn()
         self.assertEqual(self.hooks(), ["a", "b"])
@@ -305,11 +305,11 @@ class OutageTests(LeasesCase):
         """It may have been taken out all the same."""
         self.start()
         self.register("a")
-        self.registry.kept = {"unregister"}
+        self.registry.held = {"unregister"}
         self.leases.unregister("a")
         self.turn()
         self.store.registry.unregister(self.leases.instance, ["a"])
-        self.registry.let_go(Unavailable())
+        self.registry.release(Unavailable())
         again = self.leases.register("a")
         self.turn()
         self.successResultOf(again)
@@ -319,12 +319,12 @@ class OutageTests(LeasesCase):
     def test_a_hook_that_came_in_although_the_call_failed_is_taken_out(self) -> None:
         """An answer that was lost on the way."""
         self.start()
-        self.registry.kept = {"register"}
+        self.registry.held = {"register"}
         waiting = self.leases.register("a")
         self.turn()
         self.store.registry.register(self.leases.instance, ["a"])
-        self.registry.kept = set()
-        self.registry.let_go(Unavailable())
+        self.registry.held = set()
+        self.registry.release(Unavailable())
         self.failureResultOf(waiting, Unavailable)
         self.renew()
         self.assertEqual(self.hooks(), [])
@@ -332,7 +332,7 @@ class OutageTests(LeasesCase):
     def test_an_error_that_nobody_expected_is_logged_once_for_all_who_wait(self) -> None:
         """They are told that the error is ours."""
         self.start()
-        self.registry.away = KeyError("x")
+        self.registry.error = KeyError("x")
         error = self.failureResultOf(self.register_now("a"), PlumberError)
         self.assertEqual(error.value.status, 500)
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
@@ -370,10 +370,10 @@ class RenewalTests(LeasesCase):
         """Two may fail in a row."""
         self.start()
         self.register("a")
-        self.registry.away = Unavailable()
+        self.registry.error = Unavailable()
         self.clock.advance(LEASE / 3)
         self.clock.advance(LEASE / 3)
-        self.registry.away = None
+        self.registry.error = None
         self.clock.advance(LEASE / 3 - 0.1)
         self.assertIn("a", self.successResultOf(self.store.registry.instances(["a"])))
         self.clock.advance(0.1)
@@ -382,12 +382,12 @@ class RenewalTests(LeasesCase):
 
     def test_a_long_sweep_does_not_keep_us_from_renewing(self) -> None:
         """To remove a million hooks of a dead instance takes time."""
-        self.registry.kept = {"sweep"}
+        self.registry.held = {"sweep"}
         self.start()
         for _ in range(6):
             self.clock.advance(LEASE / 3)
         self.assertEqual((self.registry.count("renew"), self.registry.count("sweep")), (6, 1))
-        self.registry.let_go()
+        self.registry.release()
         self.clock.advance(LEASE / 3)
         self.assertEqual(self.registry.count("sweep"), 2)
 
@@ -413,10 +413,10 @@ class RenewalTests(LeasesCase):
         self.start()
         self.register("a", "b")
         self.store.registry.prune(self.leases.instance)
-        self.registry.kept = {"register"}
+        self.registry.held = {"register"}
         self.renew()
-        self.registry.kept = set()
-        self.registry.let_go(Unavailable())
+        self.registry.held = set()
+        self.registry.release(Unavailable())
         self.assertEqual(self.lost, [])
         self.renew()
         self.assertEqual((self.hooks(), self.lost), (["a", "b"], [["a", "b"]]))
@@ -438,13 +438,13 @@ class StopTests(LeasesCase):
     def test_stopping_does_not_overtake_what_is_under_way(self) -> None:
         """A hook that comes in after the removal would be a phantom."""
         self.start()
-        self.registry.kept = {"register"}
+        self.registry.held = {"register"}
         waiting = self.leases.register("a")
         self.turn()
         stopped = self.leases.stop()
         self.failureResultOf(waiting, Unavailable)
         self.assertNoResult(stopped)
-        self.registry.let_go()
+        self.registry.release()
         self.successResultOf(stopped)
         self.assertEqual(
             (self.hooks(), self.registry.calls[-1][0], self.lost), ([], "remove_instance", [])
@@ -453,7 +453,7 @@ class StopTests(LeasesCase):
     def test_an_unreachable_registry_does_not_keep_us_from_stopping(self) -> None:
         """The lease runs out."""
         self.start()
-        self.registry.away = Unavailable()
+        self.registry.error = Unavailable()
         self.assertIsNone(self.successResultOf(self.leases.stop()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

@@ -277,7 +277,7 @@ class FailureTests(RelayCase):
     def test_a_failing_instance_is_left_alone_for_a_while(self) -> None:
         """Longer each time, up to a limit, and not at all once it answers."""
         first, most = INITIAL_BACKOFF, MAX_BACKOFF
-        self.registry.away = RuntimeError("no pruning here")
+        self.registry.error = RuntimeError("no pruning here")
         for pause in (first, first * 2, first * 4, first * 8, most, most):
             self.fail_once()
             self.clock.advance(pause - 0.01)
@@ -332,7 +332,7 @@ class FailureTests(RelayCase):
 
     def test_a_registry_that_is_away_does_not_stop_the_relay(self) -> None:
         """The instance is pruned later."""
-        self.registry.away = KeyError("x")
+        self.registry.error = KeyError("x")
         self.fail_once(InstanceGone("gone"))
         self.assertIn("you", self.registered())
 
