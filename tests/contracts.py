@@ -450,6 +450,19 @@ class HistoryContract(StoreContract):
         [answer] = await append(self.store, drafts(1, prefix="last"))
         self.assertEqual(answer.event.seq, 6)
 
+    async def test_a_writer_that_was_idle_goes_on_after_the_head(self) -> None:
+        """Others wrote meanwhile, and what followed the last event it knows of is forgotten."""
+        for forget_by_age in (False, True):
+            idle, busy = await self.opened(), await self.opened()
+            [first] = await append(idle, [draft(key=f"idle {forget_by_age}")])
+            await append(busy, drafts(30, prefix=f"busy {forget_by_age}"))
+            if forget_by_age:
+                self.reactor.advance(self.retention.age + 1)
+            await busy.history.sweep()
+            [last] = await append(idle, [draft(key=f"idle again {forget_by_age}")])
+            self.assertEqual(last.event.seq, first.event.seq + 31)
+            self.assertEqual((await self.everything())[-1], last.event)
+
     async def test_a_forgotten_key_is_free_again(self) -> None:
         """What is no longer in the history cannot be a duplicate's first."""
         await append(self.store, drafts(1))

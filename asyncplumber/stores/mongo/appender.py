@@ -2,8 +2,11 @@
 The history in MongoDB: how it is written.
 
 One writer per process, one insert under way at a time: whatever is appended meanwhile goes into the
-next.  The writer believes to know the head of an account and inserts the numbers after it.  The
-unique index says if that was wrong; then it looks the head up, and numbers anew.
+next.  The writer caches the head of an account and inserts the numbers after it.  The unique index
+says if the cached head is out of date; then the writer looks it up, and numbers anew.
+
+The index can only say so while the events after that head are there.  So a cached head is trusted
+for a limited time, and events are deleted later than that after the floor was raised.
 
 Why nobody ever sees a hole: the number n+1 is only inserted by who knows that n exists.  That
 knowledge ends with the connection it came by, because a server that was killed may have forgotten
@@ -13,7 +16,7 @@ first; both are well.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -27,10 +30,14 @@ from asyncplumber.errors import PlumberError, TooLarge, Unavailable
 from asyncplumber.event import Draft, Event, Stored
 from asyncplumber.stores.mongo.barrier import FLUSH, REMEMBERED, Barrier
 from asyncplumber.stores.mongo.heads import Place, Places
-from asyncplumber.stores.mongo.link import RETRY_PAUSE, MongoLink
+from asyncplumber.stores.mongo.link import PATIENCE, RETRY_PAUSE, MongoLink
 from asyncplumber.stores.mongo.queue import Queue, Slot
 from asyncplumber.stores.retention import Retention
 
+HEAD_LIFETIME = 60.0  # seconds that a cached head is trusted without another look
+# Seconds from raising a floor to deleting the events below it: an insert that relies on a cached
+# head has arrived by then.
+DELETE_DELAY = HEAD_LIFETIME + 2 * PATIENCE
 _DUPLICATE = 11000
 _PLACE = {"account": 1, "epoch": 1, "seq": 1}
 DOCUMENT_BYTES = (
@@ -66,7 +73,11 @@ class Appender:
         self._retention = retention
         self._clock = clock
         self._slack = retention.length + retention.length // 10
-        self._heads: OrderedDict[str, tuple[Place, float]] = OrderedDict()
+        # Seconds that a cached head is trusted.  Events are not deleted before they have the age.
+        self._lifetime = max(0.0, min(HEAD_LIFETIME, retention.age - 2 * PATIENCE))
+        # The place, when it was looked up, and when it was last known to be right.
+        self._heads: OrderedDict[str, tuple[Place, float, float]] = OrderedDict()
+        self._doomed: deque[tuple[float, tuple[str, str, int]]] = deque()  # when to delete what
         self._generation = -1
         self._queue = Queue()
         self._working = False
@@ -148,17 +159,19 @@ class Appender:
         be forgotten.
         """
         now = self._link.reactor.seconds()
-        oldest = now - self._retention.numbering / 8
+        oldest, unsafe = now - self._retention.numbering / 8, now - self._lifetime
         heads = self._heads
         wanted = {slot.draft.account for slot in slots}
         unknown = [
-            account for account in wanted if account not in heads or heads[account][1] < oldest
+            account
+            for account in wanted
+            if account not in heads or heads[account][1] < oldest or heads[account][2] < unsafe
         ]
         if unknown:
             for account, place in (
                 await self._places.used(deadline, unknown, self._clock.seconds(), fresh=True)
             ).items():
-                heads[account] = place, now
+                heads[account] = place, now, now
         for account in wanted:
             heads.move_to_end(account)
         while len(heads) > max(REMEMBERED, len(wanted)):
@@ -176,6 +189,7 @@ class Appender:
             {"_id": slot.id, "key": slot.draft.key, "stored_at": stored_at, **event._asdict()}
             for slot, event in zip(slots, events, strict=True)
         ]
+        sent = self._link.reactor.seconds()
         try:
             answer = await self._link.write_once(
                 deadline, {"insert": "events", "documents": rows, "ordered": True}
@@ -184,7 +198,7 @@ class Appender:
             # Not BSON, so nothing was sent.
             return [slot for slot, row in zip(slots, rows, strict=True) if _fits(slot, row)]
         count = answer["n"]
-        self._kept(slots[:count], events[:count])
+        self._kept(slots[:count], events[:count], sent)
         if count == len(slots):
             return []
         return await self._stumbled(deadline, answer["writeErrors"][0], slots[count:], found)
@@ -199,11 +213,11 @@ class Appender:
             events.append(Event(account, place.epoch, seq, id, type, time, content_type, payload))
         return events
 
-    def _kept(self, slots: list[Slot], events: list[Event]) -> None:
-        """These are durable."""
+    def _kept(self, slots: list[Slot], events: list[Event], sent: float) -> None:
+        """These are durable, and were sent at that time."""
         for event in events:
-            place, looked = self._heads[event.account]
-            self._heads[event.account] = place._replace(head=event.seq), looked
+            place, looked, _ = self._heads[event.account]
+            self._heads[event.account] = place._replace(head=event.seq), looked, sent
             if event.seq - place.floor > self._slack:
                 self._untrimmed[event.account] = None
         cursors = {event.account: event.cursor for event in events}
@@ -266,11 +280,9 @@ class Appender:
             ]
             if dead:
                 # Below the floor is nothing, whatever lies there: not deleted yet, or inserted too
-                # late.
-                await self._link.change(
-                    deadline,
-                    {"delete": "events", "deletes": [{"q": {"_id": {"$in": dead}}, "limit": 0}]},
-                )
+                # late.  It gives its key away and keeps its place, see `DELETE_DELAY`.
+                updates = [{"q": {"_id": id}, "u": {"$set": {"key": id}}} for id in dead]
+                await self._link.change(deadline, {"update": "events", "updates": updates})
             for slot in some:
                 before = there.get(slot.draft.key)
                 if before is None or before["_id"] in dead:
@@ -281,7 +293,7 @@ class Appender:
 
     def _trim_soon(self) -> None:
         """Trim what became too long, when nobody waits for it."""
-        if self._untrimmed and not self._trimming:
+        if (self._untrimmed or self._is_due()) and not self._trimming:
             self._trimming = True
             self._link.call(self._trim).addErrback(
                 lambda failure: failure.trap(Unavailable) and None
@@ -291,37 +303,61 @@ class Appender:
         try:
             while self._untrimmed:
                 await self._shorten(deadline, list(self._untrimmed))
+            await self._delete_due(deadline)
         finally:
             self._trimming = False
 
     async def trim_all(self, deadline: float) -> int:
         """
-        Trim all accounts written by this process to the exact length.  Answers the number of events
-        forgotten.
+        Trim all accounts written by this process to the exact length.
+
+        Returns:
+            The number of events that cannot be read any more.
         """
+        await self._delete_due(deadline)
         return await self._shorten(deadline, list(self._heads))
 
     async def _shorten(self, deadline: float, accounts: Iterable[str]) -> int:
+        """Raise the floors of accounts that are too long; their events are deleted later."""
         forgotten = 0
+        floors = []
         for account in accounts:
             self._untrimmed.pop(account, None)
-            place, _ = self._heads.get(account, (None, 0.0))
+            place = self._heads[account][0] if account in self._heads else None
             if place is not None and place.head - place.floor > self._retention.length:
-                forgotten += await self.forget(
-                    deadline, [(account, place.epoch, place.head - self._retention.length)]
-                )
+                forgotten += place.head - self._retention.length - place.floor
+                floors.append((account, place.epoch, place.head - self._retention.length))
+        await self._raise_floors(deadline, floors)
+        due = self._link.reactor.seconds() + DELETE_DELAY
+        self._doomed.extend((due, floor) for floor in floors)
         return forgotten
+
+    def _is_due(self) -> bool:
+        return bool(self._doomed) and self._doomed[0][0] <= self._link.reactor.seconds()
+
+    async def _delete_due(self, deadline: float) -> None:
+        """Delete the events below floors that were raised long enough ago."""
+        while self._is_due():
+            await self._delete(deadline, [self._doomed[0][1]])
+            self._doomed.popleft()
 
     async def forget(self, deadline: float, floors: Sequence[tuple[str, str, int]]) -> int:
         """
-        Raise the floors of these (account, epoch), and delete what is below.  Answers the number of
-        events deleted.
+        Raise the floors of these (account, epoch), and delete what is below.
 
-        In this order, and the floors durably: the largest number of an account may go, and then
-        only its floor remembers it.
+        Only for events that are older than the age, see `DELETE_DELAY`.  In this order, and the
+        floors durably: the largest number of an account may go, and then only its floor remembers
+        it.
+
+        Returns:
+            The number of events deleted.
         """
+        await self._raise_floors(deadline, floors)
+        return await self._delete(deadline, floors)
+
+    async def _raise_floors(self, deadline: float, floors: Sequence[tuple[str, str, int]]) -> None:
         if not floors:
-            return 0
+            return
         updates = [
             {"q": {"_id": account, "epoch": epoch}, "u": {"$max": {"floor": seq}}}
             for account, epoch, seq in floors
@@ -330,12 +366,14 @@ class Appender:
             deadline, {"update": "accounts", "updates": updates, "ordered": False}
         )
         for account, epoch, seq in floors:
-            place, looked = self._heads.get(account, (None, 0.0))
+            place, looked, known = self._heads.get(account, (None, 0.0, 0.0))
             if place is not None and place.epoch == epoch:
-                self._heads[account] = (
-                    place._replace(floor=max(place.floor, seq), head=max(place.head, seq)),
-                    looked,
-                )
+                place = place._replace(floor=max(place.floor, seq), head=max(place.head, seq))
+                self._heads[account] = place, looked, known
+
+    async def _delete(self, deadline: float, floors: Sequence[tuple[str, str, int]]) -> int:
+        if not floors:
+            return 0
         deletes = [
             {"q": {"account": account, "epoch": epoch, "seq": {"$lte": seq}}, "limit": 0}
             for account, epoch, seq in floors

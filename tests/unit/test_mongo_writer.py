@@ -1,0 +1,358 @@
+"""
+The MongoDB writer against a model: several writers, a killed server, and inserts that arrive late.
+
+Hypothesis chooses what happens, step by step: see `harness.simulated_mongod` for the steps.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from unittest.mock import patch
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as some
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from asyncplumber.errors import Unavailable
+from asyncplumber.event import Cursor, Draft, Event, Stored
+from asyncplumber.interfaces import CursorLost
+from asyncplumber.stores.mongo import barrier, link, proof, queue
+from asyncplumber.stores.mongo.store import MongoStore
+from asyncplumber.stores.retention import Retention
+from harness.simulated_mongod import SimulatedMongod
+
+WRITERS = 3
+ACCOUNTS = ("a", "b")
+KEYS = tuple(f"k{number}" for number in range(8))
+LENGTH = 6  # events kept of an account: few, so that some are forgotten while others are written
+AGE = 1000.0  # seconds that events are kept
+TOO_LONG = 6.0  # seconds, in which every call gives up
+# How many times it is tried; the fast tier tries what takes a second.
+EXAMPLES = int(os.environ.get("ASYNCPLUMBER_TEST_EXAMPLES", "30"))
+
+accounts = some.sampled_from(ACCOUNTS)
+keys = some.lists(some.sampled_from(KEYS), min_size=1, max_size=4)
+writers = some.integers(0, WRITERS - 1)
+choices = some.lists(some.integers(0, 999), min_size=1, max_size=12)
+
+
+def draft(account: str, key: str) -> Draft:
+    """A draft whose id is its key."""
+    return Draft(account, key, key, "result", "2026-01-01T00:00:00Z", "text/plain", b'"data":1')
+
+
+class Append:
+    """One call, and what came of it."""
+
+    def __init__(self, drafts: list[Draft], deferred: Deferred[Any]) -> None:
+        self.drafts = drafts
+        self.result: Any = None
+        deferred.addBoth(self._ended)
+
+    def _ended(self, result: Any) -> None:
+        self.result = result
+
+
+class WriterMachine(RuleBasedStateMachine):
+    """Writers and readers of one database, on a single server."""
+
+    replicated = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.clock.advance(1_000_000)
+        self.server = SimulatedMongod(self.clock, replicated=self.replicated)
+        self.patches = [
+            patch.object(link, "Pool", self.server.pool),
+            *(
+                patch.object(each, "monotonic", self.clock.seconds)
+                for each in (link, queue, barrier, proof)
+            ),
+            patch.object(queue.random, "uniform", lambda low, high: high),
+        ]
+        for each in self.patches:
+            each.start()
+        self.retention = Retention(length=LENGTH, age=AGE)
+        self.stores = [
+            MongoStore("mongodb://simulated/", self.retention, self.clock, self.clock)
+            for _ in range(WRITERS)
+        ]
+        self.appends: list[list[Append]] = [[] for _ in range(WRITERS)]
+        self.counted = [0] * WRITERS
+        self.told: dict[tuple[str, str, int], Event] = {}  # what somebody was told of
+        self.heads: dict[str, Cursor] = {}  # where somebody was told that an account stands
+        self.firsts: set[tuple[str, str, int]] = set()  # told as stored by that very call
+        self.errors: list[Any] = []
+        globalLogPublisher.addObserver(self._observe)
+
+    def _observe(self, event: Any) -> None:
+        if "log_failure" in event:
+            self.errors.append(event["log_failure"])
+
+    @initialize()
+    def begin(self) -> None:
+        """All writers are connected, and the accounts have an event."""
+        for store in self.stores:
+            store.start()
+        self._settle()
+        for account in ACCOUNTS:
+            self._append(0, [(account, "first")])
+        self._settle()
+
+    # What may happen.
+
+    @rule(writer=writers, account=accounts, keys=keys)
+    def append(self, writer: int, account: str, keys: list[str]) -> None:
+        """A writer is asked to append some drafts of one account."""
+        self._append(writer, [(account, key) for key in keys])
+
+    @rule(writer=writers, keys=keys)
+    def append_to_both(self, writer: int, keys: list[str]) -> None:
+        """A writer is asked to append drafts of two accounts."""
+        self._append(writer, [(ACCOUNTS[at % 2], key) for at, key in enumerate(keys)])
+
+    @rule(choices=choices)
+    def go_on(self, choices: list[int]) -> None:
+        """The server and the network take some steps."""
+        for choice in choices:
+            steps = self.server.steps()
+            if steps:
+                steps[choice % len(steps)]()
+
+    @rule()
+    def settle_for_now(self) -> None:
+        """Everything that can happen without time passing happens."""
+        self._run_dry()
+
+    @rule(writer=writers)
+    def cut(self, writer: int) -> None:
+        """A writer loses its connections; what it sent may still arrive."""
+        self._pools(writer)[1].cut()
+
+    @rule()
+    def kill(self) -> None:
+        """The server is killed."""
+        self.server.kill()
+
+    @precondition(lambda self: not self.server.is_up)
+    @rule()
+    def restart(self) -> None:
+        """The server comes back."""
+        self.server.start()
+
+    @rule(seconds=some.sampled_from([0.001, 0.1, 0.5, TOO_LONG, 50.0, 100.0, AGE]))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.clock.advance(seconds)
+
+    @rule(writer=writers)
+    def sweep(self, writer: int) -> None:
+        """What is too old, or too much, is forgotten."""
+        self._asked(self.stores[writer].history.sweep())
+
+    @rule(reader=writers, account=accounts)
+    def read(self, reader: int, account: str) -> None:
+        """Somebody reads where an account stands, and all that is kept of it."""
+        history = self.stores[reader].history
+        asked: Deferred[Any] = history.ensure(account)
+
+        def read_on(position: Any) -> Any:
+            self._learn_head(account, position.cursor)
+            if position.head == position.floor:
+                return []
+            return history.read(account, Cursor(position.epoch, position.floor), None, 100)
+
+        asked.addCallback(read_on).addCallback(self._learn_page)
+        # What was read may be forgotten meanwhile, because the account grew.
+        self._asked(asked)
+
+    # What must hold.
+
+    @invariant()
+    def there_are_no_holes(self) -> None:
+        """Neither in what readers see, nor in what survives a kill."""
+        for state in (self.server.state, self.server.durable_state):
+            for account in ACCOUNTS:
+                seqs = sorted(self._kept(state, account))
+                floor = state["accounts"].get(account, {"floor": 0})["floor"]
+                assert seqs == list(range(floor + 1, floor + 1 + len(seqs))), (account, seqs)
+
+    @invariant()
+    def what_was_told_is_durable(self) -> None:
+        """Whether by an answer to an append, or by a read."""
+        self._collect()
+        for (account, epoch, seq), event in self.told.items():
+            row = self.server.durable_state["accounts"][account]
+            assert row["epoch"] == epoch
+            if seq > row["floor"]:
+                kept = self._kept(self.server.durable_state, account).get(seq)
+                assert kept is not None, f"{account} {seq} is lost"
+                assert (kept["id"], bytes(kept["payload"])) == (event.id, event.payload)
+        for account, cursor in self.heads.items():
+            row = self.server.durable_state["accounts"][account]
+            kept_seqs = self._kept(self.server.durable_state, account)
+            assert cursor.epoch == row["epoch"]
+            assert cursor.seq <= max([row["floor"], *kept_seqs]), f"{account} {cursor} is lost"
+
+    @invariant()
+    def nothing_is_logged_as_a_failure(self) -> None:
+        """What a server does is no error of ours."""
+        assert not self.errors, self.errors
+
+    def teardown(self) -> None:
+        """At last all works again: each call has an answer, and the numbering goes on."""
+        try:
+            self.server.start()
+            self._settle()
+            for writer in range(WRITERS):
+                self._append(writer, [(account, f"last {writer}") for account in ACCOUNTS])
+                self._settle()
+                last = self.appends[writer][-1]
+                assert isinstance(last.result, list), last.result
+                assert not any(answer.duplicate for answer in last.result)
+            self.there_are_no_holes()
+            self.what_was_told_is_durable()
+            for calls in self.appends:
+                assert all(call.result is not None for call in calls)
+                self._check_order(calls)
+        finally:
+            globalLogPublisher.removeObserver(self._observe)
+            for store in self.stores:
+                store.stop()
+            for each in self.patches:
+                each.stop()
+
+    # How.
+
+    def _asked(self, call: Deferred[Any]) -> None:
+        """A call may fail as the interfaces say, and in no other way."""
+        call.addErrback(lambda failure: failure.trap(Unavailable, CursorLost) and None)
+        call.addErrback(self.errors.append)
+
+    def _pools(self, writer: int) -> list[Any]:
+        return self.server.pools[2 * writer : 2 * writer + 2]
+
+    def _append(self, writer: int, pairs: list[tuple[str, str]]) -> None:
+        drafts = [draft(account, key) for account, key in pairs]
+        self.appends[writer].append(Append(drafts, self.stores[writer].history.append(drafts)))
+
+    def _run_dry(self) -> None:
+        """Take steps until none is left, one of each kind in turn."""
+        turn = 0
+        while steps := self.server.steps():
+            steps[turn % len(steps)]()
+            turn += 1
+            assert turn < 5000, "it never comes to rest"
+
+    def _settle(self) -> None:
+        """Let time pass, and all happen that can happen, until all calls are answered."""
+        self._run_dry()
+        for _ in range(100):
+            self.clock.advance(0.11)
+            self._run_dry()
+            if all(call.result is not None for calls in self.appends for call in calls):
+                return
+        raise AssertionError("an append has no answer")
+
+    @staticmethod
+    def _kept(state: Any, account: str) -> dict[int, Any]:
+        """The events of an account above its floor, by number."""
+        row = state["accounts"].get(account, {"epoch": "", "floor": 0})
+        found = [each for each in state["events"].values() if each["account"] == account]
+        if not row["epoch"]:
+            assert not found, "events without a numbering"
+        return {
+            each["seq"]: each
+            for each in found
+            if each["epoch"] == row["epoch"] and each["seq"] > row["floor"]
+        }
+
+    def _collect(self) -> None:
+        """Note what the appends that ended since were answered."""
+        for writer, calls in enumerate(self.appends):
+            for call in calls[self.counted[writer] :]:
+                if call.result is None:
+                    break  # their answers come in order
+                self.counted[writer] += 1
+                self._check(call)
+
+    def _check(self, call: Append) -> None:
+        if isinstance(call.result, Failure):
+            assert call.result.check(Unavailable), call.result
+            return
+        for wanted, answer in zip(call.drafts, call.result, strict=True):
+            if not isinstance(answer, Stored):
+                assert isinstance(answer, Unavailable), answer
+                continue
+            event = answer.event
+            place = (event.account, event.epoch, event.seq)
+            assert (event.account, event.id) == (wanted.account, wanted.id)
+            assert self.told.setdefault(place, event) == event, "two events at one place"
+            if not answer.duplicate:
+                assert place not in self.firsts, "stored by two calls"
+                self.firsts.add(place)
+
+    def _check_order(self, calls: list[Append]) -> None:
+        """What one writer stored of an account has the order in which it was handed over."""
+        last: dict[str, int] = {}
+        for call in calls:
+            for answer in call.result if isinstance(call.result, list) else ():
+                if isinstance(answer, Stored) and not answer.duplicate:
+                    assert answer.event.seq > last.get(answer.event.account, 0), "out of order"
+                    last[answer.event.account] = answer.event.seq
+
+    def _learn_head(self, account: str, cursor: Cursor) -> None:
+        known = self.heads.get(account, cursor)
+        self.heads[account] = max(known, cursor)
+
+    def _learn_page(self, page: list[Event]) -> None:
+        seqs = [event.seq for event in page]
+        assert seqs == list(range(seqs[0], seqs[0] + len(seqs))) if seqs else True
+        for event in page:
+            place = (event.account, event.epoch, event.seq)
+            assert self.told.setdefault(place, event) == event, "two events at one place"
+
+
+class ReplicaSetMachine(WriterMachine):
+    """The same on a replica set, of which the primary is replaced."""
+
+    replicated = True
+
+
+class WriterTests(SynchronousTestCase):
+    """Histories that Hypothesis makes up."""
+
+    def run_machine(self, machine: type[RuleBasedStateMachine]) -> None:
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=EXAMPLES,
+                stateful_step_count=30,
+                deadline=None,
+                derandomize=EXAMPLES <= 100,
+                suppress_health_check=list(HealthCheck),
+                print_blob=True,
+            ),
+        )
+
+    def test_a_single_server_loses_nothing_and_leaves_no_hole(self) -> None:
+        """Several writers, a server that is killed, and inserts that arrive late."""
+        self.run_machine(WriterMachine)
+
+    def test_a_replica_set_loses_nothing_and_leaves_no_hole(self) -> None:
+        """The same with a primary that is replaced."""
+        self.run_machine(ReplicaSetMachine)
