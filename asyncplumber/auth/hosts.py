@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from asyncplumber.errors import BadRequest, PlumberError
-from asyncplumber.wire.parse import Headers
+from asyncplumber.wire.fields import Headers
 
 # uri-host [ ":" port ].  RFC 3986 allows a comma in a name; here it is refused, because a proxy
 # joins two values with one.

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from asyncplumber.errors import NotAllowed
 from asyncplumber.rate_limited_log import RateLimitedLog
-from asyncplumber.wire.parse import Headers
+from asyncplumber.wire.fields import Headers
 
 PREFLIGHT_MAX_AGE = 600  # seconds that a browser may cache the answer to a preflight request
 MAX_LOGGED_LENGTH = 200  # bytes of an origin that go to the log

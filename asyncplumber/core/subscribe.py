@@ -12,7 +12,7 @@ from asyncplumber.core.channel import Channel
 from asyncplumber.core.hub import Hub
 from asyncplumber.errors import BadRequest, PlumberError, to_client_error
 from asyncplumber.event import EARLIEST, Cursor
-from asyncplumber.wire.parse import Headers
+from asyncplumber.wire.fields import Headers
 
 WAIT = 25.0  # seconds of a long-poll; many proxies give up after 30
 MAX_WAIT = 120.0  # seconds of a long-poll, if the client asks for it

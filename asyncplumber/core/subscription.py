@@ -18,7 +18,7 @@ from asyncplumber.core.replay import PAGE_EVENTS, catch_up
 from asyncplumber.errors import PlumberError, to_client_error
 from asyncplumber.event import EARLIEST, Cursor, Event, Position
 from asyncplumber.interfaces import IHistory, ISubscriber
-from asyncplumber.wire.delivery import first_page
+from asyncplumber.wire.delivery import Delivery
 
 Arguments = TypeVarTuple("Arguments")
 
@@ -208,7 +208,7 @@ class _Replay:
             # The cursor is valid, but not where the live subscriptions are: another instance was
             # faster than this one.
             return self._channel.catch_up()
-        batch = first_page(page, self._subscriber.page_size)
+        batch = Delivery.page(page, self._subscriber.page_size)
         self._subscriber.deliver(batch)
         self.cursor = batch.events[-1].cursor
         return self._subscriber.drained()

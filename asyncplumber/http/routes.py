@@ -35,7 +35,7 @@ from asyncplumber.http.status import StatusPages
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.syntax import account_of
 from asyncplumber.http.webhook import Webhook
-from asyncplumber.wire.parse import Headers
+from asyncplumber.wire.fields import Headers
 
 _POLICY = (
     (

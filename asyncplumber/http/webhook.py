@@ -21,7 +21,8 @@ from asyncplumber.event import Draft, timestamp
 from asyncplumber.http.responses import Response, error_response, json_response, receipt_response
 from asyncplumber.http.syntax import account_of
 from asyncplumber.sending import Receipt
-from asyncplumber.wire.parse import Headers, drafts_of, skyhooks_draft
+from asyncplumber.wire.fields import Headers
+from asyncplumber.wire.parse import drafts_of, skyhooks_draft
 
 # Bytes of the shortest event in a batch of CloudEvents: its four attributes and the brackets.
 MIN_CLOUDEVENT_BYTES = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from asyncplumber.wire.parse import Headers
+from asyncplumber.wire.fields import Headers
 
 
 class Transport(Enum):

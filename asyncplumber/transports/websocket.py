@@ -25,7 +25,7 @@ from asyncplumber.transports.progress import progress
 from asyncplumber.transports.stream import SlowReader, Stream
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap, notice
-from asyncplumber.wire.parse import Headers
+from asyncplumber.wire.fields import Headers
 from asyncplumber.wire.websocket_frames import PING, close, frame, pong
 
 SILENT_HEARTBEATS = 3  # in which a client may show no sign of life before it is cut off

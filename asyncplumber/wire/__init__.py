@@ -1,1 +1,1 @@
-"""What is on the wire, as pure functions and values: no sockets, no clock, no store."""
+"""The bytes that come in and go out.  Pure: no I/O, no clock."""

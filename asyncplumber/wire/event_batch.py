@@ -1,7 +1,7 @@
 """
 What one instance sends to another: many events in one body.  Pure.
 
-A batch is newline-delimited JSON, one array an event, in the order of `Event`'s fields.
+A batch is newline-delimited JSON: an array for each event, with the fields of `Event` in order.
 """
 
 from __future__ import annotations
@@ -16,24 +16,19 @@ from asyncplumber.event import RESERVED_TYPES, Cursor, Event, checked_account, i
 from asyncplumber.wire.payload import is_payload
 
 CONTENT_TYPE = b"application/vnd.asyncplumber.event-batch"
-
-
-BATCH_BYTES = 512 * 1024  # bytes of payloads in one batch; one event may have more
-ENVELOPE = 512  # bytes that an event has besides its payload, usually
-
-
-_TIME = re.compile(
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII
-)  # RFC 3339 in UTC, as every draft has it
+BATCH_BYTES = 512 * 1024  # in one batch, by `weight`; a single event may be larger
+ENVELOPE_BYTES = 512  # that an event usually has besides its payload
+# RFC 3339 in UTC, as every draft has it.
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 
 
 def weight(events: Iterable[Event]) -> int:
-    """Bytes of these events in a batch, roughly."""
-    return sum([len(event.payload) + ENVELOPE for event in events])
+    """Return roughly how many bytes these events are in a batch."""
+    return sum([len(event.payload) + ENVELOPE_BYTES for event in events])
 
 
 def pieces(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
-    """The same events in batches that are not too large."""
+    """Yield these events in batches of up to `BATCH_BYTES`."""
     start = size = 0
     for index, event in enumerate(events):
         more = weight([event])
@@ -46,16 +41,16 @@ def pieces(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
 
 def batch_limit(body_limit: int) -> int:
     """
-    Bytes that a batch may have where a POST may have `body_limit`.
+    Return how many bytes a batch may have where a POST may have `body_limit`.
 
-    A payload is JSON inside JSON, so its quotes double, and base64 adds a third; peers may have
-    other limits than ours.
+    A payload is JSON inside JSON, which doubles its quotes, and base64 adds a third.  Other
+    instances may have other limits.
     """
     return 4 * (body_limit + BATCH_BYTES) + 1024 * 1024
 
 
 def pack(events: Iterable[Event]) -> bytes:
-    """The body that carries these events."""
+    """Return the body that carries these events."""
     return b"\n".join(
         [
             json.dumps([*event[:-1], event.payload.decode()], ensure_ascii=False).encode()
@@ -66,9 +61,10 @@ def pack(events: Iterable[Event]) -> bytes:
 
 def unpack(body: bytes) -> list[Event]:
     """
-    The events in a batch, each as a POST could have brought it.
+    Return the events in a batch.  A POST could have brought each of them.
 
-    Raises `BadRequest` if one of them is none; then nothing of the batch may be delivered.
+    Raises:
+        BadRequest: One of them is no such event; nothing of the batch may be delivered.
     """
     try:
         return [_event(*json.loads(line)) for line in body.split(b"\n")]
@@ -86,17 +82,17 @@ def _event(
     content_type: str,
     payload: str,
 ) -> Event:
-    """The event of these fields.  Raises whatever comes of values that are none."""
+    """Return the event with these fields, or raise one of the errors that `unpack` catches."""
     if isinstance(seq, bool) or not isinstance(seq, int) or seq < 1:
         raise ValueError("an event has a number from 1 on")
     if not isinstance(epoch, str):
         raise TypeError("an epoch is text")
     Cursor.parse(f"{epoch}.{seq}")
     checked_account(account)
-    if not (is_plain(id) and is_plain(type) and is_plain(content_type)) or type.startswith(
-        RESERVED_TYPES
-    ):
-        raise ValueError("an id, a type or a content type is none that a POST may have")
+    if not (is_plain(id) and is_plain(type) and is_plain(content_type)):
+        raise ValueError("an id, a type and a content type have no control characters")
+    if type.startswith(RESERVED_TYPES):
+        raise ValueError("a type is none of the reserved ones")
     if not _TIME.fullmatch(time):
         raise ValueError("an event has its time in UTC")
     datetime.fromisoformat(time)

@@ -1,19 +1,18 @@
-"""WebSocket frames (RFC 6455, 5.2)."""
+"""WebSocket frames of a server (RFC 6455, 5.2 and 5.5): unmasked and unfragmented."""
 
 from __future__ import annotations
 
+PING = b"\x89\x00"  # without a payload
+
 
 def frame(payload: bytes) -> bytes:
-    """One unmasked, unfragmented WebSocket text message."""
+    """Return a text message."""
     size = len(payload)
     if size < 126:
         return b"\x81%c%b" % (size, payload)
     if size < 65536:
         return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
     return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
-
-
-PING = b"\x89\x00"  # a ping without a payload
 
 
 def pong(payload: bytes) -> bytes:

@@ -45,7 +45,7 @@ LIBRARIES = {
     "bson": "stores.mongo",
     "httptools": "http.reader",
     "klein": "http.routes",
-    "msgspec": "wire.payload",
+    "msgspec": "wire.json_text",
     "prometheus_client": "http.metrics",
     "pymongo": "stores.mongo",
     "sqlite3": "stores.sqlite",

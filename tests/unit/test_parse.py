@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.errors import BadAccount, BadRequest, PlumberError, TooLarge, UnsupportedMediaType
-from asyncplumber.event import Draft, Event
-from asyncplumber.wire import parse as posted
+from asyncplumber.event import Draft, Event, timestamp
+from asyncplumber.wire import fields
 from asyncplumber.wire.envelope import envelope
-from asyncplumber.wire.parse import drafts_of, payload_of, skyhooks_draft, timestamp
-from asyncplumber.wire.payload import SLOW_BYTES
+from asyncplumber.wire.json_text import SLOW_BYTES
+from asyncplumber.wire.parse import drafts_of, skyhooks_draft
+from asyncplumber.wire.payload import payload_of
 from harness.core import TIME
 
 JSON = "application/json"
@@ -266,7 +267,7 @@ class LinesTests(PostedCase):
 
     def test_a_batch_is_bounded(self) -> None:
         """With 413."""
-        self.patch(posted, "BATCH_LENGTH", 2)
+        self.patch(fields, "BATCH_LENGTH", 2)
         self.refused(b"1\n2\n3", "application/jsonl", TooLarge)
 
 

@@ -1,14 +1,8 @@
-"""
-The boundaries between the layers: promises, units and failures.  No logic.
-
-A method that returns a Deferred reports every failure through it and does not raise.
-``Unavailable`` means that the store cannot be reached or is too slow.  The call may or may not have
-taken effect, and can be repeated.
-"""
+"""The boundary of a store: a history of events and a registry of who wants them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
@@ -16,7 +10,6 @@ from zope.interface import Attribute, Interface
 
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
-from asyncplumber.wire.delivery import Delivery
 
 PAGE_BYTES = 1024 * 1024  # of payloads in one page of a history; a single event may be larger
 LEASE = 15.0  # seconds that an instance counts as alive after its last renewal
@@ -49,7 +42,8 @@ class CursorLost(Exception):
 
     def __init__(self, position: Position) -> None:
         super().__init__(
-            f"the history reaches from {position.floor} to {position.head} of epoch {position.epoch}"
+            f"the history reaches from {position.floor} to {position.head} "
+            f"of epoch {position.epoch}"
         )
         self.position = position
 
@@ -64,32 +58,6 @@ class CursorMoved(Exception):
     def __init__(self, cursor: Cursor) -> None:
         super().__init__(f"the place before the first event is {cursor} now")
         self.cursor = cursor
-
-
-class RelayFailed(Exception):
-    """
-    An instance could not be reached, or refused what was sent.
-
-    The message says why, without secrets.
-    """
-
-
-class InstanceGone(RelayFailed):
-    """The instance is not there any more: another one answers at its address."""
-
-
-# Takes the events of a batch that arrived; returns the number of subscribers for each account.
-Deliver = Callable[[Sequence[Event]], dict[str, int]]
-
-
-@dataclass(slots=True)
-class Reached:
-    """How far the events of one account got at the other instances, for the receipt."""
-
-    subscribers: int = 0
-    ok: int = 0  # instances that have subscribers, and took the events
-    failed: int = 0  # instances that did not take them
-    pending: int = 0  # instances that had not answered when the receipt was written
 
 
 class IHistory(Interface):
@@ -272,137 +240,3 @@ class IStore(ISecrets):
 
     def ping() -> Deferred[None]:
         """Fail with `Unavailable` within a few seconds if the store cannot be used."""
-
-
-class ISubscriber(Interface):
-    """
-    One connected client of one account, as the hub sees it.  No method blocks; what they raise ends
-    this subscriber only.
-    """
-
-    page_size = Attribute(
-        "int: bytes that it takes at once in a replay, as its transport writes them; or one event"
-    )
-
-    def deliver(batch: Delivery) -> None:
-        """
-        Take these events, a `wire.Delivery`, now.  Everything handed over is in order and without a
-        hole.
-        """
-
-    def opened(cursor: Cursor) -> None:
-        """You stand at this `Cursor`; what follows comes after it."""
-
-    def caught_up() -> None:
-        """
-        You have been given everything that is kept; from now on you get events as they come.  (A
-        gap may still be told.)
-        """
-
-    def missed(cursor: Cursor, position: Position) -> None:
-        """
-        You stood at `cursor`; what came after it cannot be replayed.  You stand at `position`'s
-        head; what follows comes after it.
-        """
-
-    def drained() -> Deferred[None]:
-        """
-        @return: Deferred that fires when there is room for a further page of a replay, or when the
-        subscriber is gone.
-        """
-
-    def end(error: PlumberError | None) -> None:
-        """
-        The hub will not serve you any more: `PlumberError` says why, None that the instance stops.
-        """
-
-
-class IRelay(Interface):
-    """
-    Sends events to the other instances that want them.
-
-    A relay is a hint and no promise: the events are in the history already, and an instance that
-    misses some finds them when it compares its positions with the history.
-    """
-
-    def start(deliver: Deliver) -> Deferred[None]:
-        """
-        Let in what other instances relay to this one.
-
-        It must be called before this instance puts a hook into the registry, and may be called
-        again after a stop.
-
-        Args:
-            deliver: See `ICarrier.start`.
-
-        Returns:
-            A Deferred that fires when other instances can reach this one.
-        """
-
-    def send(
-        events: Sequence[Event], recipients: Mapping[str, Sequence[Instance]]
-    ) -> Deferred[dict[str, Reached]]:
-        """
-        Send these events to the instances that want them, except to this instance.
-
-        Args:
-            events: Events that are in the history.  The order is kept for each instance.
-            recipients: What the registry said, after the append: for each account the instances.
-
-        Returns:
-            A Deferred that fires within about a second, and does not fail.  It has a `Reached` for
-            each account that another instance wants.
-        """
-
-    def stop() -> Deferred[None]:
-        """
-        Send nothing more, and let nothing in.
-
-        Returns:
-            A Deferred that fires when what is under way has ended, after some seconds at most.
-        """
-
-
-class ICarrier(Interface):
-    """
-    Carries batches of events to other instances, in one way: by HTTP, in memory, by a broker.
-
-    A carrier knows no registry, keeps no queue and has no time-out: its caller has one batch under
-    way to each instance at a time, and cancels what takes too long.
-    """
-
-    def start(deliver: Deliver) -> Deferred[None]:
-        """
-        Open the way in.  It may be called again after a stop.
-
-        Args:
-            deliver: Takes the events of one batch that has arrived, and returns for each of their
-                accounts how many subscribers of this instance were given them.  An empty batch says
-                that events may have been lost: a carrier delivers one each time that a connection
-                to a broker is open again.
-
-        Returns:
-            A Deferred that fires when the way in is open.
-        """
-
-    def carry(instance: Instance, events: Sequence[Event]) -> Deferred[dict[str, int]]:
-        """
-        Carry one batch to one instance.  An empty one tells it to look for what it missed.
-
-        Args:
-            instance: Where to.
-            events: The whole batch; it is not split.
-
-        Returns:
-            A Deferred of what `deliver` returned there.  Fails with `RelayFailed`; with
-            `InstanceGone` if it is certain that the instance is not there any more.  A batch that
-            failed may have arrived.  It can be cancelled, and then leaves nothing behind.
-        """
-
-    def stop() -> Deferred[None]:
-        """
-        Close the way in and all connections.
-
-        Returns:
-            A Deferred that fires when they are closed.
-        """
