@@ -186,7 +186,7 @@ class BatchTests(RelayCase):
 
     def test_a_batch_is_bounded_in_bytes(self) -> None:
         """The rest goes into the next."""
-        self.patch(peers, "BATCH_BYTES", 2 * (batches.ENVELOPE + 100))
+        self.patch(peers, "BATCH_BYTES", 2 * (batches.ENVELOPE_BYTES + 100))
         found = []
         for seq in range(1, 6):
             self.send(seq)
