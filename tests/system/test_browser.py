@@ -18,6 +18,22 @@ from twisted.trial.unittest import SynchronousTestCase
 from harness.browser import CLIENT, Browser, NoWebSockets, browser, in_fake_world, missing
 from harness.processes import Process, Server, start_server
 
+# A site of another application, with a plumber below a path.
+MOUNTED = """
+import sys
+from twisted.internet import reactor
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+from asyncplumber import Plumber
+
+root = Resource()
+plumber = Plumber()
+root.putChild(b"pipes", plumber.resource())
+plumber.startService()
+port = reactor.listenTCP(0, Site(root), interface="127.0.0.1")
+print(f"port {port.getHost().port}", flush=True)
+reactor.run()
+"""
 WORLD = "const world = new World(), { open, event, record } = World; "
 
 
@@ -200,33 +216,6 @@ class ClientTests(SynchronousTestCase):
             end,
         ]
         self.assertEqual(log, [waits, 3])
-
-    def test_a_refused_token_is_made_anew_once(self) -> None:
-        """
-        Where a function makes tokens, 401 and 4401 call it again; a second refusal in a row is
-        final.
-        """
-        calls, headers, log = self.js("""
-            const calls = [];
-            const token = async (refused) => `t${calls.push(refused)}`;
-            world.subscribe({ transports: ["websocket", "sse"], token });
-            await world.settle();
-            world.socket.say(open("e.1"));
-            world.socket.drop(4401);
-            await world.advance(500);
-            world.socket.drop(1006);
-            await world.settle();
-            world.request.answer("", {}, 401);
-            await world.advance(60000);
-            return [calls, [world.sockets[1].url, world.request.headers.Authorization], world.taken().slice(-2)];
-        """)
-        self.assertEqual(calls, [False, True, True])
-        self.assertEqual(
-            headers, ["ws://server.test/events/a%2Fb?access_token=t2&after=e.1", "Bearer t3"]
-        )
-        self.assertEqual(
-            log, ["closed", ["close", {"code": None, "status": 401, "reason": "HTTP 401"}]]
-        )
 
     def test_a_silent_stream_is_given_up(self) -> None:
         """Comments keep an event stream alive; 45 seconds without one mean that it is dead."""
@@ -586,32 +575,21 @@ class PageTests(SynchronousTestCase):
         self.check_transport("longpoll")
 
     def test_it_works_below_a_path_of_another_site(self) -> None:
-        """
-        Mounted with `Plumber.resource`: its files are found, a click sends, and the result comes by
-        long-poll.
-        """
-        program = (
-            "import sys; from twisted.internet import reactor; from twisted.web.resource import Resource; "
-            "from twisted.web.server import Site; from asyncplumber import Plumber; root = Resource(); plumber = Plumber(); "
-            "root.putChild(b'pipes', plumber.resource()); plumber.startService(); "
-            "port = reactor.listenTCP(0, Site(root), interface='127.0.0.1'); "
-            "print(f'port {port.getHost().port}', flush=True); reactor.run()"
-        )
-        process = Process([sys.executable, "-c", program])
+        """``Plumber.resource`` has the page, the webhook and all three transports of ``/events``."""
+        process = Process([sys.executable, "-c", MOUNTED])
         self.addCleanup(process.stop)
         url = f"http://127.0.0.1:{process.wait_for(r'^port ([0-9]+)')[1]}/pipes"
-        page = browser()
-        self.addCleanup(page.go, "about:blank")
-        page.go(f"{url}#crew")
-        page.until(
-            "return document.querySelector('#state[data-state=open]')?.dataset.transport === 'longpoll'"
-        )
-        page.click("send")
-        self.assertEqual(self.shown(page, 1), [{"task": "test", "status": "done", "number": 1}])
+        for number, transport in enumerate(("websocket", "sse", "longpoll"), 1):
+            page = self.visit(url, transport if number > 1 else "")
+            page.click("send")
+            (result,) = self.shown(page, 1)
+            self.assertEqual(result, {"task": "test", "status": "done", "number": 1})
         links = page.run(
-            "return [...document.querySelectorAll('a, link, script, img')].map((e) => e.href || e.src)"
+            "return [...document.querySelectorAll('a, link, script, img')]"
+            ".map((e) => e.href || e.src)"
         )
         self.assertEqual([link for link in links if not link.startswith(url + "/")], [])
+        self.assertEqual(page.complaints(), [])
 
     def test_the_button_sends_a_result(self) -> None:
         """

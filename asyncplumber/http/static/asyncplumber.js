@@ -1,33 +1,38 @@
 /**
- * Asyncplumber in the browser: every result of an account, in order and once, whatever becomes of the connection.
+ * The browser client of asyncplumber: each event of an account, once and in order, across
+ * reconnects.
  *
  *     const results = new Asyncplumber("https://push.example", { account: "user-42" });
  *     results.on("event", (event) => console.log(event.type, event.data));
  *
- * One file without dependencies: <script src="asyncplumber.js"> and import "./asyncplumber.js" both set the global
- * `Asyncplumber`; require() returns it.  The API and the rules of reconnecting are explained in docs/reference/javascript.rst.
+ * One file without dependencies.  <script src="asyncplumber.js"> and import "./asyncplumber.js" set
+ * the global `Asyncplumber`; require() returns it.  docs/reference/javascript.rst explains the
+ * options and the rules of reconnecting.
  */
 (() => {
   "use strict";
 
-  const POLL_WAIT = 25; // seconds a long-poll asks the server to hold the answer: below the 30 that many proxies allow
-  const POLL_GRACE = 15000; // milliseconds beyond that before the answer counts as lost
-  const PLANNED_WAITS = 8; // after a `plumber.bye`: so many waits stay below twice the first ceiling, as the server comes back soon
-  const POLL_PAUSE = 250; // milliseconds after an empty answer: a server that does not wait must not cause a hot loop
+  // Seconds that a long-poll asks the server to wait: below the 30 that many proxies allow.
+  const POLL_WAIT = 25;
+  // Milliseconds beyond that before a long-poll counts as lost.
+  const POLL_GRACE = 15000;
+  // Milliseconds after an empty answer: a server that does not wait must not cause a hot loop.
+  const POLL_PAUSE = 250;
+  // Waits after a `plumber.bye` that stay below twice the first ceiling: the server is back soon.
+  const SHORT_WAITS = 8;
 
   const DEFAULTS = {
-    account: null, // where given, the URL is that of the server; otherwise it is that of the events
-    after: null, // the cursor to resume after, or "earliest"; null: live events only
+    account: null, // if set, the URL is that of the server; if null, the URL is that of the events
+    after: null, // the cursor to resume after, or "earliest"; null: only new events
     transports: ["websocket", "sse", "longpoll"], // the best first
-    token: null, // a string, or a function (refused) => string or promise, called before every attempt
-    credentials: "same-origin", // of fetch(): "include" sends cookies to another origin
-    // All that follow are milliseconds.
-    backoff: [500, 30000], // the ceiling of the first wait and of the last; each wait is random below its ceiling
+    credentials: "same-origin", // as for fetch(): "include" sends cookies to another origin
+    // The following are in milliseconds.
+    backoff: [500, 30000], // the first ceiling of the waits and the highest; each wait is random
     connectTimeout: 10000, // an attempt that is not open by then has failed
-    idleTimeout: 45000, // three heartbeats of an SSE stream; after that it is dead
-    resetBackoffAfter: 5000, // a connection that has lasted so long takes the ceiling back to the first
+    idleTimeout: 45000, // an event stream without any data for this time (3 heartbeats) is dead
+    resetBackoffAfter: 5000, // a connection that lasts this long resets the ceiling of the waits
     upgradeAfter: 300000, // how long to stay on a transport that is not the best one
-    // The world, to be replaced in tests.
+    // For tests: what the client uses of the browser.
     WebSocket: globalThis.WebSocket,
     fetch: (...args) => fetch(...args),
     setTimeout: (...args) => setTimeout(...args),
@@ -35,31 +40,36 @@
     random: Math.random,
   };
 
-  /** Whether `cursor` comes after `stand`.  Strings are compared, because a seq may exceed what a Number can hold. */
-  function isAfter(cursor, stand) {
-    if (!stand || stand === "earliest") return true;
-    const [[epoch, seq], [ours, seen]] = [cursor.split("."), stand.split(".")];
+  /**
+   * Whether `cursor` comes after `reference`.
+   * Compares strings, because a sequence number may be too large for a Number.
+   */
+  function isAfter(cursor, reference) {
+    if (!reference || reference === "earliest") return true;
+    const [[epoch, seq], [ours, seen]] = [cursor.split("."), reference.split(".")];
     if (epoch !== ours) return true; // the numbering began anew
     return seq.length !== seen.length ? seq.length > seen.length : seq > seen;
   }
 
-  /** Whether a connection that ended so should not be tried again, because the answer would be the same. */
+  /** Whether a connection that ended like this is not tried again: it would end the same way. */
   function isFinal({ code = 0, status = 0 }) {
     if ([1002, 1003, 1007, 1008, 1009].includes(code)) return true;
-    const like = status || code - 4000; // private codes mirror HTTP: 4401 is 401
+    const like = status || code - 4000; // 4400 to 4499 mirror HTTP
     return like >= 400 && like < 500 && ![408, 425, 429].includes(like);
   }
 
-  /** Seconds that a Retry-After header asks for, be it a number or a date; 0 where there is none. */
+  /** The seconds that a Retry-After header asks for, as a number or a date; 0 without one. */
   function retryAfter(text) {
     if (!text) return 0;
-    const seconds = /^\s*\d+\s*$/.test(text) ? Number(text) : (Date.parse(text) - Date.now()) / 1000;
+    const isNumber = /^\s*\d+\s*$/.test(text);
+    const seconds = isNumber ? Number(text) : (Date.parse(text) - Date.now()) / 1000;
     return seconds > 0 ? seconds : 0;
   }
 
   /**
-   * Read Server-Sent Events (WHATWG HTML, 9.2) as they trickle in.  Returns a function that takes the next piece of
-   * text, cut anywhere, and calls `dispatch({type, data, id})` for each event.  `retry` is left out: we have our own.
+   * Parse Server-Sent Events (WHATWG HTML, 9.2).
+   * Returns a function that takes the next piece of text, cut anywhere, and calls
+   * `dispatch({type, data, id})` for each event.  Ignores `retry`: the client has its own backoff.
    */
   function sseParser(dispatch) {
     let rest = "";
@@ -74,7 +84,7 @@
         [data, type] = [[], ""];
         return;
       }
-      const colon = text.indexOf(":"); // 0 is a comment: it has no name, so it matches nothing below
+      const colon = text.indexOf(":"); // 0 is a comment: its name is empty and matches nothing
       const name = colon < 0 ? text : text.slice(0, colon);
       const value = colon < 0 ? "" : text.slice(colon + 1).replace(/^ /, "");
       if (name === "data") data.push(value);
@@ -93,21 +103,30 @@
     };
   }
 
-  /** One attempt by one transport, from the first packet to the end.  Once it is over it says nothing any more. */
-  class Link {
+  /**
+   * One attempt with one transport, from the first packet to the end.
+   * It reports to its owner until it is over, and not after that.
+   */
+  class Connection {
     constructor(owner, index) {
-      Object.assign(this, { owner, index, isOpen: false, isOver: false, reached: false, isLeaving: false, asked: 0 });
+      this.owner = owner;
+      this.index = index; // of the transport
       this.transport = owner.options.transports[index];
+      this.isOpen = false;
+      this.isOver = false;
+      this.isClosing = false; // the server has announced the end
+      this.mayBeBlocked = false; // a failure before it is open may be the fault of the transport
+      this.retryAfter = 0; // seconds that the server asks to wait
       this.abort = new AbortController();
-      this.watch(owner.options.connectTimeout);
+      this.expectWithin(owner.options.connectTimeout);
     }
 
-    /** End the attempt unless there is a sign of life within so many milliseconds; null: stop watching. */
-    watch(milliseconds) {
+    /** End the attempt if nothing happens for so many milliseconds; null: do not watch. */
+    expectWithin(milliseconds) {
       this.owner.options.clearTimeout(this.timer);
       if (milliseconds === null || this.isOver) return;
       this.timer = this.owner.options.setTimeout(() => {
-        if (!this.isOpen) this.reached = true; // something swallows this transport; another may get through
+        if (!this.isOpen) this.mayBeBlocked = true; // a proxy may swallow this transport
         this.end({ reason: "no sign of life" });
       }, milliseconds);
     }
@@ -115,18 +134,18 @@
     opened(cursor) {
       if (this.isOpen || this.isOver) return;
       this.isOpen = true;
-      this.watch(this.transport === "sse" ? this.owner.options.idleTimeout : null);
+      this.expectWithin(this.transport === "sse" ? this.owner.options.idleTimeout : null);
       this.owner._opened(this, cursor);
     }
 
-    take(envelope) {
+    receive(envelope) {
       this.opened(envelope.type === "plumber.open" ? envelope.cursor : null);
-      if (!this.isOver) this.owner._take(this, envelope);
+      if (!this.isOver) this.owner._receive(this, envelope);
     }
 
     stop() {
       this.isOver = true;
-      this.watch(null);
+      this.expectWithin(null);
       this.abort.abort();
     }
 
@@ -136,112 +155,142 @@
       this.owner._ended(this, failure);
     }
 
-    /** fetch(), ending the attempt where the answer is no.  Resolves with the response, or with null after an end. */
-    async fetch(url, token, headers) {
+    /** fetch().  Resolves with the response, or with null if an error status ended the attempt. */
+    async fetch(url, headers) {
       const { fetch, credentials } = this.owner.options;
-      if (token) headers.Authorization = `Bearer ${token}`;
-      const response = await fetch(url, { headers, credentials, cache: "no-store", signal: this.abort.signal });
+      const signal = this.abort.signal;
+      const response = await fetch(url, { headers, credentials, cache: "no-store", signal });
       if (!response.ok) {
-        this.reached = response.status === 501; // the server has no such transport, and may have the next
-        this.asked = retryAfter(response.headers.get("Retry-After"));
+        // 501: the server does not have this transport, but may have the next one.
+        this.mayBeBlocked = response.status === 501;
+        this.retryAfter = retryAfter(response.headers.get("Retry-After"));
         this.end({ status: response.status, reason: `HTTP ${response.status}` });
         return null;
       }
-      this.reached = true;
+      this.mayBeBlocked = true;
       return response;
     }
   }
 
-  /** How to run a `Link`.  Whatever these throw ends it; `url(query)` carries the cursor of the moment. */
+  /** How each transport connects.  An exception ends the attempt.  `url()` adds the cursor. */
   const TRANSPORTS = {
-    async websocket(link, url, token) {
-      const address = url(token ? { access_token: token } : {}); // a browser's WebSocket cannot send headers
+    async websocket(connection, url) {
+      const address = url({});
       address.protocol = address.protocol.replace("http", "ws");
-      link.reached = true; // a browser never tells why a handshake failed, so let the next transport find out
-      const socket = new link.owner.options.WebSocket(address.href);
-      link.abort.signal.addEventListener("abort", () => socket.close());
-      socket.onmessage = ({ data }) => guard(link, () => link.take(JSON.parse(data)));
-      socket.onclose = ({ code, reason }) => link.end({ code, reason: reason || `WebSocket closed (${code})` });
+      // A browser does not tell why a handshake failed.  The next transport finds out.
+      connection.mayBeBlocked = true;
+      const socket = new connection.owner.options.WebSocket(address.href);
+      connection.abort.signal.addEventListener("abort", () => socket.close());
+      socket.onmessage = ({ data }) => {
+        endOnError(connection, () => connection.receive(JSON.parse(data)));
+      };
+      socket.onclose = ({ code, reason }) => {
+        connection.end({ code, reason: reason || `WebSocket closed (${code})` });
+      };
     },
 
-    async sse(link, url, token) {
-      const response = await link.fetch(url({}), token, { Accept: "text/event-stream" });
+    // EventSource cannot be used: it reports only the types that it was told before, and it gives
+    // up at the first 503.
+    async sse(connection, url) {
+      const response = await connection.fetch(url({}), { Accept: "text/event-stream" });
       if (!response) return;
       const kind = response.headers.get("Content-Type") || "nothing";
-      if (!/^text\/event-stream\b/i.test(kind)) throw new Error(`expected an event stream, got ${kind}`);
-      // EventSource is of no use here: it hears only the types it knows beforehand, and gives up at the first 503.
+      if (!/^text\/event-stream\b/i.test(kind)) {
+        throw new Error(`expected an event stream, got ${kind}`);
+      }
       const reader = response.body.getReader();
-      const decoder = new TextDecoder(); // also drops a leading BOM
-      const parse = sseParser(({ data }) => link.take(JSON.parse(data)));
+      const decoder = new TextDecoder(); // also drops a leading byte order mark
+      const parse = sseParser(({ data }) => connection.receive(JSON.parse(data)));
       for (;;) {
         const { done, value } = await reader.read();
-        if (done) return link.end({ reason: "the stream ended" });
-        if (link.isOpen) link.watch(link.owner.options.idleTimeout); // comments count: they are the heartbeat
+        if (done) return connection.end({ reason: "the stream ended" });
+        // Comments count: they are the heartbeat.
+        if (connection.isOpen) connection.expectWithin(connection.owner.options.idleTimeout);
         parse(decoder.decode(value, { stream: true }));
       }
     },
 
-    async longpoll(link, url, token) {
-      // The first answer comes at once: it brings what was missed and tells where we stand.
-      for (let wait = 0; !link.isOver; wait = POLL_WAIT) {
-        if (wait) link.watch(wait * 1000 + POLL_GRACE);
-        const response = await link.fetch(url({ wait }), token, { Accept: "application/json" });
+    async longpoll(connection, url) {
+      // The first answer comes at once, with what was missed and with the cursor.
+      for (let wait = 0; !connection.isOver; wait = POLL_WAIT) {
+        if (wait) connection.expectWithin(wait * 1000 + POLL_GRACE);
+        const response = await connection.fetch(url({ wait }), { Accept: "application/json" });
         if (!response) return;
         const { events, cursor } = await response.json();
-        if (!events.length) link.opened(cursor);
-        for (const envelope of events) link.take(envelope);
-        if (!link.isOver) link.owner._stand(cursor);
-        if (link.isLeaving) return link.end({ reason: "the server asked to come back later" });
-        if (wait && !events.length) await new Promise((resolve) => link.owner.options.setTimeout(resolve, POLL_PAUSE));
+        if (!events.length) connection.opened(cursor);
+        for (const envelope of events) connection.receive(envelope);
+        if (!connection.isOver) connection.owner._advanceTo(cursor);
+        if (connection.isClosing) {
+          return connection.end({ reason: "the server asked to come back later" });
+        }
+        if (wait && !events.length) {
+          await new Promise((resolve) => connection.owner.options.setTimeout(resolve, POLL_PAUSE));
+        }
       }
     },
   };
 
-  /** Run `step`; a failure ends the link, and what it would have skipped is asked for again. */
-  function guard(link, step) {
+  /** Run `step`.  If it throws, end the connection: the next one asks for the same events again. */
+  function endOnError(connection, step) {
     try {
       step();
     } catch (error) {
-      link.end({ reason: String(error) });
+      connection.end({ reason: String(error) });
     }
   }
 
   class Asyncplumber {
-    /** Begin to listen.  Handlers that are added in the same turn miss nothing.  Throws on a bad URL or transport. */
+    /**
+     * Connect.  Handlers that are added in the same turn of the event loop miss nothing.
+     * Throws a TypeError for a bad URL or transport.
+     */
     constructor(url, options = {}) {
       this.options = { ...DEFAULTS, ...options };
       const { account, transports, after } = this.options;
-      const path = account === null ? url : `${String(url).replace(/\/+$/, "")}/events/${encodeURIComponent(account)}`;
+      const server = String(url).replace(/\/+$/, "");
+      const path = account === null ? url : `${server}/events/${encodeURIComponent(account)}`;
       this.url = new URL(path, globalThis.location?.href).href;
       if (!transports.length || !transports.every((name) => Object.hasOwn(TRANSPORTS, name))) {
         throw new TypeError(`transports are some of ${Object.keys(TRANSPORTS)}, not ${transports}`);
       }
-      this.cursor = after; // of the last event or notice taken; store it to resume in another page
+      this.cursor = after; // of the last event or notice; store it to resume in another page
       this.state = "connecting"; // then "open", "waiting", "closed"
       this.transport = transports[0];
       this._handlers = new Map();
       this._timers = {};
-      this._link = this._probe = null;
-      this._start = 0; // the transport to begin with
-      this._failures = this._refusals = this._planned = 0;
-      // "offline" is not heard: a server on this machine, or in this house, may be there without the internet.
+      this._current = null; // the connection in use
+      this._probe = null; // a second connection, which replaces the first one once it is open
+      this._first = 0; // the index of the transport that the next attempt begins with
+      this._failures = 0; // since a connection lasted
+      this._shortWaits = 0; // that are left after a `plumber.bye`
+      this._retryAfter = 0; // seconds that the server asked for, of the present wait
+      this._isHidden = false;
+      // "offline" is not used: a server on this machine or network may be there without internet.
       this._listeners = {
-        online: () => this._later("online", this.options.random() * this.options.backoff[0], () => this._recheck()),
-        pagehide: () => this._freeze(),
-        pageshow: () => this._thaw(),
+        online: () => {
+          const spread = this.options.random() * this.options.backoff[0];
+          this._setTimer("online", spread, () => this._recheck());
+        },
+        pagehide: () => this._pageHidden(),
+        pageshow: () => this._pageShown(),
       };
-      for (const [name, listener] of Object.entries(this._listeners)) globalThis.addEventListener?.(name, listener);
-      queueMicrotask(() => this.state === "closed" || this._dial(0));
+      for (const [name, listener] of Object.entries(this._listeners)) {
+        globalThis.addEventListener?.(name, listener);
+      }
+      queueMicrotask(() => this.state === "closed" || this._connect(0));
     }
 
-    /** Call `handler` for "event", "event:<type>", "open", "gap", "state" or "close".  Returns a function that stops it. */
+    /**
+     * Call `handler` for "event", "event:<type>", "open", "gap", "state" or "close".
+     * Returns a function that removes the handler.
+     */
     on(name, handler) {
       if (!this._handlers.has(name)) this._handlers.set(name, new Set());
       this._handlers.get(name).add(handler);
       return () => this._handlers.get(name).delete(handler);
     }
 
-    /** End it for good. */
+    /** Close the connection for good. */
     close() {
       this._finish({ code: 1000, reason: "closed here" });
     }
@@ -251,167 +300,162 @@
         try {
           handler(value);
         } catch (error) {
-          // A bug of the page is shown like any uncaught error, and does not cost the other handlers their event.
+          // An error of the page is reported like any other; the other handlers get their event.
           (globalThis.reportError ?? console.error)(error);
         }
       }
     }
 
-    _become(state, more = {}) {
+    _setState(state, more = {}) {
       this.state = state;
       this._emit("state", { state, transport: this.transport, ...more });
     }
 
-    /** (Re)start the timer of this name. */
-    _later(name, milliseconds, step) {
+    /** Start the timer of this name, or start it again. */
+    _setTimer(name, milliseconds, step) {
       this.options.clearTimeout(this._timers[name]);
       this._timers[name] = this.options.setTimeout(step, milliseconds);
     }
 
-    _dial(index) {
-      this._link = this._begin(index);
-      this.transport = this._link.transport;
-      this._become("connecting");
+    _connect(index) {
+      this._current = this._begin(index);
+      this.transport = this._current.transport;
+      this._setState("connecting");
     }
 
     _begin(index) {
-      const link = new Link(this, index);
-      this._run(link).catch((error) => link.end({ reason: String(error) }));
-      return link;
-    }
-
-    async _run(link) {
-      const { token } = this.options;
-      const words = typeof token === "function" ? await token(this._refusals > 0) : token;
+      const connection = new Connection(this, index);
       const url = (query) => {
         const address = new URL(this.url);
         for (const [name, value] of Object.entries(query)) address.searchParams.set(name, value);
         if (this.cursor) address.searchParams.set("after", this.cursor);
         return address;
       };
-      if (!link.isOver) await TRANSPORTS[link.transport](link, url, words);
+      const running = TRANSPORTS[connection.transport](connection, url);
+      running.catch((error) => connection.end({ reason: String(error) }));
+      return connection;
     }
 
-    _opened(link, cursor) {
-      if (link === this._probe) {
-        // The new connection may repeat what came over the old one meanwhile; its cursors tell.
-        [this._link, this._probe] = [link, this._link];
+    _opened(connection, cursor) {
+      if (connection === this._probe) {
+        // The new connection may repeat events of the old one; they are told by their cursors.
+        [this._current, this._probe] = [connection, this._current];
         this._probe.stop();
         this._probe = null;
       }
-      this.transport = link.transport;
-      this._start = link.index;
-      this._refusals = 0;
-      this.cursor ??= cursor || null; // the first time; later on our own is as good, and "earliest" must stay until it is served
-      this._later("resetBackoff", this.options.resetBackoffAfter, () => (this._failures = this._planned = 0));
-      this._seekBetter();
-      this._become("open");
+      this.transport = connection.transport;
+      this._first = connection.index;
+      // Only the first time: later our own is as good, and "earliest" stays until it is served.
+      this.cursor ??= cursor || null;
+      this._setTimer("reset", this.options.resetBackoffAfter, () => {
+        this._failures = this._shortWaits = 0;
+      });
+      this._scheduleUpgrade();
+      this._setState("open");
       this._emit("open", { cursor: this.cursor, transport: this.transport });
     }
 
-    _take(link, envelope) {
+    _receive(connection, envelope) {
       const { type, cursor, data } = envelope;
       if (type === "plumber.gap") {
         this.cursor = cursor;
         this._emit("gap", data);
       } else if (type === "plumber.bye") {
-        link.isLeaving = true;
-        this._planned = PLANNED_WAITS;
-        link.asked = Number(data?.reconnect_after) || 0;
+        connection.isClosing = true;
+        connection.retryAfter = Number(data?.reconnect_after) || 0;
+        this._shortWaits = SHORT_WAITS;
       } else if (!type.startsWith("plumber.") && (!cursor || isAfter(cursor, this.cursor))) {
-        this.cursor = cursor ?? this.cursor; // an event without a cursor is in no history: it comes now or never
+        this.cursor = cursor ?? this.cursor; // an event without a cursor is not in the history
         this._emit("event", envelope);
         this._emit(`event:${type}`, envelope);
       }
     }
 
-    /** A long-poll's answer says where it leaves us: after its last event; or nothing, if it did not come that far. */
-    _stand(cursor) {
+    /** The cursor of a long-poll's answer: that of its last event, or of the client's position. */
+    _advanceTo(cursor) {
       if (cursor && isAfter(cursor, this.cursor)) this.cursor = cursor;
     }
 
-    _ended(link, failure) {
-      if (link === this._probe) return this._probeEnded(link);
-      this.options.clearTimeout(this._timers.resetBackoff);
+    _ended(connection, failure) {
+      if (connection === this._probe) return this._probeEnded(connection);
+      this.options.clearTimeout(this._timers.reset);
       this._probe?.stop();
       this._probe = null;
-      if (isFinal(failure) && !this._mayRenew(failure)) return this._finish(failure);
-      const blocked = !link.isOpen && link.reached; // the server may be there, but this transport does not get through
-      if (blocked && link.index + 1 < this.options.transports.length) return this._dial(link.index + 1);
-      if (blocked) this._start = 0;
-      this._wait(link.asked, failure.reason);
+      if (isFinal(failure)) return this._finish(failure);
+      const isBlocked = !connection.isOpen && connection.mayBeBlocked;
+      if (isBlocked && connection.index + 1 < this.options.transports.length) {
+        return this._connect(connection.index + 1);
+      }
+      if (isBlocked) this._first = 0;
+      this._wait(connection.retryAfter, failure.reason);
     }
 
-    /** A token that was refused is worth a second try where a function can make a new one. */
-    _mayRenew({ code, status }) {
-      if (code !== 4401 && status !== 401) return false;
-      this._refusals += 1;
-      return typeof this.options.token === "function" && this._refusals < 2;
-    }
-
-    /** Wait as long as the server asked, and a random time on top, so that clients do not come back all at once. */
-    _wait(asked, reason) {
+    /** Wait as long as the server asked, and a random time, so that clients come back spread. */
+    _wait(seconds, reason) {
       const [first, last] = this.options.backoff;
-      const most = this._planned > 0 ? Math.min(2 * first, last) : last;
-      const retryIn = asked * 1000 + this.options.random() * Math.min(most, first * 2 ** this._failures);
+      const highest = this._shortWaits > 0 ? Math.min(2 * first, last) : last;
+      const ceiling = Math.min(highest, first * 2 ** this._failures);
+      const retryIn = seconds * 1000 + this.options.random() * ceiling;
       this._failures += 1;
-      this._planned -= 1;
-      this._asked = asked;
-      this._later("retry", retryIn, () => this._dial(this._start));
-      this._become("waiting", { retryIn, reason });
+      this._shortWaits -= 1;
+      this._retryAfter = seconds;
+      this._setTimer("retry", retryIn, () => this._connect(this._first));
+      this._setState("waiting", { retryIn, reason });
     }
 
-    /** After a while try the better transports beside the one that works, which stays until one of them is open. */
-    _seekBetter() {
+    /** Later try the better transports.  The connection in use stays until one of them is open. */
+    _scheduleUpgrade() {
       this.options.clearTimeout(this._timers.upgrade);
-      if (!this._start) return;
-      this._later("upgrade", this.options.upgradeAfter, () => {
-        this._start = 0;
+      if (!this._first) return;
+      this._setTimer("upgrade", this.options.upgradeAfter, () => {
+        this._first = 0;
         if (this.state === "open" && !this._probe) this._probe = this._begin(0);
       });
     }
 
-    _probeEnded(link) {
-      const next = link.index + 1;
-      this._probe = next < this._link.index ? this._begin(next) : null;
-      this._start = this._link.index;
-      if (!this._probe) this._seekBetter();
+    _probeEnded(connection) {
+      const next = connection.index + 1;
+      this._probe = next < this._current.index ? this._begin(next) : null;
+      this._first = this._current.index;
+      if (!this._probe) this._scheduleUpgrade();
     }
 
-    /** The network came back: do not sit out the wait, and do not trust a connection that may have died unnoticed. */
+    /** The network is back: end the wait, or test a connection that may have died unnoticed. */
     _recheck() {
-      if (this.state === "waiting" && !this._asked) {
+      if (this.state === "waiting" && !this._retryAfter) {
         this.options.clearTimeout(this._timers.retry);
-        this._dial(this._start);
+        this._connect(this._first);
       } else if (this.state === "open" && !this._probe) {
-        this._probe = this._begin(this._link.index);
+        this._probe = this._begin(this._current.index);
       }
     }
 
-    /** A page that is left may be kept for the way back: frozen, it would hold a connection that it does not read. */
-    _freeze() {
-      this._letGo();
-      this._isFrozen = true;
-      this._become("waiting", { retryIn: null, reason: "the page is not shown" });
+    /** A browser may freeze a page that was left: its connection would be open and never read. */
+    _pageHidden() {
+      this._stopAll();
+      this._isHidden = true;
+      this._setState("waiting", { retryIn: null, reason: "the page is not shown" });
     }
 
-    _thaw() {
-      if (this._isFrozen) this._dial(this._start);
-      this._isFrozen = false;
+    _pageShown() {
+      if (this._isHidden) this._connect(this._first);
+      this._isHidden = false;
     }
 
-    _letGo() {
+    _stopAll() {
       Object.values(this._timers).forEach((id) => this.options.clearTimeout(id));
-      this._link?.stop();
+      this._current?.stop();
       this._probe?.stop();
       this._probe = null;
     }
 
     _finish({ code = null, status = null, reason }) {
       if (this.state === "closed") return;
-      for (const [name, listener] of Object.entries(this._listeners)) globalThis.removeEventListener?.(name, listener);
-      this._letGo();
-      this._become("closed", { reason });
+      for (const [name, listener] of Object.entries(this._listeners)) {
+        globalThis.removeEventListener?.(name, listener);
+      }
+      this._stopAll();
+      this._setState("closed", { reason });
       this._emit("close", { code, status, reason });
     }
   }

@@ -1,10 +1,10 @@
-/** The page that a newcomer sees first: subscribe to an account, send it a result, watch it arrive. */
+/** The page at `/`: subscribe to an account, send it a test result, watch it arrive. */
 (() => {
   "use strict";
 
   const ROWS = 200; // results kept on the page: it may be left open for days
   const TRANSPORTS = { websocket: "WebSocket", sse: "SSE", longpoll: "long-poll" };
-  const BASE = new URL(".", location.href).href.slice(0, -1); // of the server: it may be under a prefix
+  const BASE = new URL(".", location.href).href.slice(0, -1); // the server may be under a prefix
   const byId = (id) => document.getElementById(id);
 
   let subscription = null;
@@ -12,7 +12,7 @@
   let seen = 0;
   let sent = 0;
 
-  /** An element of this class that says this text: never HTML, since results come from outside. */
+  /** Make an element with this class and text.  Results come from outside: never use HTML. */
   function element(tag, name, text) {
     const made = document.createElement(tag);
     made.className = name;
@@ -39,12 +39,14 @@
   }
 
   function bodyOf(event) {
-    if ("data_base64" in event) return `${event.content_type || "bytes"} in base64\n${event.data_base64}`;
+    if ("data_base64" in event) {
+      return `${event.content_type || "bytes"} in base64\n${event.data_base64}`;
+    }
     return typeof event.data === "string" ? event.data : JSON.stringify(event.data, null, 2);
   }
 
   function showEvent(event) {
-    // The clocks of server and browser may differ by more than the way takes.
+    // The clocks of server and browser may differ by more than the latency.
     const latency = Math.max(0, Date.now() - Date.parse(event.time));
     const row = element("li", "result", "");
     const facts = element("div", "facts", "");
@@ -63,7 +65,9 @@
     const row = element("li", "gap", "");
     const facts = element("div", "facts", "");
     facts.append(element("span", "type", "gap"), element("span", "cursor", `${from} → ${to}`));
-    const kept = oldest ? `The oldest result that is still kept is ${oldest}.` : "No older result is kept.";
+    const kept = oldest
+      ? `The oldest result that is still kept is ${oldest}.`
+      : "No older result is kept.";
     row.append(facts, element("p", "", `Some results were missed and cannot be replayed. ${kept}`));
     addRow(row);
   }
@@ -81,19 +85,19 @@
     clear();
     const account = byId("account").value;
     const choice = byId("transport").value;
-    const options = { account, token: byId("token").value || null };
+    const options = { account };
     if (choice) options.transports = [choice];
     subscription = new Asyncplumber(BASE, options);
     const mine = subscription;
     for (const [name, show] of [["state", showState], ["event", showEvent], ["gap", showGap]]) {
-      mine.on(name, (value) => mine === subscription && show(value)); // an old one has nothing more to say here
+      mine.on(name, (value) => mine === subscription && show(value)); // ignore the old ones
     }
     history.replaceState(null, "", `#${encodeURIComponent(account)}`);
     byId("about").href = `accounts/${encodeURIComponent(account)}`;
     byId("curl").textContent = curl(account);
   }
 
-  /** A word that a POSIX shell takes as it stands. */
+  /** Quote a word for a POSIX shell. */
   function quoted(word) {
     return `'${word.replaceAll("'", "'\\''")}'`;
   }
@@ -103,9 +107,9 @@
   }
 
   function curl(account) {
-    const token = byId("publisher").value ? `-H "Authorization: Bearer $TOKEN" ` : "";
     const body = quoted(JSON.stringify({ task: "report", status: "done" }));
-    return `curl ${token}-H 'Content-Type: application/json' \\\n  -d ${body} \\\n  ${quoted(hookOf(account))}`;
+    const hook = quoted(hookOf(account));
+    return `curl -H 'Content-Type: application/json' \\\n  -d ${body} \\\n  ${hook}`;
   }
 
   function showReceipt(words, bad) {
@@ -115,24 +119,24 @@
 
   async function send() {
     const headers = { "Content-Type": "application/json", "Event-Type": "result" };
-    if (byId("publisher").value) headers.Authorization = `Bearer ${byId("publisher").value}`;
     sent += 1;
     const body = JSON.stringify({ task: "test", status: "done", number: sent });
     const began = performance.now();
     try {
-      const response = await fetch(hookOf(byId("account").value), { method: "POST", headers, body });
+      const hook = hookOf(byId("account").value);
+      const response = await fetch(hook, { method: "POST", headers, body });
       const took = Math.round(performance.now() - began);
-      const answer = await response.json().catch(() => ({}));
+      const receipt = await response.json().catch(() => ({}));
       const words = response.ok
-        ? `accepted as ${answer.cursor} in ${took} ms; subscribers: ${answer.subscribers}`
-        : answer.error?.message ?? answer.detail ?? "no explanation";
+        ? `accepted as ${receipt.cursor} in ${took} ms; subscribers: ${receipt.subscribers}`
+        : receipt.error?.message ?? receipt.detail ?? "no explanation";
       showReceipt(`${response.status}: ${words}`, !response.ok);
     } catch (error) {
       showReceipt(`Not sent: the server cannot be reached (${error.message}).`, true);
     }
   }
 
-  /** Put the command on the clipboard; where that is not allowed (plain HTTP), select it for the user to copy. */
+  /** Copy the command.  Where that is not allowed (plain HTTP), select it for the user to copy. */
   async function copy() {
     try {
       await navigator.clipboard.writeText(byId("curl").textContent);
@@ -148,7 +152,7 @@
       const account = decodeURIComponent(location.hash.slice(1));
       if (account) byId("account").value = account;
     } catch {
-      // Not percent-encoding: somebody typed it.  The field keeps what it has.
+      // Not percent-encoded: somebody typed it.  Leave the field as it is.
     }
   }
 
@@ -156,7 +160,7 @@
     event.preventDefault();
     subscribe();
   });
-  for (const id of ["account", "transport", "token", "publisher"]) {
+  for (const id of ["account", "transport"]) {
     byId(id).addEventListener("change", () => byId("form").reportValidity() && subscribe());
   }
   byId("send").addEventListener("click", send);
