@@ -135,7 +135,7 @@ class ClusterTests(CoreCase):
         if not answer.called:
             answer.callback(counts)
 
-    def posted(self, node: Node, *keys: str, account: str = "a") -> Any:
+    def post(self, node: Node, *keys: str, account: str = "a") -> Any:
         return node.intake.accept([draft(key, account) for key in keys])
 
     def test_an_event_reaches_subscribers_at_every_instance(self) -> None:
@@ -145,14 +145,14 @@ class ClusterTests(CoreCase):
         for person, node in zip(people, nodes, strict=True):
             person.come(node)
         self.settle()
-        post = self.posted(nodes[0], "1")
+        post = self.post(nodes[0], "1")
         self.settle()
         self.carry()
         [receipt] = self.successResultOf(post)
         self.assertEqual((receipt.subscribers, receipt.instances), (3, {"ok": 3, "failed": 0}))
         self.assertEqual([person.seqs for person in people], [[1]] * 3)
 
-    def test_a_lost_relay_heals_by_the_next_event_or_the_next_check(self) -> None:
+    def test_a_lost_event_is_found_by_the_next_event_or_the_next_check(self) -> None:
         """Whichever comes first."""
         here, there, elsewhere = self.nodes.values()
         people = [Person("a"), Person("a")]
@@ -160,7 +160,7 @@ class ClusterTests(CoreCase):
             person.come(node)
         self.settle()
         for key in "12":
-            self.posted(here, key)
+            self.post(here, key)
             self.settle()
         for _, _, answer in here.carrier.waiting:
             answer.callback({})  # the first event is lost on its way to both
@@ -173,8 +173,8 @@ class ClusterTests(CoreCase):
         elsewhere.hub.check_soon()
         self.assertEqual(people[1].seqs, [1, 2])
 
-    def test_the_hooks_of_a_dead_instance_lapse(self) -> None:
-        """Nobody relays to it after its lease."""
+    def test_the_hooks_of_a_dead_instance_expire(self) -> None:
+        """After its lease nothing is relayed to it."""
         here, there, _ = self.nodes.values()
         person = Person("a")
         person.come(there)
@@ -183,7 +183,7 @@ class ClusterTests(CoreCase):
         for _ in range(4):
             self.clock.advance(LEASE / 3)
             self.settle()
-        self.posted(here, "1")
+        self.post(here, "1")
         self.settle()
         self.assertEqual(here.carrier.waiting, [])
         person.node = None
@@ -191,32 +191,32 @@ class ClusterTests(CoreCase):
         self.settle()
         self.assertEqual(person.seqs, [1])
 
-    def test_an_instance_that_was_forgotten_misses_nothing(self) -> None:
-        """It comes in again, and then looks for what it missed."""
+    def test_an_instance_that_lost_its_lease_misses_nothing(self) -> None:
+        """It is added again, and then looks for what it missed."""
         here, there, _ = self.nodes.values()
         person = Person("a")
         person.come(there)
         self.settle()
         self.store.registry.prune(there.leases.instance)
-        self.posted(here, "1")
+        self.post(here, "1")
         self.settle()
         self.assertEqual((person.seqs, here.carrier.waiting), ([], []))
         self.clock.advance(LEASE / 3)
         self.settle()
         self.assertEqual(person.seqs, [1])
-        self.posted(here, "2")
+        self.post(here, "2")
         self.settle()
         self.carry()
         self.assertEqual(person.seqs, [1, 2])
 
-    def test_by_any_relay_and_any_death_everybody_has_everything_once_and_in_order(self) -> None:
+    def test_every_subscriber_gets_everything_once_and_in_order(self) -> None:
         """By seed: posts, arrivals, departures, retries, outages, deaths and births."""
         self.patch(channel, "DELIVERIES_PER_TURN", 2)
         for seed in range(12):
             self.setUp()
-            self._years(random.Random(seed))
+            self.live(random.Random(seed))
 
-    def _years(self, dice: random.Random) -> None:
+    def live(self, dice: random.Random) -> None:
         accounts = ["a", "b"]
         people = [Person(dice.choice(accounts)) for _ in range(12)]
         posts: dict[str, tuple[str, Any]] = {}
@@ -228,7 +228,7 @@ class ClusterTests(CoreCase):
                 account = posts[key][0] if key in posts else dice.choice(accounts)
                 posts[key] = (
                     account,
-                    self.posted(node, key, account=account).addErrback(lambda failure: None),
+                    self.post(node, key, account=account).addErrback(lambda failure: None),
                 )
             elif move < 0.55:
                 self.carry_badly(dice)
@@ -239,14 +239,14 @@ class ClusterTests(CoreCase):
                 else:
                     person.go()
             elif move < 0.77:
-                self._death(dice, people)
+                self.kill_one(dice, people)
             elif move < 0.80:
                 dice.choice([self.history, self.registry]).failures = 1
             else:
                 self.clock.advance(dice.choice([0, 0, 0, 0.4, 2.0]))
-        self._in_the_end(people, accounts)
+        self.finish(people, accounts)
 
-    def _death(self, dice: random.Random, people: list[Person]) -> None:
+    def kill_one(self, dice: random.Random, people: list[Person]) -> None:
         name = dice.choice(list(self.nodes))
         dead = self.nodes.pop(name)
         dead.die()
@@ -255,7 +255,7 @@ class ClusterTests(CoreCase):
                 person.node = None
         self.build()
 
-    def _in_the_end(self, people: list[Person], accounts: list[str]) -> None:
+    def finish(self, people: list[Person], accounts: list[str]) -> None:
         self.history.failures = self.registry.failures = 0
         nodes = list(self.nodes.values())
         for number, person in enumerate(people):

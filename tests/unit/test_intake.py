@@ -1,4 +1,4 @@
-"""What a POST means: kept first, then delivered here and relayed there, then answered."""
+"""The way of a POST: kept first, then delivered and relayed, then answered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seq_of(receipt: Receipt) -> int:
 
 
 class IntakeCase(CoreCase):
-    """An intake that is alone."""
+    """An intake of an instance that is alone."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -34,7 +34,7 @@ class IntakeCase(CoreCase):
         return Deferred.fromCoroutine(self.intake.stop())
 
     def appends(self) -> list[list[str]]:
-        """The ids of each append."""
+        """Return the ids of the drafts of each append."""
         return [[each.id for each in call[1]] for call in self.history.calls if call[0] == "append"]
 
     def posted(self, *keys: str) -> Deferred[Any]:
@@ -55,7 +55,7 @@ class CommitTests(IntakeCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_one_append_is_under_way_at_a_time(self) -> None:
-        """What arrives meanwhile goes together into the next."""
+        """What arrives meanwhile goes into the next one, together."""
         self.history.held = {"append"}
         first = self.posted("1")
         self.turn()
@@ -72,10 +72,7 @@ class CommitTests(IntakeCase):
             self.successResultOf(post)
 
     def test_each_post_has_a_share_of_a_group_in_turn(self) -> None:
-        """
-        Nobody waits for all of somebody else's; within a POST, and among lone events, the order
-        holds.
-        """
+        """No POST waits for all of another one.  Within a POST the order holds."""
         self.patch(waiting_posts, "MAX_GROUP", 4)
         self.patch(waiting_posts, "FAIR_SHARE", 2)
         large = self.posted(*"abcdefg")
@@ -86,14 +83,14 @@ class CommitTests(IntakeCase):
         self.assertEqual([self.successResultOf(post)[0].id for post in lone], [*"12345"])
 
     def test_a_large_post_that_is_alone_fills_its_groups(self) -> None:
-        """A share is for when others wait."""
+        """A share is only for when others wait."""
         self.patch(waiting_posts, "MAX_GROUP", 4)
         self.patch(waiting_posts, "FAIR_SHARE", 1)
         self.posted(*"abcdef")
         self.settle()
         self.assertEqual(self.appends(), [[*"abcd"], [*"ef"]])
 
-    def test_what_goes_wrong_in_the_midst_of_a_post_ends_it(self) -> None:
+    def test_a_failure_in_the_middle_of_a_post_ends_it(self) -> None:
         """It is answered once, its rest is not appended, and the others are."""
         self.patch(waiting_posts, "MAX_GROUP", 2)
         self.patch(waiting_posts, "FAIR_SHARE", 1)
@@ -113,10 +110,7 @@ class CommitTests(IntakeCase):
         self.assertIsNone(self.intake.is_full(waiting_posts.MAX_WAITING_EVENTS))
 
     def test_events_that_wait_are_bounded_in_number(self) -> None:
-        """
-        Whatever their size: at the bound a POST is taken, beyond it is told to come back, and
-        nothing of it is kept.
-        """
+        """Up to the bound a POST is taken; beyond it nothing of the POST is kept."""
         self.intake = Intake(self.append_alone, self.hub, self.clock, max_waiting_events=3)
         self.history.held = {"append"}
         first = self.posted("1", "2")
@@ -132,14 +126,14 @@ class CommitTests(IntakeCase):
         self.assertEqual(self.appends(), [["1", "2", "3"]])
 
     def test_a_post_of_more_than_the_bound_is_taken_where_nothing_waits(self) -> None:
-        """Or it could never be."""
+        """Otherwise it could never be taken."""
         self.intake = Intake(self.append_alone, self.hub, self.clock, max_waiting_events=3)
         post = self.posted(*"abcdef")
         self.settle()
         self.assertEqual(len(self.successResultOf(post)), 6)
 
-    def test_too_much_that_waits_is_refused_until_there_is_room(self) -> None:
-        """By bytes, with a time to come back."""
+    def test_waiting_bytes_are_bounded(self) -> None:
+        """A POST is refused, with a time to retry, until there is room."""
         self.intake = Intake(self.append_alone, self.hub, self.clock, max_waiting_bytes=10)
         self.history.held = {"append"}
         self.posted("1", "2")
@@ -153,8 +147,8 @@ class CommitTests(IntakeCase):
         self.history.release()
         self.successResultOf(post)
 
-    def test_receipts_count_those_who_got_it(self) -> None:
-        """Alone, an instance counts itself only if somebody listens."""
+    def test_receipts_count_the_subscribers_that_got_it(self) -> None:
+        """An instance counts itself only if it has a subscriber of the account."""
         unheard = self.posted("1")
         self.turn()
         subscriber = self.subscribed()
@@ -167,8 +161,8 @@ class CommitTests(IntakeCase):
             )
         self.assertEqual(subscriber.seqs, [2])
 
-    def test_a_receipt_counts_those_who_were_given_the_event_when_they_were(self) -> None:
-        """Who left since got it; who came since did not; a retry is told the same."""
+    def test_a_receipt_counts_at_the_moment_of_delivery(self) -> None:
+        """Later changes do not count, and a retry is told the same."""
         self.intake = Intake(self.append, self.hub, self.clock)
         self.registry.held = {"instances"}
         gone = [self.subscribed() for _ in range(3)]
@@ -186,19 +180,16 @@ class CommitTests(IntakeCase):
             self.assertEqual((receipt.subscribers, receipt.instances), (3, {"ok": 1, "failed": 0}))
         self.assertEqual(late.seqs, [])
 
-    def test_who_is_too_slow_to_be_given_the_event_is_not_counted(self) -> None:
-        """It left while it was served."""
+    def test_a_subscriber_that_leaves_during_delivery_is_not_counted(self) -> None:
+        """It was too slow to take the event."""
         slow, quick = self.subscribed(), self.subscribed()
         slow.on_deliver = lambda batch: slow.cancel()
         post = self.posted("1")
         self.turn()
         self.assertEqual((self.successResultOf(post)[0].subscribers, quick.seqs), (1, [1]))
 
-    def test_an_event_that_waits_for_its_turn_counts_those_who_will_be_given_it(self) -> None:
-        """
-        A large fan-out is under way, and no receipt waits for its end; who got it in the first
-        place is counted.
-        """
+    def test_an_event_that_waits_for_its_turn_counts_who_will_get_it(self) -> None:
+        """No receipt waits for the end of a large fan-out."""
         self.patch(channel_module, "DELIVERIES_PER_TURN", 2)
         for _ in range(5):
             self.subscribed()
@@ -209,8 +200,8 @@ class CommitTests(IntakeCase):
         counts = [self.successResultOf(post)[0].subscribers for post in (first, second, third)]
         self.assertEqual(counts, [5, 5, 5])
 
-    def test_a_duplicate_is_answered_with_the_first_ones_place(self) -> None:
-        """And not delivered again, nor counted again."""
+    def test_a_duplicate_is_answered_with_the_cursor_of_the_first(self) -> None:
+        """It is neither delivered nor counted a second time."""
         subscriber = self.subscribed()
         first, second = self.posted("1"), self.posted("1")
         self.turn()
@@ -224,24 +215,24 @@ class CommitTests(IntakeCase):
         self.assertEqual((subscriber.seqs, self.intake.accepted), ([1], 1))
 
     def test_a_duplicate_heals_a_death_between_keeping_and_sending(self) -> None:
-        """The first POST was kept, and then its process died."""
+        """The process died after it had kept the first POST."""
         subscriber = self.subscribed()
         self.successResultOf(self.store.history.append([draft("1")]))
         self.posted("1")
         self.turn()
         self.assertEqual(subscriber.seqs, [1])
 
-    def test_nothing_is_accepted_as_nothing(self) -> None:
-        """An empty list is no error."""
+    def test_a_post_without_events_has_no_receipts(self) -> None:
+        """It is no error."""
         post = self.posted()
         self.turn()
         self.assertEqual(self.successResultOf(post), [])
 
 
 class FailureTests(IntakeCase):
-    """What goes wrong goes to whom it belongs."""
+    """Each failure reaches the POST that it belongs to."""
 
-    def test_what_befalls_one_draft_befalls_its_post_alone(self) -> None:
+    def test_the_error_of_one_draft_fails_its_post_alone(self) -> None:
         """Its neighbours in the group are kept and sent."""
         subscriber = self.subscribed()
         stored: list[Any] = self.successResultOf(
@@ -262,8 +253,8 @@ class FailureTests(IntakeCase):
         self.assertEqual([seq_of(self.successResultOf(posts[n])[0]) for n in (0, 2)], [1, 2])
         self.assertEqual(subscriber.seqs, [1, 2])
 
-    def test_an_outage_is_told_to_all_and_the_next_append_is_tried(self) -> None:
-        """Nothing waits behind it for ever."""
+    def test_an_outage_fails_all_posts_and_the_next_append_is_tried(self) -> None:
+        """The queue goes on."""
         self.history.failures = 1
         posts = [self.posted("1"), self.posted("2")]
         self.turn()
@@ -273,23 +264,23 @@ class FailureTests(IntakeCase):
         self.turn()
         self.successResultOf(after)
 
-    def test_what_nobody_expected_is_ours_and_logged(self) -> None:
-        """Be it failed or raised; the intake goes on."""
+    def test_an_unexpected_error_is_logged_and_a_500(self) -> None:
+        """Whether it is raised or comes by the Deferred; the intake goes on."""
 
         def broken(drafts: Any) -> Any:
             raise KeyError("x")
 
         for append in (lambda drafts: fail(KeyError("x")), broken, lambda drafts: succeed(None)):
             self.intake._append = append
-            error = self.failureResultOf(self._turned("1"), PlumberError)
+            error = self.failureResultOf(self._post_now("1"), PlumberError)
             self.assertEqual(error.value.status, 500)
             self.assertEqual(len(self.flushLoggedErrors(KeyError, AttributeError)), 1)
         self.intake._append = self.append_alone
-        self.successResultOf(self._turned("1"))
+        self.successResultOf(self._post_now("1"))
         self.successResultOf(self.stop())
 
-    def test_an_answer_that_cannot_be_given_harms_no_other(self) -> None:
-        """The POSTs of one append are answered one after the other, each for itself."""
+    def test_an_answer_that_raises_does_not_harm_the_others(self) -> None:
+        """The POSTs of one append are answered one by one."""
 
         def broken(outcome: Outcome) -> None:
             raise KeyError("x")
@@ -301,13 +292,13 @@ class FailureTests(IntakeCase):
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
         self.successResultOf(self.stop())
 
-    def _turned(self, key: str) -> Deferred[Any]:
+    def _post_now(self, key: str) -> Deferred[Any]:
         post = self.posted(key)
         self.turn()
         return post
 
     def test_stopping_waits_for_what_is_under_way_and_refuses_the_rest(self) -> None:
-        """What waits for its turn, and what is with the store."""
+        """It waits for POSTs in the queue, and for those at the store."""
         self.history.held = {"append"}
         first = self.posted("1")
         self.turn()
@@ -325,7 +316,7 @@ class FailureTests(IntakeCase):
 
 
 class LateTests(IntakeCase):
-    """However slow the store, and however many wait, a POST is answered in time."""
+    """A POST is answered in time, however slow the store is."""
 
     def wait(self, seconds: float) -> None:
         for _ in range(int(seconds / LATE_CHECK)):
@@ -333,7 +324,7 @@ class LateTests(IntakeCase):
             self.ran(self.intake.answer_late())
 
     def test_a_post_behind_a_hanging_append_waits_no_longer_than_any_other(self) -> None:
-        """One that waits for its turn is dropped in time, and its bytes make room."""
+        """A POST in the queue is dropped in time, and its bytes make room."""
         self.intake = Intake(self.append_alone, self.hub, self.clock, max_waiting_bytes=10)
         self.history.held = {"append"}
         first = self.posted("1")
@@ -355,10 +346,7 @@ class LateTests(IntakeCase):
         self.assertEqual(self.appends(), [["1"], ["3"]])
 
     def test_an_append_under_way_is_answered_in_time_and_may_be_kept_all_the_same(self) -> None:
-        """
-        The answer is 503, then the store finishes: whoever repeats the POST is told the first one's
-        place.
-        """
+        """The answer is 503, then the store finishes: a retry gets the first receipt."""
         self.history.held = {"append"}
         late = self.posted("1")
         self.turn()
@@ -371,8 +359,8 @@ class LateTests(IntakeCase):
         [receipt] = self.successResultOf(again)
         self.assertEqual((seq_of(receipt), receipt.duplicate), (1, True))
 
-    def test_what_is_kept_is_no_503(self) -> None:
-        """If the look-up of the other instances hangs, the receipt comes in time, without them."""
+    def test_a_post_that_is_kept_gets_no_503(self) -> None:
+        """If the look-up of other instances hangs, the receipt comes in time, without them."""
         asked: Deferred[Any] = Deferred()
         self.registry.instances = lambda accounts: asked
         self.intake = Intake(self.append, self.hub, self.clock, relay=HeldRelay())
@@ -386,7 +374,7 @@ class LateTests(IntakeCase):
         self.successResultOf(self.stop())
 
     def test_a_stop_does_not_wait_for_a_store_that_hangs(self) -> None:
-        """When all are answered nothing is under way."""
+        """It waits only until every POST is answered."""
         self.history.held = {"append"}
         posts = [self.posted("1")]
         self.turn()
@@ -515,7 +503,7 @@ class RelayTests(IntakeCase):
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
 
     def test_the_next_append_does_not_wait_for_the_relay(self) -> None:
-        """Slow instances hold up nobody here; stopping waits for their receipts."""
+        """Slow instances delay no other POST.  Stopping waits for the receipts."""
         first = self.posted("1")
         self.turn()
         self.posted("2")
