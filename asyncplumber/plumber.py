@@ -145,10 +145,8 @@ class Plumber(Service):
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, clock, lease, prepare=signer.learn)
         # Where no other process can use the store, nobody would look for our hooks.
-        hooks: dict[str, Any] = {}
-        if store.shared:
-            hooks = {"hold": self.leases.register, "release": self.leases.unregister}
-        self.hub = Hub(store.history, clock, linger=linger, subscribers=limit, **hooks)
+        hooks = self.leases if store.shared else None
+        self.hub = Hub(store.history, clock, hooks=hooks, linger=linger, subscribers=limit)
         self._carrier = HttpCarrier.over_treq(clock, instance.id, self._wall.seconds, signer)
         self.relay = Relay(self._carrier, store.registry, instance.id, clock)
         self._receiver = RelayReceiver(self.hub, self.leases.drop_stale)

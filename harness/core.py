@@ -162,6 +162,20 @@ class FaultProxy:
                 result.errback(error)
 
 
+class FakeHooks:
+    """Hooks in no registry: notes which are taken out, and can keep who puts one in waiting."""
+
+    def __init__(self) -> None:
+        self.registered: Deferred[None] | None = None  # what `register` waits for; None: nothing
+        self.unregistered: list[str] = []
+
+    def register(self, account: str) -> Deferred[None]:
+        return self.registered or succeed(None)
+
+    def unregister(self, account: str) -> None:
+        self.unregistered.append(account)
+
+
 class CoreCase(SynchronousTestCase):
     """A clock, a store in memory behind `FaultProxy`, a hub."""
 
@@ -174,7 +188,7 @@ class CoreCase(SynchronousTestCase):
         self.store = MemoryStore(self.retention, self.clock, shared=True, new_epoch=self.new_epoch)
         self.history = FaultProxy(self.store.history)
         self.registry = FaultProxy(self.store.registry)
-        self.released: list[str] = []
+        self.hooks = FakeHooks()
         self.hub = self.make_hub()
         self._number = 0
 
@@ -188,7 +202,7 @@ class CoreCase(SynchronousTestCase):
 
     def make_hub(self, **options: Any) -> Hub:
         """Return a hub on this history."""
-        return Hub(self.history, self.clock, release=self.released.append, **options)
+        return Hub(self.history, self.clock, hooks=self.hooks, **options)
 
     def ran(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Return the result of a coroutine that does not wait."""

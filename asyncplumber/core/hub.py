@@ -7,7 +7,8 @@ closes, and the hook is taken out, some seconds after the last subscriber left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -27,8 +28,24 @@ MAX_SUBSCRIBERS = 100_000  # at one instance; beyond that a new one is refused
 MAX_REPLAYS = 64
 
 
-def _no_hook(account: str) -> Deferred[None]:
-    return succeed(None)
+class Hooks(Protocol):
+    """Where the hub registers this instance for its accounts: `Leases`, or nowhere."""
+
+    def register(self, account: str) -> Deferred[None]:
+        """Fires when the hook is in the registry; fails with `Unavailable`."""
+
+    def unregister(self, account: str) -> None:
+        """Take the hook out, soon."""
+
+
+class NoHooks:
+    """For a store that no other process uses: nobody would look for the hooks."""
+
+    def register(self, account: str) -> Deferred[None]:
+        return succeed(None)
+
+    def unregister(self, account: str) -> None:
+        """Do nothing."""
 
 
 class _Opening:
@@ -52,8 +69,7 @@ class Hub:
         history: IHistory,
         clock: IReactorTime,
         *,
-        hold: Callable[[str], Deferred[None]] = _no_hook,
-        release: Callable[[str], object] = _no_hook,
+        hooks: Hooks | None = None,
         linger: float = LINGER,
         subscribers: int = MAX_SUBSCRIBERS,
     ) -> None:
@@ -61,8 +77,7 @@ class Hub:
         Args:
             history: Where the events are kept.
             clock: The reactor's clock.
-            hold: Puts this instance's hook for an account into the registry.
-            release: Takes it out again.
+            hooks: Puts this instance's hooks into the registry; None: there are no other instances.
             linger: Seconds that a channel outlives its last subscriber.
             subscribers: The limit on subscribers of this instance.
         """
@@ -72,8 +87,7 @@ class Hub:
         self.waiting = 0  # admissions whose channel is about to open
         self._totals = Totals()
         self._shared = Shared(history, clock, self._totals, self.replays, linger, self._close)
-        self._hold = hold
-        self._release = release
+        self._hooks: Hooks = hooks or NoHooks()
         self._limit = subscribers
         self._opening: dict[str, _Opening] = {}
         self._channels: dict[str, Channel] = {}  # those that are open
@@ -154,7 +168,7 @@ class Hub:
 
     async def _open(self, account: str, opening: _Opening) -> None:
         try:
-            await self._hold(account)
+            await self._hooks.register(account)
             position = await self.history.ensure(account)
         except Exception:
             if not opening.is_cancelled:
@@ -172,13 +186,13 @@ class Hub:
     def _cancel_opening(self, account: str, error: PlumberError) -> None:
         opening = self._opening.pop(account)
         opening.is_cancelled = True
-        self._release(account)
+        self._hooks.unregister(account)
         opening.waiters.fail(error)
 
     def _close(self, channel: Channel) -> None:
         del self._channels[channel.account]
         channel.close()
-        self._release(channel.account)
+        self._hooks.unregister(channel.account)
 
     # Events come
 

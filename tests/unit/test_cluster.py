@@ -30,8 +30,7 @@ class Node:
         self.hub = Hub(
             case.history,
             case.clock,
-            hold=self.leases.register,
-            release=self.leases.unregister,
+            hooks=self.leases,
             linger=1.0,
         )
         self.receiver = RelayReceiver(self.hub, self.leases.drop_stale)

@@ -724,26 +724,29 @@ class LifeTests(CoreCase):
         self.assertEqual(self.history.count("ensure"), 1)
         again.cancel()
         self.clock.advance(hub.LINGER)
-        self.assertEqual((self.hub.accounts, self.released, self.hub.count("a")), ([], ["a"], 0))
+        self.assertEqual(
+            (self.hub.accounts, self.hooks.unregistered, self.hub.count("a")), ([], ["a"], 0)
+        )
         self.assertEqual((self.clock.getDelayedCalls(), self.hub.subscribers), ([], 0))
 
     def test_the_hook_is_in_before_the_position_is_read(self) -> None:
         """Else an event could fall between the two."""
-        held: Deferred[None] = Deferred()
-        self.hub = self.make_hub(hold=lambda account: held)
+        registered = self.hooks.registered = Deferred[None]()
         admitted = self.hub.admit("a")
         self.assertEqual(self.history.calls, [])
-        held.callback(None)
+        registered.callback(None)
         self.successResultOf(admitted)
 
     def test_a_channel_that_cannot_be_opened_leaves_nothing_behind(self) -> None:
-        """All who wait are told, the hook is released, and the next one may try."""
+        """All who wait are told, the hook is taken out, and the next one may try."""
         self.history.held = {"ensure"}
         waiting = [self.hub.admit("a") for _ in range(3)]
         self.history.release(Unavailable())
         for each in waiting:
             self.failureResultOf(each, Unavailable)
-        self.assertEqual((self.hub.accounts, self.released, self.hub.waiting), ([], ["a"], 0))
+        self.assertEqual(
+            (self.hub.accounts, self.hooks.unregistered, self.hub.waiting), ([], ["a"], 0)
+        )
         self.history.held = set()
         self.subscribed()
 
@@ -816,7 +819,7 @@ class LifeTests(CoreCase):
         self.history.release()
         self.publish()
         self.assertEqual((subscriber.seqs, self.hub.subscribers, self.hub.accounts), ([], 0, []))
-        self.assertEqual(sorted(self.released), ["a", "b"])
+        self.assertEqual(sorted(self.hooks.unregistered), ["a", "b"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 

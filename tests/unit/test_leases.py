@@ -28,10 +28,10 @@ class LeasesCase(CoreCase):
         return Leases(self.registry, Instance("me", "http://me"), self.clock, LEASE, **options)
 
     def start(self) -> None:
-        self.leases.start(lambda: self.lost.append(self.hooks()))
+        self.leases.start(lambda: self.lost.append(self.own_hooks()))
         self.turn()
 
-    def hooks(self) -> list[str]:
+    def own_hooks(self) -> list[str]:
         """Return our hooks that the registry really has."""
         return sorted(account for account, ids in self.store.registry._hooks.items() if "me" in ids)
 
@@ -40,7 +40,7 @@ class LeasesCase(CoreCase):
         for account in accounts:
             self.leases.register(account)
         self.turn()
-        self.assertEqual(self.hooks(), sorted(accounts))
+        self.assertEqual(self.own_hooks(), sorted(accounts))
 
     def renew(self) -> None:
         """Let time pass until the next renewal."""
@@ -72,7 +72,7 @@ class PrepareTests(LeasesCase):
         self.assertEqual((len(outcomes), self.registry.count("add_instance")), (0, 0))
         waiting.callback(None)
         self.successResultOf(registered)
-        self.assertEqual((self.registry.count("add_instance"), self.hooks()), (1, ["a"]))
+        self.assertEqual((self.registry.count("add_instance"), self.own_hooks()), (1, ["a"]))
 
     def test_an_instance_that_was_lost_is_prepared_again(self) -> None:
         """The registry may be a new one, with another secret."""
@@ -97,7 +97,7 @@ class HookTests(LeasesCase):
         for each in registered:
             self.successResultOf(each)
         self.assertEqual(self.hook_calls(), [("register", ["a", "b", "c"])])
-        self.assertEqual((self.hooks(), self.leases.wanted), (["a", "b", "c"], 3))
+        self.assertEqual((self.own_hooks(), self.leases.wanted), (["a", "b", "c"], 3))
         self.successResultOf(self.leases.register("a"))
 
     def test_a_call_is_bounded(self) -> None:
@@ -109,7 +109,7 @@ class HookTests(LeasesCase):
         for account in "abcd":
             self.leases.unregister(account)
         self.turn()
-        self.assertEqual((self.hooks(), self.registry.count("unregister")), (["e"], 2))
+        self.assertEqual((self.own_hooks(), self.registry.count("unregister")), (["e"], 2))
 
     def test_a_hook_before_the_start_adds_the_instance(self) -> None:
         """A hook without a row of its instance would count for nothing."""
@@ -125,7 +125,7 @@ class HookTests(LeasesCase):
         self.leases.unregister("b")
         self.turn()
         self.assertEqual(
-            (self.hooks(), self.hook_calls()[1:]), (["c"], [("unregister", ["a", "b"])])
+            (self.own_hooks(), self.hook_calls()[1:]), (["c"], [("unregister", ["a", "b"])])
         )
 
     def test_registered_again_at_once_it_is_never_taken_out(self) -> None:
@@ -135,7 +135,7 @@ class HookTests(LeasesCase):
         self.leases.unregister("a")
         self.successResultOf(self.leases.register("a"))
         self.turn()
-        self.assertEqual((self.hooks(), self.registry.count("unregister")), (["a"], 0))
+        self.assertEqual((self.own_hooks(), self.registry.count("unregister")), (["a"], 0))
 
     def test_registered_again_while_it_is_taken_out_it_is_put_in_after_that(self) -> None:
         """The calls never overtake each other."""
@@ -149,7 +149,7 @@ class HookTests(LeasesCase):
         self.assertNoResult(again)
         self.registry.release()
         self.successResultOf(again)
-        self.assertEqual(self.hooks(), ["a"])
+        self.assertEqual(self.own_hooks(), ["a"])
 
     def test_unregistered_while_it_is_put_in_it_is_taken_out_after_that(self) -> None:
         """If it is registered again in between it stays.  Who waited first is told at once."""
@@ -166,7 +166,7 @@ class HookTests(LeasesCase):
             self.registry.held = set()
             self.registry.release()
             self.turn()
-            self.assertEqual(self.hooks(), hooks)
+            self.assertEqual(self.own_hooks(), hooks)
             if again:
                 self.successResultOf(registered)
 
@@ -187,7 +187,7 @@ class HookTests(LeasesCase):
         self.leases.drop_stale("phantom")
         self.leases.drop_stale("a")
         self.turn()
-        self.assertEqual(self.hooks(), ["a"])
+        self.assertEqual(self.own_hooks(), ["a"])
 
     def test_new_hooks_go_before_old_ones(self) -> None:
         """Subscribers wait for the new ones, and nobody for the old ones."""
@@ -250,7 +250,7 @@ class ModelTests(LeasesCase):
         for _ in range(3):
             self.renew()
             self.settle()
-        self.assertEqual((self.hooks(), self.leases.wanted), (sorted(wanted), len(wanted)))
+        self.assertEqual((self.own_hooks(), self.leases.wanted), (sorted(wanted), len(wanted)))
 
     def let_go(self, dice: random.Random) -> None:
         """Answer what hangs; some calls fail, and some of those were done all the same."""
@@ -297,9 +297,9 @@ class OutageTests(LeasesCase):
         self.registry.failures = 1
         self.leases.unregister("a")
         self.turn()
-        self.assertEqual(self.hooks(), ["a", "b"])
+        self.assertEqual(self.own_hooks(), ["a", "b"])
         self.renew()
-        self.assertEqual(self.hooks(), ["b"])
+        self.assertEqual(self.own_hooks(), ["b"])
 
     def test_a_hook_whose_removal_failed_is_put_in_when_it_is_registered_again(self) -> None:
         """It may have been taken out all the same."""
@@ -314,7 +314,7 @@ class OutageTests(LeasesCase):
         self.turn()
         self.successResultOf(again)
         self.renew()
-        self.assertEqual(self.hooks(), ["a"])
+        self.assertEqual(self.own_hooks(), ["a"])
 
     def test_a_hook_that_came_in_although_the_call_failed_is_taken_out(self) -> None:
         """An answer that was lost on the way."""
@@ -327,7 +327,7 @@ class OutageTests(LeasesCase):
         self.registry.release(Unavailable())
         self.failureResultOf(waiting, Unavailable)
         self.renew()
-        self.assertEqual(self.hooks(), [])
+        self.assertEqual(self.own_hooks(), [])
 
     def test_an_error_that_nobody_expected_is_logged_once_for_all_who_wait(self) -> None:
         """They are told that the error is ours."""
@@ -378,7 +378,7 @@ class RenewalTests(LeasesCase):
         self.assertIn("a", self.successResultOf(self.store.registry.instances(["a"])))
         self.clock.advance(0.1)
         self.clock.advance(LEASE / 3)
-        self.assertEqual((self.hooks(), self.lost), (["a"], []))
+        self.assertEqual((self.own_hooks(), self.lost), (["a"], []))
 
     def test_a_long_sweep_does_not_keep_us_from_renewing(self) -> None:
         """To remove a million hooks of a dead instance takes time."""
@@ -399,9 +399,9 @@ class RenewalTests(LeasesCase):
         self.store.registry.prune(self.leases.instance)
         self.leases.unregister("e")
         self.turn()
-        self.assertEqual(self.hooks(), [])
+        self.assertEqual(self.own_hooks(), [])
         self.renew()
-        self.assertEqual((self.hooks(), self.lost), (list("abcd"), [list("abcd")]))
+        self.assertEqual((self.own_hooks(), self.lost), (list("abcd"), [list("abcd")]))
         self.clock.advance(LEASE / 3)
         self.assertEqual(len(self.lost), 1)
 
@@ -419,7 +419,7 @@ class RenewalTests(LeasesCase):
         self.registry.release(Unavailable())
         self.assertEqual(self.lost, [])
         self.renew()
-        self.assertEqual((self.hooks(), self.lost), (["a", "b"], [["a", "b"]]))
+        self.assertEqual((self.own_hooks(), self.lost), (["a", "b"], [["a", "b"]]))
 
 
 class StopTests(LeasesCase):
@@ -431,7 +431,8 @@ class StopTests(LeasesCase):
         self.register("a")
         self.successResultOf(self.leases.stop())
         self.assertEqual(
-            (self.hooks(), self.store.registry._rows, self.clock.getDelayedCalls()), ([], {}, [])
+            (self.own_hooks(), self.store.registry._rows, self.clock.getDelayedCalls()),
+            ([], {}, []),
         )
         self.failureResultOf(self.leases.register("b"), Unavailable)
 
@@ -447,7 +448,7 @@ class StopTests(LeasesCase):
         self.registry.release()
         self.successResultOf(stopped)
         self.assertEqual(
-            (self.hooks(), self.registry.calls[-1][0], self.lost), ([], "remove_instance", [])
+            (self.own_hooks(), self.registry.calls[-1][0], self.lost), ([], "remove_instance", [])
         )
 
     def test_an_unreachable_registry_does_not_keep_us_from_stopping(self) -> None:
