@@ -29,12 +29,13 @@ class ServerCase:
     A server in memory, and what a test does with it.  For what is not crossed with the stores.
     """
 
+    make_server: type[MemoryServer] = MemoryServer
     server: MemoryServer
     assertIn: Any
 
     def setUp(self) -> None:
         """A server of its own for each fact."""
-        self.server = MemoryServer(plumber={"retention": Retention(length=500), "linger": 1.0})
+        self.server = self.make_server(plumber={"retention": Retention(length=500), "linger": 1.0})
 
     def post(self, *results: object, account: str = "a") -> None:
         """Results, one after the other."""
@@ -51,6 +52,7 @@ class StoreCase(ABC):
 
     retention = Retention(length=500)
     visits = 1000  # of the test that looks for leaks
+    make_server: type[MemoryServer] = MemoryServer
     server: MemoryServer
     store: Any
     addCleanup: Any
@@ -68,7 +70,9 @@ class StoreCase(ABC):
             self.store = store if isinstance(store, DelayedStore) else DelayedStore(store, clock, 0)
             return self.store
 
-        self.server = MemoryServer(store=make, plumber={"retention": self.retention, "linger": 1.0})
+        self.server = self.make_server(
+            store=make, plumber={"retention": self.retention, "linger": 1.0}
+        )
         self.addCleanup(lambda: self.store.stop())
         await self.settle()
 

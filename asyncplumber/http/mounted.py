@@ -24,7 +24,7 @@ from asyncplumber.http.gate import Gate
 from asyncplumber.http.request import Request
 from asyncplumber.http.responses import Response, error_response
 from asyncplumber.http.subscribers import Subscribers
-from asyncplumber.http.syntax import AMBIGUOUS_PATH, METHODS
+from asyncplumber.http.syntax import AMBIGUOUS_PATH, METHODS, UPGRADE_WITH_BODY
 from asyncplumber.transports.send_buffer import BLOCKED, SocketBuffer, send_buffer_for
 from asyncplumber.transports.stream import Detached
 
@@ -73,6 +73,9 @@ def _request_of(request: Any) -> Request:
         b"upgrade" in map(bytes.strip, options)
         and own.headers.get(b"upgrade", b"").lower() == b"websocket"
     )
+    own.length = int(own.headers.get(b"content-length", b"0"))  # twisted.web has checked it
+    if own.upgrade and own.has_body:
+        raise BadRequest(UPGRADE_WITH_BODY)
     return own
 
 

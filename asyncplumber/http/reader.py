@@ -23,7 +23,7 @@ from asyncplumber.errors import (
 )
 from asyncplumber.http.bodies import LARGE, Bodies
 from asyncplumber.http.request import MAX_HEADER_LINES, HeadersTooLarge, Request
-from asyncplumber.http.syntax import AMBIGUOUS_HEADER, AMBIGUOUS_PATH, METHODS
+from asyncplumber.http.syntax import AMBIGUOUS_HEADER, AMBIGUOUS_PATH, METHODS, UPGRADE_WITH_BODY
 
 # Bytes on the wire for one byte of a chunked body, at most: six, if each is a chunk of its own.
 CHUNK_OVERHEAD = 8
@@ -154,7 +154,7 @@ class Reader:
             self.refuse(BadRequest("this is no proxy"))
         elif request.upgrade and request.has_body:
             self.requests.pop()
-            self.refuse(BadRequest("a WebSocket handshake has no body"))
+            self.refuse(BadRequest(UPGRADE_WITH_BODY))
         elif request.upgrade:
             return rest  # WebSocket frames, or HTTP if the handshake is refused
         else:

@@ -17,6 +17,7 @@ METHODS = frozenset(
 AMBIGUOUS_BYTES = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f\x85]")
 AMBIGUOUS_HEADER = "a header has a byte that not every server reads alike"
 AMBIGUOUS_PATH = "the path has a byte that not every server reads alike"
+UPGRADE_WITH_BODY = "a WebSocket handshake has no body"
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")  # RFC 3986, 2.1
 

@@ -13,6 +13,7 @@ from twisted.trial.unittest import TestCase
 from asyncplumber.testing import replies
 from asyncplumber.transports.long_poll import REPLAY_TIMEOUT
 from harness.memory_subscribers import MemoryEventSource, MemoryLongPoll, MemoryWebSocket
+from harness.mounted import MountedServer
 from tests.subscribers import OnDelayed, OnMemory, OnMongo, OnSqlite, SubscriberContract
 
 
@@ -149,3 +150,39 @@ class LongPollOnSqliteTests(ByLongPoll, OnSqlite, TestCase):
 
 class LongPollOnMongoTests(ByLongPoll, OnMongo, TestCase):
     """Long-poll, and MongoDB."""
+
+
+class MountedWebSocketOnMemoryTests(ByWebSocket, OnMemory, TestCase):
+    """WebSocket by way of a site of twisted.web, and a store that answers at once."""
+
+    make_server = MountedServer
+
+
+class MountedWebSocketOnDelayedTests(ByWebSocket, OnDelayed, TestCase):
+    """WebSocket by way of a site of twisted.web, and a store that answers some turns later."""
+
+    make_server = MountedServer
+
+
+class MountedSseOnMemoryTests(BySse, OnMemory, TestCase):
+    """Server-Sent Events by way of a site of twisted.web, and a store that answers at once."""
+
+    make_server = MountedServer
+
+
+class MountedSseOnDelayedTests(BySse, OnDelayed, TestCase):
+    """Server-Sent Events by way of a site of twisted.web, and a store that takes its time."""
+
+    make_server = MountedServer
+
+
+class MountedLongPollOnMemoryTests(ByLongPoll, OnMemory, TestCase):
+    """Long-poll by way of a site of twisted.web, and a store that answers at once."""
+
+    make_server = MountedServer
+
+
+class MountedLongPollOnDelayedTests(ByLongPoll, OnDelayed, TestCase):
+    """Long-poll by way of a site of twisted.web, and a store that answers some turns later."""
+
+    make_server = MountedServer

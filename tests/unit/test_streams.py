@@ -102,7 +102,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
 
     def test_named_origins_can_read_it(self) -> None:
         """The head says so."""
-        self.server = MemoryServer(plumber={"origins": ["https://app.example"]})
+        self.server = self.make_server(plumber={"origins": ["https://app.example"]})
         source = MemoryEventSource(self.server, "a", "", "Origin: https://app.example")
         self.assertIn(b"Access-Control-Allow-Origin: https://app.example", source.head)
 
@@ -158,7 +158,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         """
         Its last words are whole records; it comes back with its cursor and has missed nothing.
         """
-        self.server = MemoryServer(plumber={"unsent_limit": 10_000})
+        self.server = self.make_server(plumber={"unsent_limit": 10_000})
         slow, quick = MemoryEventSource(self.server), MemoryEventSource(self.server)
         slow.events()
         slow.client.reading = False
@@ -215,7 +215,7 @@ class LongPollTests(ServerCase, SynchronousTestCase):
     def test_one_answer_is_bounded(self) -> None:
         """The rest comes with the next; an event that is larger than the bound comes alone."""
         sizes = [MAX_RESPONSE_BYTES // 3] * 4 + [MAX_RESPONSE_BYTES * 9 // 10]
-        self.server = MemoryServer(body_limit=2 * MAX_RESPONSE_BYTES)
+        self.server = self.make_server(body_limit=2 * MAX_RESPONSE_BYTES)
         for size in (*sizes, MAX_RESPONSE_BYTES + 1000, 1):
             self.server.post("a", b'"%b"' % (b"x" * size))
         cursor, counts = "earliest", []

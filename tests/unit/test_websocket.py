@@ -288,7 +288,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
 
     def test_a_slow_reader_is_dropped_and_others_do_not_notice(self) -> None:
         """1013, after whole frames; it comes back with its cursor and has missed nothing."""
-        self.server = MemoryServer(plumber={"unsent_limit": 10_000})
+        self.server = self.make_server(plumber={"unsent_limit": 10_000})
         slow, quick = self.subscribe(), self.subscribe()
         slow.envelopes()
         slow.client.reading = False

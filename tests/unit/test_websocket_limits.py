@@ -36,8 +36,10 @@ EMPTY = client_frame(b"", 0, final=False)
 class LimitTests(SynchronousTestCase):
     """Each limit at its edge."""
 
+    make_server: type[MemoryServer] = MemoryServer
+
     def setUp(self) -> None:
-        self.server = MemoryServer()
+        self.server = self.make_server()
 
     def subscribe(self) -> MemoryWebSocket:
         """A client that has been told where it stands."""
