@@ -48,7 +48,7 @@ from asyncplumber.http.routes import Routes
 from asyncplumber.http.status import StatusPages
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.webhook import Webhook
-from asyncplumber.interfaces import LEASE, IStore
+from asyncplumber.interfaces import LEASE, ICarrier, IStore
 from asyncplumber.relays.http import HttpCarrier
 from asyncplumber.relays.presence import PresenceClient
 from asyncplumber.relays.routing import Relay
@@ -94,6 +94,8 @@ class Plumber(Service):
         hosts: Names by which clients may address `resource`, beside ``localhost`` and that of
             `advertise_url`.
         origins: Origins whose pages may subscribe and post, beside its own.
+        carrier: Makes, for the id of this instance, what carries events to the other instances.
+            None is HTTP.
         reactor: The reactor to run on; None is the global one.
         wall: The time of day, for the time of events and for signatures.
 
@@ -119,6 +121,7 @@ class Plumber(Service):
         unsent_limit: int = MAX_UNSENT_BYTES,
         hosts: Iterable[str] = (),
         origins: Collection[str] = (),
+        carrier: Callable[[str], ICarrier] | None = None,
         reactor: IReactorTime | None = None,
         wall: TimeSource = WallClock,
     ) -> None:
@@ -132,32 +135,32 @@ class Plumber(Service):
         self.store = store
         signer = PeerSigner(secret, store)
         self.gate = Gate(Hosts(hosts), Origins(origins, reactor.seconds), body_limit)
-        self._build_core(lease, linger, subscribers, signer)
-        self._build_http(signer, unsent_limit)
+        instance = Instance(uuid4().hex[:16], "")
+        self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
+        by_http = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
+        self._build_core(by_http if carrier is None else carrier(instance.id), linger, subscribers)
+        self._build_http(by_http, signer, unsent_limit)
         self.advertise_url = advertise_url
         self._periodic = [
             PeriodicTask(self.hub.check, check, reactor),
             PeriodicTask(self._sweep, SWEEP_INTERVAL, reactor),
         ]
 
-    def _build_core(self, lease: float, linger: float, limit: int, signer: PeerSigner) -> None:
+    def _build_core(self, carrier: ICarrier, linger: float, limit: int) -> None:
         store, clock = self.store, self._reactor
-        instance = Instance(uuid4().hex[:16], "")
-        self.leases = Leases(store.registry, instance, clock, lease, prepare=signer.learn)
         # Where no other process can use the store, nobody would look for our hooks.
         hooks = self.leases if store.shared else None
         self.hub = Hub(store.history, clock, hooks=hooks, linger=linger, subscribers=limit)
-        self._carrier = HttpCarrier.over_treq(clock, instance.id, self._wall.seconds, signer)
-        self.relay = Relay(self._carrier, store.registry, instance.id, clock)
+        self.relay = Relay(carrier, store.registry, self.leases.instance.id, clock)
         self._receiver = RelayReceiver(self.hub, self.leases.drop_stale)
         self.intake = Intake(store.append, self.hub, clock, relay=self.relay)
         self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, clock)
         self._consumers = Consumers(self.hub, clock)
 
-    def _build_http(self, signer: PeerSigner, unsent_limit: int) -> None:
+    def _build_http(self, by_http: HttpCarrier, signer: PeerSigner, unsent_limit: int) -> None:
         id, clock, now = self.leases.instance.id, self._reactor, self._wall.seconds
         self.webhook = Webhook(
-            self.intake, self.hub, now, id, signer=signer, receive=self._carrier.receive
+            self.intake, self.hub, now, id, signer=signer, receive=by_http.receive
         )
         registry = self.store.registry if self.store.shared else None
         presence = Presence(self.hub, registry, id, PresenceClient.over_treq(clock, now, signer))

@@ -100,7 +100,7 @@ class HttpCarrier:
             raise Gone
         self._signer.check(batch_target(instance_id), headers, body, self._now())
         if self._deliver is None:
-            raise Unavailable("this instance does not run")
+            raise Unavailable("this instance takes no events of others by HTTP now")
         return self._deliver(unpack(body) if body else [])
 
     def stop(self) -> Deferred[None]:
