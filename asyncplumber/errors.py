@@ -1,8 +1,8 @@
 """
-Whose fault it was, with the status it deserves.
+The errors that clients see, with their HTTP status.
 
-Every error that a client may see is a `PlumberError`.  Doors turn it into an answer with `status`,
-the JSON body ``{"error": {"code", "message"}}`` and, where it says so, a ``Retry-After``.
+Every such error is a `PlumberError`.  The HTTP layer responds with its status, the JSON body
+``{"error": {"code", "message"}}`` and, if the error says so, a ``Retry-After``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from twisted.python.failure import Failure
 
 class PlumberError(Exception):
     """
-    An error with an HTTP status; `message` is shown to the client, so it never holds a secret.
+    An error with an HTTP status.
+
+    The client sees `message`, so it never contains a secret.
     """
 
     status: ClassVar[int] = 500
@@ -23,7 +25,11 @@ class PlumberError(Exception):
     default: ClassVar[str] = "something went wrong here"
 
     def __init__(self, message: str | None = None, *, retry_after: int | None = None) -> None:
-        """`retry_after` is in whole seconds; None sends no such header."""
+        """
+        Args:
+            message: A sentence for the client; None takes the default of the class.
+            retry_after: Whole seconds; None sends no such header.
+        """
         self.message = message or self.default
         self.retry_after = retry_after
         super().__init__(self.message)
@@ -36,19 +42,14 @@ class BadRequest(PlumberError):
 
 
 class BadCursor(BadRequest):
-    """A resume position that no history ever gave out."""
+    """A cursor that no history can have given out."""
 
-    code, default = (
-        "bad-cursor",
-        "a cursor looks like epoch.number, as found in the events; or say earliest",
-    )
+    code = "bad-cursor"
+    default = "a cursor is epoch.number, as found in the events, or the word earliest"
 
 
 class BadAccount(BadRequest):
-    """
-    An account name outside the rules: 1 to 256 characters of UTF-8, none of them a control
-    character.
-    """
+    """An account that is empty, longer than 256 characters, or has control characters."""
 
     code = "bad-account"
     default = (
@@ -69,12 +70,12 @@ class NotFound(PlumberError):
 
 
 class MethodNotAllowed(PlumberError):
-    """The path is there, the method is not; `allow` lists those that are."""
+    """The path exists, but not with this method; `allow` lists the methods that it has."""
 
-    status, code, default = 405, "method-not-allowed", "this path does not take that method"
+    status, code, default = 405, "method-not-allowed", "this path does not accept that method"
 
     def __init__(self, allow: str) -> None:
-        super().__init__(f"this path takes {allow}")
+        super().__init__(f"this path accepts {allow}")
         self.allow = allow
 
 
@@ -87,11 +88,8 @@ class TooSlow(PlumberError):
 class Gone(PlumberError):
     """This instance does not serve the account any more: the hook may be deleted."""
 
-    status, code, default = (
-        410,
-        "gone",
-        "this instance has no subscriber of that account; the hook can be deleted",
-    )
+    status, code = 410, "gone"
+    default = "this instance has no subscriber of that account; the hook can be deleted"
 
 
 class TooLarge(PlumberError):
@@ -101,13 +99,10 @@ class TooLarge(PlumberError):
 
 
 class UnsupportedMediaType(PlumberError):
-    """A content type that cannot be taken in."""
+    """A content type that is not understood."""
 
-    status, code, default = (
-        415,
-        "unsupported-media-type",
-        "that content type is not understood here",
-    )
+    status, code = 415, "unsupported-media-type"
+    default = "that content type is not understood here"
 
 
 class TooManyRequests(PlumberError):
@@ -123,7 +118,7 @@ class NotImplementedHere(PlumberError):
 
 
 class Unavailable(PlumberError):
-    """The store cannot be reached, or the instance is about to stop; nothing was accepted."""
+    """The store cannot be reached, or the instance is about to stop."""
 
     status, code, default = 503, "unavailable", "not possible right now; try again"
 
@@ -132,7 +127,7 @@ class Unavailable(PlumberError):
 
 
 class InstancesRunning(Exception):
-    """What is to be done with the store is not safe while instances use it."""
+    """An operation on the store is not safe while instances use it."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -142,8 +137,12 @@ class InstancesRunning(Exception):
 
 def to_client_error(failure: Failure, log: Logger, what: str) -> PlumberError:
     """
-    What to tell a client of `failure`: itself if it is meant for clients; else it is our fault, and
-    goes to the log.
+    Return the failure's own `PlumberError`; log anything else, and return a generic 500.
+
+    Args:
+        failure: What went wrong.
+        log: Where to.
+        what: What failed, for the log.
     """
     if isinstance(failure.value, PlumberError):
         return failure.value

@@ -1,12 +1,14 @@
 """
-Values that travel through the house.  All are immutable; those of the hot path are named tuples,
-the cheapest kind.
+The values that the layers hand to each other.
+
+All are immutable.  They are named tuples, the cheapest kind, because the hot path makes many.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from base64 import b64decode
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import count
@@ -15,12 +17,10 @@ from typing import Any, NamedTuple
 
 from asyncplumber.errors import BadAccount, BadCursor
 
-ACCOUNT_LENGTH = (
-    256  # characters; as long as the longest e-mail address or two UUIDs with a prefix need
-)
-NAME_LENGTH = 256  # characters of an event's id or type: they travel in headers, so they stay short
-RESERVED_TYPES = "plumber."  # types of events about the stream itself begin so
-EARLIEST = "earliest"
+ACCOUNT_LENGTH = 256  # characters: the longest e-mail address, or two UUIDs with a prefix
+NAME_LENGTH = 256  # characters of an event's id or type, which travel in headers
+RESERVED_TYPES = "plumber."  # the types of events about the stream itself begin so
+EARLIEST = "earliest"  # in the place of a cursor: before the oldest event that is kept
 
 _CURSOR = re.compile(r"([0-9a-z]{1,32})\.(0|[1-9][0-9]{0,17})")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -28,22 +28,28 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 def is_plain(text: str, longest: int = NAME_LENGTH) -> bool:
     """
-    Whether `text` is 1 to `longest` characters with no control character, line separator or lone
-    surrogate.
+    Return whether `text` can be a name.
+
+    It has 1 to `longest` characters, and no control character, line separator or lone surrogate.
     """
     return 0 < len(text) <= longest and not _CONTROL.search(text)
 
 
 @lru_cache(maxsize=8192)
 def checked_account(name: str) -> str:
-    """`name` itself if it can be an account.  Raises `BadAccount`."""
+    """
+    Return `name`.
+
+    Raises:
+        BadAccount: It cannot be an account.
+    """
     if not is_plain(name, ACCOUNT_LENGTH):
         raise BadAccount
     return name
 
 
 class Cursor(NamedTuple):
-    """The place of an event in its account's history; `seq` 0 is the place before the first."""
+    """The place of an event in its account's history; number 0 is the place before the first."""
 
     epoch: str
     seq: int
@@ -53,7 +59,12 @@ class Cursor(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """Read ``epoch.seq``.  Raises `BadCursor` for anything that no history gave out."""
+        """
+        Read ``epoch.seq``.
+
+        Raises:
+            BadCursor: `text` is nothing that a history gives out.
+        """
         match = _CURSOR.fullmatch(text)
         if match is None:
             raise BadCursor
@@ -61,9 +72,7 @@ class Cursor(NamedTuple):
 
 
 class Position(NamedTuple):
-    """
-    How far an account's history reaches: the events ``floor < seq <= head`` of `epoch` can be read.
-    """
+    """How far an account's history reaches: events with ``floor < seq <= head`` can be read."""
 
     epoch: str
     head: int
@@ -71,18 +80,20 @@ class Position(NamedTuple):
 
     @property
     def cursor(self) -> Cursor:
-        """Where a subscriber stands who has seen everything."""
+        """The place of the newest event."""
         return Cursor(self.epoch, self.head)
 
 
 class Draft(NamedTuple):
     """
-    A result that was understood but has no place in the history yet.
+    A result that was understood, and has no place in the history yet.
 
-    `payload` is one JSON object member as UTF-8 bytes, ``"data":…`` or ``"data_base64":"…"``,
-    without line breaks: it is spliced into the envelope as it stands.  `key` is what makes two
-    POSTs the same event; it is the id, but for a CloudEvent, whose id is unique only together with
-    its source.  `time` is RFC 3339 in UTC.
+    Attributes:
+        key: Two drafts of an account with the same key are the same event.  It is the id; for a
+            CloudEvent, whose id is unique only together with its source, it is both.
+        time: RFC 3339 in UTC.
+        payload: One member of a JSON object in UTF-8, ``"data":…`` or ``"data_base64":"…"``,
+            without line breaks.  The envelope contains it unchanged.
     """
 
     account: str
@@ -96,11 +107,13 @@ class Draft(NamedTuple):
 
 class Event(NamedTuple):
     """
-    One result (or progress report) with its place in the account's history.  For `payload` see
-    `Draft`.
+    One result, or progress report, with its place in the account's history.
 
-    An empty `epoch` says that it is in no history: it was meant for those connected to one instance
-    at that moment.
+    Attributes:
+        epoch: Empty if the event is in no history: it was only for the subscribers that were
+            connected to one instance at that moment.
+        time: RFC 3339 in UTC.
+        payload: See `Draft`.
     """
 
     account: str
@@ -114,22 +127,22 @@ class Event(NamedTuple):
 
     @property
     def cursor(self) -> Cursor:
-        """Where a subscriber stands who has seen this event."""
+        """The place of this event."""
         return Cursor(self.epoch, self.seq)
 
     @property
     def data(self) -> Any:
         """
-        The result: what JSON says, or str for text, or bytes for everything else.  Parsed at each
-        call.
+        The result: the value of JSON, str for text, bytes for everything else.
 
-        Raises ValueError for a number of more digits than Python takes in (4300); browsers make it
-        infinite.
+        It is parsed at each access.
+
+        Raises:
+            ValueError: It has a number of more digits than Python reads (4300).  Browsers read such
+                a number as infinity.
         """
         member: dict[str, Any] = json.loads(b"{%b}" % self.payload)
         if "data_base64" in member:
-            from base64 import b64decode
-
             return b64decode(member["data_base64"])
         return member["data"]
 
@@ -143,8 +156,10 @@ class Event(NamedTuple):
 
 class Stored(NamedTuple):
     """
-    What a history says of an appended draft: the event, and whether it was there before (then it is
-    the old one).
+    An event that is in the history.
+
+    Attributes:
+        duplicate: Whether an earlier draft had the same key.  Then `event` is the earlier one's.
     """
 
     event: Event
@@ -155,9 +170,11 @@ class Instance(NamedTuple):
     """
     One running process, as the others see it.
 
-    `url` is where it takes in what the others relay; the hook of an account is
-    ``{url}/hooks/{account}``, percent-encoded. `lease` changes with every renewal: whoever wants to
-    remove a dead instance names the lease it saw.
+    Attributes:
+        url: Where it receives what the others relay.  The hook of an account is
+            ``{url}/hooks/{account}``, percent-encoded.
+        lease: Changes with every renewal.  An instance that removes a dead one names the lease that
+            it saw, so that it does not remove one that has come back.
     """
 
     id: str
@@ -166,14 +183,14 @@ class Instance(NamedTuple):
 
 
 def timestamp(seconds: float) -> str:
-    """`seconds` since 1970 as RFC 3339 in UTC, to the millisecond."""
+    """Return `seconds` since 1970 as RFC 3339 in UTC, to the millisecond."""
     return _timestamp(int(seconds * 1000))
 
 
 @lru_cache(maxsize=4)
 def _timestamp(milliseconds: int) -> str:
     second, thousandth = divmod(milliseconds, 1000)
-    # Not strftime, which writes the year 999 with three digits.
+    # strftime would write the year 999 with three digits.
     return f"{datetime.fromtimestamp(second, UTC).isoformat()[:19]}.{thousandth:03d}Z"
 
 
@@ -182,5 +199,5 @@ _numbers = count(1)
 
 
 def new_id() -> str:
-    """An id for an event that came without one: this process's own random prefix, and a number."""
+    """Return an id for an event that has none: a random prefix of this process, and a number."""
     return f"{_PROCESS}{next(_numbers):012x}"

@@ -12,7 +12,7 @@ INTERVAL = 10.0  # seconds between two lines
 
 class RateLimitedLog:
     """
-    Writes a warning at most once in an interval, and counts what it leaves out.
+    Writes a warning at most once in an interval, and counts the ones that it leaves out.
 
     Use one object for each kind of message, so that one kind does not hide another.
     """
@@ -21,10 +21,10 @@ class RateLimitedLog:
         self, log: Logger, seconds: Callable[[], float], interval: float = INTERVAL
     ) -> None:
         """
-        Prepare to write to `log`.
-
-        `seconds` tells the time in seconds, by a clock that is never set back.  `interval` is in
-        seconds; 0 writes every line.
+        Args:
+            log: Where to write.
+            seconds: Returns the time in seconds, by a clock that is never set.
+            interval: Seconds between two lines; 0 writes every line.
         """
         self._log = log
         self._seconds = seconds
@@ -33,7 +33,7 @@ class RateLimitedLog:
         self._left_out = 0
 
     def warn(self, format: str, **values: Any) -> None:
-        """Write this line, or count it; the next line that is written tells the count."""
+        """Write this line, or count it.  The next line that is written tells the count."""
         now = self._seconds()
         if self._next is not None and now < self._next:
             self._left_out += 1
@@ -45,9 +45,7 @@ class RateLimitedLog:
 
 
 def peer_name(transport: Any) -> str:
-    """
-    Name the other end of a connection: its address and port; behind a proxy those of the proxy.
-    """
+    """Return the address and port of the other end of a connection, which may be a proxy."""
     peer = transport.getPeer()
     host = getattr(peer, "host", None)
     if host is None:

@@ -16,7 +16,7 @@ from asyncplumber.core.subscription import Subscription
 from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Draft, Event, Position, Stored
 from asyncplumber.interfaces import PAGE_BYTES, Appended, ISubscriber
-from asyncplumber.stores.memory import MemoryStore
+from asyncplumber.stores.memory import MemoryStore, Snapshot
 from asyncplumber.stores.recipients import with_recipients
 from asyncplumber.stores.retention import Retention
 from asyncplumber.wire.delivery import Delivery
@@ -232,8 +232,7 @@ class CoreCase(SynchronousTestCase):
 
     def begin_anew(self) -> None:
         """Empty the history, so that all numberings begin anew."""
-        self.store.history._logs.clear()
-        self.store.history._epochs.clear()
+        self.store.history.restore(Snapshot({}, []))
         self.clock.advance(1)
 
     def publish(

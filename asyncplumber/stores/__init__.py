@@ -1,6 +1,4 @@
-"""
-The stores, and `open_store`, which makes the one that ``--store`` names.
-"""
+"""The stores, and `open_store`, which makes the one that ``--store`` names."""
 
 from __future__ import annotations
 

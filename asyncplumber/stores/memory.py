@@ -1,10 +1,16 @@
-"""Nothing lasts: for tests, throw-away runs, and as the measure of what the other stores cost."""
+"""
+A store in this process's memory; nothing lasts.
+
+It is for tests and throw-away runs, and the measure of what the other stores cost.
+"""
 
 from __future__ import annotations
 
 import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from copy import deepcopy
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
@@ -28,7 +34,7 @@ from asyncplumber.stores.retention import Retention, check_reach
 
 
 class _Log:
-    """The kept events of one account: `floor` is the number before the first of them."""
+    """The kept events of one account; `floor` is the number before the first of them."""
 
     __slots__ = ("epoch", "events", "floor", "keys", "times", "touched")
 
@@ -36,25 +42,37 @@ class _Log:
         self.epoch = epoch
         self.floor = 0
         self.events: deque[Event] = deque()
-        self.times: deque[float] = deque()
+        self.times: deque[float] = deque()  # when each event was stored, in seconds since 1970
         self.keys: dict[str, Event] = {}
-        self.touched = 0.0
+        self.touched = 0.0  # when the account was last used, in seconds since 1970
 
     @property
     def position(self) -> Position:
         return Position(self.epoch, self.floor + len(self.events), self.floor)
 
-    def forget(self, length: int, horizon: float) -> int:
-        """Drop events beyond `length` and those stored before `horizon`."""
-        forgotten = 0
+    def trim(self, length: int, horizon: float) -> int:
+        """
+        Delete the events beyond `length` and those stored before `horizon`.
+
+        Returns:
+            The number of events deleted.
+        """
+        deleted = 0
         while self.events and (len(self.events) > length or self.times[0] < horizon):
             self.events.popleft()
             self.times.popleft()
-            # Keys are in the order of their events, so the first key is the first event's.
+            # Keys are in the order of their events, so the first key is that of the first event.
             del self.keys[next(iter(self.keys))]
-            forgotten += 1
-        self.floor += forgotten
-        return forgotten
+            deleted += 1
+        self.floor += deleted
+        return deleted
+
+
+class Snapshot(NamedTuple):
+    """A backup of a history in memory."""
+
+    logs: dict[str, _Log]
+    epochs: list[tuple[str, float]]
 
 
 @implementer(IHistory)
@@ -71,17 +89,30 @@ class MemoryHistory:
         self._clock = clock
         self._new_epoch = new_epoch
         self._logs: dict[str, _Log] = {}
-        self._epochs: list[
-            tuple[str, float]
-        ] = []  # of accounts without events, and when each began
+        # The epochs of accounts without events, and when each began.
+        self._epochs: list[tuple[str, float]] = []
+
+    @property
+    def accounts(self) -> list[str]:
+        """The accounts that have a numbering of their own."""
+        return list(self._logs)
+
+    def snapshot(self) -> Snapshot:
+        """Return a backup of everything that is kept."""
+        return Snapshot(deepcopy(self._logs), list(self._epochs))
+
+    def restore(self, backup: Snapshot) -> None:
+        """Lose everything that is not in this backup."""
+        self._logs, self._epochs = deepcopy(backup.logs), list(backup.epochs)
 
     def _epoch(self, now: float) -> str:
-        """The epoch of accounts without events."""
+        """Return the current epoch of accounts without events."""
         if not self._epochs or self._epochs[-1][1] < now - self._retention.renewal:
             self._epochs.append((self._new_epoch(now), now))
         return self._epochs[-1][0]
 
     def _used(self, account: str, now: float) -> Position:
+        """Mark the account as used, and return how far its history reaches."""
         log = self._logs.get(account)
         if log is None:
             return Position(self._epoch(now), 0, 0)
@@ -102,9 +133,9 @@ class MemoryHistory:
         stored: list[Stored | PlumberError] = []
         for draft in drafts:
             log = self._log(draft.account, now)
-            before = log.keys.get(draft.key)
-            if before is not None:
-                stored.append(Stored(before, True))
+            first = log.keys.get(draft.key)
+            if first is not None:
+                stored.append(Stored(first, True))
                 continue
             events = log.events
             event = Event.from_draft(draft, log.epoch, log.floor + len(events) + 1)
@@ -112,14 +143,14 @@ class MemoryHistory:
             log.times.append(now)
             log.keys[draft.key] = event
             if len(events) > length or log.times[0] < horizon:
-                log.forget(length, horizon)
+                log.trim(length, horizon)
             stored.append(Stored(event, False))
         return succeed(stored)
 
     def ensure(self, account: str) -> Deferred[Position]:
         now = self._clock.seconds()
         if (log := self._logs.get(account)) is not None:
-            log.forget(self._retention.length, now - self._retention.age)
+            log.trim(self._retention.length, now - self._retention.age)
         return succeed(self._used(account, now))
 
     def heads(self, accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
@@ -132,12 +163,9 @@ class MemoryHistory:
         now = self._clock.seconds()
         position = self._used(account, now)
         horizon = now - self._retention.recent
+        recent = any(epoch == cursor.epoch and began >= horizon for epoch, began in self._epochs)
         try:
-            check_reach(
-                position,
-                cursor,
-                any(epoch == cursor.epoch and began >= horizon for epoch, began in self._epochs),
-            )
+            check_reach(position, cursor, recent)
         except (CursorLost, CursorMoved) as error:
             return fail(error)
         if not position.head:
@@ -146,10 +174,8 @@ class MemoryHistory:
         last = position.head if upto is None else min(upto, position.head)
         page: list[Event] = []
         room = min(size, PAGE_BYTES)
-        for index in range(
-            cursor.seq - position.floor,
-            min(last - position.floor, cursor.seq - position.floor + limit),
-        ):
+        begin = cursor.seq - position.floor
+        for index in range(begin, min(last - position.floor, begin + limit)):
             event = log.events[index]
             room -= len(event.payload)
             if page and room < 0:
@@ -170,20 +196,24 @@ class MemoryHistory:
 
     def sweep(self) -> Deferred[int]:
         now = self._clock.seconds()
-        forgotten = 0
+        deleted = 0
         self._epochs = [
             (epoch, began) for epoch, began in self._epochs if began >= now - self._retention.recent
         ]
         for name, log in list(self._logs.items()):
-            forgotten += log.forget(self._retention.length, now - self._retention.age)
+            deleted += log.trim(self._retention.length, now - self._retention.age)
             if not log.events and log.touched < now - self._retention.numbering:
                 del self._logs[name]
-        return succeed(forgotten)
+        return succeed(deleted)
 
 
 @implementer(IRegistry)
 class MemoryRegistry:
-    """A registry in this process's memory; instances that share the object see each other."""
+    """
+    A registry in this process's memory.
+
+    Instances that use the same object see each other.
+    """
 
     def __init__(self, lease: float, clock: TimeSource) -> None:
         self._lease = lease

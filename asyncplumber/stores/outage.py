@@ -1,7 +1,4 @@
-"""
-One log line when a store stops answering and one when it answers again, however many calls fail in
-between.
-"""
+"""What the log says of a store that stops answering."""
 
 from __future__ import annotations
 
@@ -9,16 +6,27 @@ from twisted.logger import Logger
 
 
 class Outage:
-    """Whether a store answers at present.  `store` is its name for the log, without secrets."""
+    """
+    Whether a store answers at present.
+
+    The log gets one line when it stops answering and one when it answers again, however many calls
+    fail in between.
+    """
 
     _log = Logger()
 
     def __init__(self, store: str) -> None:
+        """`store` is its name for the log, without secrets."""
         self._store = store
         self._reason: str | None = None
 
     def began(self, reason: str) -> None:
-        """A call failed; `reason` is for the operator.  The same reason is said once."""
+        """
+        Note that a call failed.
+
+        Args:
+            reason: Why, for the operator.  The same reason is logged once.
+        """
         if reason != self._reason:
             self._reason = reason
             self._log.error(
@@ -26,7 +34,7 @@ class Outage:
             )
 
     def over(self) -> None:
-        """A call succeeded."""
+        """Note that a call succeeded."""
         if self._reason is not None:
             self._reason = None
             self._log.info("the store {store} is back", store=self._store)

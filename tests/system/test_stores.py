@@ -119,7 +119,7 @@ class MemoryTests(
         return self._store
 
     async def rows(self) -> int:
-        return len(self.history._logs)
+        return len(self.history.accounts)
 
     async def test_who_shares_with_nobody_asks_nobody(self) -> None:
         """A store of one process has no other instances to look for."""

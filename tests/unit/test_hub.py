@@ -11,9 +11,9 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from asyncplumber.core import channel, hub
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable
-from asyncplumber.event import EARLIEST, Cursor
+from asyncplumber.event import EARLIEST, Cursor, Stored
 from asyncplumber.interfaces import CursorMoved
-from asyncplumber.stores.memory import _Log
+from asyncplumber.stores.memory import MemoryHistory
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import envelope
 from asyncplumber.wire.sse import record
@@ -210,7 +210,7 @@ class FirstEventTests(CoreCase):
             self.subscribed(after, f"stranger {number}")
             self.settle()
         self.ran(self.hub.check())
-        self.assertEqual(self.store.history._logs, {})
+        self.assertEqual(self.store.history.accounts, [])
 
     def test_the_first_event_arrives_whatever_its_epoch(self) -> None:
         """With or without a comparison of positions before it, and nobody is told of a gap."""
@@ -234,8 +234,10 @@ class FirstEventTests(CoreCase):
         self.subscribed(account="other")
         self.renew()
         subscriber = self.subscribed()
-        self.store.history._logs["a"] = _Log("e000000100")
-        self.publish(2)
+        writer = MemoryHistory(self.retention, self.clock, lambda now: "e000000100")
+        stored = self.successResultOf(writer.append([draft("first"), draft("second")]))
+        self.store.history.restore(writer.snapshot())
+        self.hub.publish([each.event for each in stored if isinstance(each, Stored)])
         self.ran(self.hub.check())
         self.settle()
         self.publish()
@@ -641,11 +643,10 @@ class HealTests(CoreCase):
     def test_a_history_put_back_from_a_backup_is_a_gap(self) -> None:
         """Its numbers come again, with other events."""
         subscriber = self.subscribed()
-        self.publish(3)
-        log = self.store.history._logs["a"]
-        for _ in range(2):
-            del log.keys[log.events.pop().id]
-            log.times.pop()
+        self.publish(1)
+        backup = self.store.history.snapshot()
+        self.publish(2)
+        self.store.history.restore(backup)
         self.hub.check_soon()
         self.publish()
         self.assertEqual(subscriber.seqs, [1, 2, 3, 2])
@@ -666,11 +667,10 @@ class HealTests(CoreCase):
     def test_a_cursor_of_a_history_restored_from_a_backup_is_no_endless_replay(self) -> None:
         """The history ends before this instance knows it: the live ones learn of it first."""
         live = self.subscribed()
-        self.publish(5)
-        log = self.store.history._logs["a"]
-        for _ in range(2):
-            del log.keys[log.events.pop().id]
-            log.times.pop()
+        self.publish(3)
+        backup = self.store.history.snapshot()
+        self.publish(2)
+        self.store.history.restore(backup)
         back = self.subscribed(Cursor("e100", 3))
         self.publish()
         self.assertEqual((live.seqs, back.seqs), ([1, 2, 3, 4, 5, 4], [4]))
