@@ -15,7 +15,7 @@ The server that ``twistd asyncplumber`` starts is built on the same class.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast
 from uuid import uuid4
 
