@@ -1,9 +1,9 @@
-"""
-Four small patterns of asynchronous work, written once.
+"""Four small patterns of asynchronous work, written once.
 
-`Waiters` releases many Deferreds together.  `SingleFlight` has one run of a job under way, and
-serves all who ask meanwhile by one more run.  `PeriodicTask` repeats a job and survives its
-failures.  `Semaphore` bounds how many do something at once.
+- `Waiters` releases many Deferreds together.
+- `SingleFlight` has one run of a job under way; requests meanwhile lead to one more run.
+- `PeriodicTask` repeats a job, and survives its failures.
+- `Semaphore` bounds how many callers do something at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Waiters:
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._waiting: list[Deferred[None]] = []
+        # A dict, in the order of arrival: thousands may be cancelled, in any order.
+        self._waiting: dict[Deferred[None], None] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -35,29 +36,28 @@ class Waiters:
     def wait(self) -> Deferred[None]:
         """Return a Deferred that fires at the next `release`, or fails at the next `fail`."""
         waiter: Deferred[None] = Deferred(self._forget)
-        self._waiting.append(waiter)
+        self._waiting[waiter] = None
         return waiter
 
     def _forget(self, waiter: Deferred[None]) -> None:
-        # While `release` runs, a waiter may cancel another one, which is not in the list any more.
-        if waiter in self._waiting:
-            self._waiting.remove(waiter)
+        # It is not there if a waiter cancels another one during `release`.
+        self._waiting.pop(waiter, None)
 
     def release(self) -> None:
-        """Fire all who wait now.  Those who begin to wait meanwhile wait for the next time."""
-        for waiter in self._taken():
+        """Fire all that wait now.  A wait that begins meanwhile is for the next release."""
+        for waiter in self._take():
             if not waiter.called:
                 waiter.callback(None)
 
     def fail(self, error: Exception | Failure) -> None:
-        """Fail all who wait now."""
-        for waiter in self._taken():
+        """Fail all that wait now."""
+        for waiter in self._take():
             if not waiter.called:
                 waiter.errback(error)
 
-    def _taken(self) -> list[Deferred[None]]:
-        taken, self._waiting = self._waiting, []
-        return taken
+    def _take(self) -> dict[Deferred[None], None]:
+        waiting, self._waiting = self._waiting, {}
+        return waiting
 
 
 class SingleFlight:
@@ -129,11 +129,10 @@ class SingleFlight:
 
 
 class PeriodicTask:
-    """
-    A job that is repeated, and survives its own failures.
+    """A job that is repeated, and survives its own failures.
 
     A `LoopingCall` alone ends for good at the first failure that reaches it.  A run that takes
-    longer than the interval is not started a second time beside itself.
+    longer than the interval delays the next one: two runs never overlap.
     """
 
     _log = Logger()
@@ -150,8 +149,8 @@ class PeriodicTask:
         Args:
             work: The job: a coroutine function, or a function that returns None.
             interval: Seconds between the beginnings of two runs.
-            clock: The clock that the interval is measured by.
-            now: Whether the first run is at once, and not one interval after the start.
+            clock: Measures the interval.
+            now: Whether the first run is at the start, or one interval after it.
         """
         self._work = work
         self._interval = interval
@@ -193,23 +192,22 @@ class PeriodicTask:
 
 
 class Semaphore:
-    """
-    So many tokens; who finds none waits, and is served in order.
+    """A number of tokens.  A caller that finds none waits, and callers are served in order.
 
-    Twisted's `DeferredSemaphore` resumes the next waiter inside `release`.  If that waiter has
+    Twisted's `DeferredSemaphore` resumes the next waiter inside ``release``.  If that waiter has
     nothing to do any more and releases at once, the calls nest, one level for each waiter: the
-    stack ends after some hundred of them, and the token of that moment is lost.  Here a waiter
-    that is resumed and releases returns first, and the next one is resumed after it.
+    stack ends after some hundred of them, and the token of that moment is lost.  Here the waiter
+    returns first, and the next one is resumed after it.
     """
 
     def __init__(self, tokens: int) -> None:
-        """`tokens` is how many may hold one at the same time."""
+        """``tokens`` is how many callers may hold one at the same time."""
         self.tokens = tokens
         self._waiting: deque[Deferred[None]] = deque()
         self._resuming = False
 
     def acquire(self) -> Deferred[None]:
-        """Return a Deferred that fires when the caller holds a token."""
+        """Return a Deferred that fires when the caller holds a token.  It can be cancelled."""
         if self.tokens:
             self.tokens -= 1
             return succeed(None)
@@ -218,14 +216,20 @@ class Semaphore:
         return waiter
 
     def release(self) -> None:
-        """Give a token back.  The next waiter is resumed before this returns, or by the caller."""
+        """Give a token back.
+
+        The next waiter is resumed before this returns; or, inside such a waiter, by the call that
+        resumed it.
+        """
         self.tokens += 1
         if self._resuming:
             return
         self._resuming = True
         try:
             while self.tokens and self._waiting:
-                self.tokens -= 1
-                self._waiting.popleft().callback(None)
+                waiter = self._waiting.popleft()
+                if not waiter.called:  # else it was cancelled
+                    self.tokens -= 1
+                    waiter.callback(None)
         finally:
             self._resuming = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
@@ -53,6 +53,14 @@ class WaitersTests(SynchronousTestCase):
         self.assertEqual(len(waiters), 1)
         waiters.release()
         self.assertIsNone(self.successResultOf(stays))
+
+    def test_thousands_can_be_cancelled(self) -> None:
+        """Each in the same short time, whatever the order."""
+        waiters = Waiters()
+        waiting = [waiters.wait().addErrback(lambda failure: None) for _ in range(50_000)]
+        for waiter in reversed(waiting):
+            waiter.cancel()
+        self.assertEqual(len(waiters), 0)
 
     def test_one_waiter_may_cancel_another_during_a_release(self) -> None:
         """The one that was cancelled is left out."""
@@ -257,3 +265,15 @@ class SemaphoreTests(SynchronousTestCase):
         self.failureResultOf(broken, ZeroDivisionError)
         semaphore.release()
         self.successResultOf(after)
+
+    def test_a_cancelled_waiter_takes_no_token(self) -> None:
+        """The token goes to the next one."""
+        semaphore = Semaphore(1)
+        semaphore.acquire()
+        cancelled, after = semaphore.acquire(), semaphore.acquire()
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        semaphore.release()
+        self.successResultOf(after)
+        semaphore.release()
+        self.assertEqual(semaphore.tokens, 1)
