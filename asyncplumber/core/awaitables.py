@@ -1,9 +1,8 @@
-"""
-What an application's callback returns, as a Deferred: of Twisted, of asyncio, or a mixture.
+"""Turn what an application's callback returns into a Deferred.
 
-On the asyncio reactor a loop runs around us, and a coroutine may await things of both: it becomes a
-task of that loop, because much of asyncio (its time-outs, say) wants one, and the Deferreds that it
-awaits are waited for on its behalf.
+On the asyncio reactor a coroutine may await Deferreds as well as asyncio's futures.  It becomes a
+task of the loop, because parts of asyncio need one (its time-outs, for example).  A Deferred that
+it awaits is turned into a future.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from twisted.internet.defer import Deferred
 
 
 def as_deferred(awaitable: Awaitable[Any]) -> Deferred[Any]:
-    """
-    A Deferred that fires as `awaitable` ends.
+    """Return a Deferred with the result of ``awaitable``.
 
-    Raises RuntimeError for a future of asyncio where no loop of asyncio runs: it would never end.
+    Raises:
+        RuntimeError: It is a future of asyncio and no loop of asyncio runs, so it would never end.
     """
     if isinstance(awaitable, Deferred):
         return awaitable
@@ -48,7 +47,7 @@ def _coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
 def _with_deferreds(
     work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
 ) -> Generator[Any, Any, Any]:
-    """Step through a coroutine in a task of `loop`: a Deferred that it awaits becomes a future."""
+    """Run a coroutine in a task of ``loop``.  A Deferred that it awaits becomes a future."""
     step: Callable[[], Any] = partial(work.send, None)
     while True:
         try:
@@ -60,18 +59,16 @@ def _with_deferreds(
                 yield from _called(awaited, loop)
             else:
                 yield awaited
-        except (
-            BaseException
-        ) as error:  # the task is cancelled, say: it is for the coroutine to know
+        except BaseException as error:  # also if the task is cancelled: the coroutine is told
             step = partial(work.throw, error)
         else:
             step = partial(work.send, None)
 
 
 def _called(deferred: Deferred[Any], loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-    """
-    A future that ends when `deferred` is called; the result stays with the Deferred, where `await`
-    looks for it.
+    """Return a future that ends when ``deferred`` is called.
+
+    The result stays in the Deferred, where ``await`` looks for it.
     """
     future: asyncio.Future[None] = loop.create_future()
 
