@@ -15,7 +15,7 @@ PAGE_BYTES = 1024 * 1024  # of payloads in one page of a history; a single event
 LEASE = 15.0  # seconds that an instance counts as alive after its last renewal
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Appended:
     """
     The result of `IStore.append`.

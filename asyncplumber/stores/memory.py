@@ -131,6 +131,7 @@ class MemoryHistory:
         now = self._clock.seconds()
         length, horizon = self._retention.length, now - self._retention.age
         stored: list[Stored | PlumberError] = []
+        placed = Event.from_draft  # a local name is found faster, and this is done for each event
         for draft in drafts:
             log = self._log(draft.account, now)
             first = log.keys.get(draft.key)
@@ -138,7 +139,7 @@ class MemoryHistory:
                 stored.append(Stored(first, True))
                 continue
             events = log.events
-            event = Event.from_draft(draft, log.epoch, log.floor + len(events) + 1)
+            event = placed(draft, log.epoch, log.floor + len(events) + 1)
             events.append(event)
             log.times.append(now)
             log.keys[draft.key] = event

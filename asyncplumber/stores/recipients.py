@@ -19,12 +19,14 @@ def with_recipients(
         stored: The outcome for each draft, as in `Appended.results`.
         registry: The registry to ask; None if no other process can use the store.
     """
+    return stored.addCallback(_look_up, registry)
 
-    def look_up(results: list[Stored | PlumberError]) -> Appended:
-        accounts = {result.event.account for result in results if isinstance(result, Stored)}
-        if registry is None or not accounts:
-            return Appended(results, None)
-        # The look-up is only started here: the caller delivers and appends without waiting for it.
-        return Appended(results, maybeDeferred(registry.instances, accounts))
 
-    return stored.addCallback(look_up)
+def _look_up(results: list[Stored | PlumberError], registry: IRegistry | None) -> Appended:
+    if registry is None:
+        return Appended(results, None)
+    accounts = {result.event.account for result in results if isinstance(result, Stored)}
+    if not accounts:
+        return Appended(results, None)
+    # The look-up is only started here: the caller delivers and appends without waiting for it.
+    return Appended(results, maybeDeferred(registry.instances, accounts))

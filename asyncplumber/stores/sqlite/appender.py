@@ -188,12 +188,13 @@ class Appender:
         used = self._find(connection, known, {draft.account for draft in drafts}, now)
         values: list[Any] = []
         stored: list[Stored | PlumberError] = []
+        placed = Event.from_draft  # a local name is found faster, and this is done for each event
         for draft in drafts:
             account, id, key, type, time, content_type, payload = draft
             state = used[account]
             state.head = seq = state.head + 1
             values += (state.number, seq, key, id, type, time, content_type, payload, now)
-            stored.append(Stored(Event.from_draft(draft, state.epoch, seq), False))
+            stored.append(Stored(placed(draft, state.epoch, seq), False))
         self._insert(connection, values, _INSERT_EVENTS, _EVENT_ROW)
         values = []
         for account, state in used.items():
