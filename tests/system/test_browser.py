@@ -31,6 +31,25 @@ port = reactor.listenTCP(0, Site(root), interface="127.0.0.1")
 print(f"port {port.getHost().port}", flush=True)
 reactor.run()
 """
+IN_KLEIN = """
+from klein import Klein
+from twisted.internet import reactor
+from twisted.web.server import Site
+from asyncplumber import Plumber
+
+app = Klein()
+plumber = Plumber()
+resource = plumber.resource()
+
+@app.route("/an/application/pipes/", branch=True)
+def pipes(request):
+    return resource
+
+plumber.startService()
+port = reactor.listenTCP(0, Site(app.resource()), interface="127.0.0.1")
+print(f"port {port.getHost().port}", flush=True)
+reactor.run()
+"""
 
 
 class PageTests(SynchronousTestCase):
@@ -99,10 +118,18 @@ class PageTests(SynchronousTestCase):
         self.check_transport("longpoll")
 
     def test_it_works_below_a_path_of_another_site(self) -> None:
-        """``Plumber.resource`` has the page, the webhook and all three transports."""
-        process = Process([sys.executable, "-c", MOUNTED])
+        """``Plumber.resource`` has the page, the webhook and all three transports of ``/events``."""
+        self.check_mounted(MOUNTED, "/pipes")
+
+    def test_it_works_in_a_klein_application(self) -> None:
+        """Below any path of it."""
+        self.check_mounted(IN_KLEIN, "/an/application/pipes")
+
+    def check_mounted(self, script: str, path: str) -> None:
+        """The page subscribes by each transport, and has all its files from below ``path``."""
+        process = Process([sys.executable, "-c", script])
         self.addCleanup(process.stop)
-        url = f"http://127.0.0.1:{process.wait_for(r'^port ([0-9]+)')[1]}/pipes"
+        url = f"http://127.0.0.1:{process.wait_for(r'^port ([0-9]+)')[1]}{path}"
         for number, transport in enumerate(("websocket", "sse", "longpoll"), 1):
             page = self.visit(url, transport if number > 1 else "")
             page.click("send")

@@ -28,15 +28,16 @@ SPEED = 12_000  # bytes a second
 EVENT = 1_000_000  # bytes
 
 
-class SlowReaderTests(TestCase):
-    """
-    The client's buffers are small, so that what it has not read is not with its system either.
-    """
+class SlowReaderCase:
+    """A client with small buffers, so that its system does not hold what it has not read."""
 
+    make_server: type[MemoryServer] = MemoryServer
     sndbuf = 64 * 1024
+    addCleanup: Any
 
     def setUp(self) -> None:
-        self.server = MemoryServer()
+        """A server at a real port, and a client."""
+        self.server = self.make_server()
         self.port = self.listen()
         self.addCleanup(self.port.stopListening)
         self.client = self.connected()
@@ -120,6 +121,10 @@ class SlowReaderTests(TestCase):
             await self.turn()
         return True
 
+
+class SlowReaderTests(SlowReaderCase, TestCase):
+    """Clients of streams."""
+
     async def test_a_slow_reader_gets_a_large_event(self) -> None:
         """
         It takes longer than a client may be silent: what it takes meanwhile is its sign of life.
@@ -202,6 +207,10 @@ class SlowReaderTests(TestCase):
         self.assertFalse(await self.pass_time(100))
         self.assertGreater(len(self.data), CLOSE_TIMEOUT * SPEED)
 
+
+class SlowPollTests(SlowReaderCase, TestCase):
+    """Clients of long-polls."""
+
     async def poll(self) -> None:
         """Ask for all that is kept, on a connection that is to be closed after the answer."""
         await self.turns(5)
@@ -232,7 +241,7 @@ class SlowReaderTests(TestCase):
         self.assertEqual(len(self.server.listener.connections), 0)
 
 
-class UnixSocketTests(SlowReaderTests):
+class UnixSocketTests(SlowReaderTests, SlowPollTests):
     """Where the system does not tell what the other end has taken."""
 
     def listen(self) -> Any:
