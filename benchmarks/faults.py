@@ -169,7 +169,7 @@ async def stall(trial: Trial, dice: random.Random) -> None:
             each.connection.resumeProducing()
 
 
-async def replay_batchs(trial: Trial, dice: random.Random) -> None:
+async def replay_batches(trial: Trial, dice: random.Random) -> None:
     """Old batches again, to everybody, in any order."""
     rows = trial.cluster.rows("events", account=trial.crowd.publishers[0].account)
     names = ("account", "epoch", "seq", "id", "type", "time", "content_type")
@@ -244,7 +244,7 @@ FAULTS: dict[str, Fault] = {
     "two instances cut off from the others": part,
     "rolling restart of all four": restart,
     "all hooks deleted by a stranger": lose_hooks,
-    "old batches again, shuffled": replay_batchs,
+    "old batches again, shuffled": replay_batches,
     "three readers stall": stall,
     "1,500 replays given up while mongod hangs": give_up_replays,
     "the clock of an instance is set": step_clock,

@@ -134,7 +134,7 @@ class Leases:
         """Take the hook out again, soon."""
         self._wanted.discard(account)
         if waiters := self._waiters.pop(account, None):
-            waiters.fail(Unavailable("nobody wants this hook any more"))
+            waiters.fail(Unavailable("this hook is not wanted any more"))
         if account in self._registered:
             self._dirty.add(account)
             self._schedule_sync()
@@ -252,7 +252,7 @@ class Leases:
         self._dirty.difference_update(set(accounts) - self._wanted)
 
     def _sync_failed(self, failure: Failure) -> None:
-        """Tell those who wait.  Everything else that is dirty is tried at the next renewal."""
+        """Fail the waiters.  Everything else that is dirty is tried at the next renewal."""
         error = to_client_error(failure, self._log, "synchronising the registry failed")
         self._log.warn("the registry cannot be told of hooks: {error}", error=error.message)
         self._sync_wanted = False

@@ -9,10 +9,10 @@ from asyncplumber.event import Event
 
 
 class RelayReceiver:
-    """The end of the way in: its `deliver` is what a relay is started with."""
+    """Takes events from other instances in: a relay is started with `deliver`."""
 
     def __init__(self, hub: Hub, drop_stale: Callable[[str], None]) -> None:
-        """`drop_stale` is called with each account that nobody here wants any more."""
+        """`drop_stale` is called with each account that has no channel here."""
         self._hub = hub
         self._drop_stale = drop_stale
 

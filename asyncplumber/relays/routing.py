@@ -2,7 +2,7 @@
 The relay: which events go to which instance, how long a receipt waits, and what it counts.
 
 The registry says who wants an event, a carrier moves the batches.  Each instance has a queue, and
-one batch under way at a time: order is kept, and events that pile up travel together.
+one batch in flight: order is kept, and events that pile up are sent together.
 
 A batch that fails loses nothing.  The events are in the history, and the other instance compares
 its positions with it.  So an instance that fails is left alone for a while, and is pruned from the
@@ -35,12 +35,10 @@ from asyncplumber.interfaces import (
 from asyncplumber.relays.peer import Peer
 
 CARRY_TIMEOUT = 5.0  # seconds until a batch that is not answered has failed
-RECEIPT_TIMEOUT = (
-    1.0  # seconds that a receipt waits for other instances, which get the events anyway
-)
-STOP_TIMEOUT = 8.0  # seconds that `stop` waits for what is under way
+RECEIPT_TIMEOUT = 1.0  # seconds that a receipt waits for the answers of other instances
+STOP_TIMEOUT = 8.0  # seconds that `stop` waits for batches in flight
 MAX_FAILURES = 3  # in a row; then the instance is pruned, unless it has renewed its lease since
-FORGET_AFTER = 120.0  # seconds until the failures of an instance that nobody asks for are forgotten
+FAILURES_EXPIRE = 120.0  # seconds until the failures of an instance to which nothing is sent expire
 
 
 class _Missed(Enum):
@@ -263,7 +261,7 @@ class Relay:
 
     def _expire_failures(self) -> None:
         """Forget peers that failed long ago: instances come and go for years."""
-        horizon = self._clock.seconds() - FORGET_AFTER
+        horizon = self._clock.seconds() - FAILURES_EXPIRE
         for peer in list(self._peers.values()):
             if not peer.sending.is_running and peer.retry_at < horizon:
                 self._forget(peer)

@@ -1,9 +1,7 @@
 """
-Many instances on one MongoDB act as one, whatever befalls them: real processes, real sockets, a
-real mongod.
+Several instances on one MongoDB act as one, whatever fails: real processes, sockets and a mongod.
 
-Four instances are shared by the tests, each of which has accounts of its own and leaves them as
-they were.
+The tests share four instances.  Each test has accounts of its own.
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ from harness.mongod import with_database
 _shared: list[Cluster] = []
 
 
-def shared_farm() -> Cluster:
+def shared_cluster() -> Cluster:
     """
-    Four instances, there until the run ends.
+    Return four instances, which run until the end of all tests.
 
-    They keep more than any test posts: a comparison of positions in the midst of a large POST may
-    find its beginning trimmed.
+    Their history is longer than what any test posts: otherwise a comparison of positions during a
+    large POST might find its beginning trimmed already.
     """
     if not _shared:
         cluster = Cluster(4, "--history-length", "20000")
@@ -43,17 +41,17 @@ def shared_farm() -> Cluster:
     return _shared[0]
 
 
-class FarmTestCase(TestCase):
-    """A cluster that is whole, and a crowd that leaves when the test ends."""
+class ClusterTestCase(TestCase):
+    """A cluster of which all instances run, and clients that leave when the test ends."""
 
     timeout = 25
     cluster: Cluster
 
-    def make_farm(self) -> Cluster:
-        return shared_farm()
+    def make_cluster(self) -> Cluster:
+        return shared_cluster()
 
     async def setUp(self) -> None:
-        self.cluster = self.make_farm()
+        self.cluster = self.make_cluster()
         self.crowd = Crowd()
         self.ledger = self.crowd.ledger
         self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
@@ -63,14 +61,11 @@ class FarmTestCase(TestCase):
         self.account = self.id().rpartition(".")[2]
 
 
-class RelayTests(FarmTestCase):
-    """Nothing dies."""
+class RelayTests(ClusterTestCase):
+    """Nothing fails."""
 
     async def test_what_comes_in_anywhere_arrives_everywhere(self) -> None:
-        """
-        Each of four instances takes events in, and subscribers of each kind at each get all of
-        them.
-        """
+        """Each instance takes events in; subscribers of each kind at each instance get all."""
         people = await self.crowd.gather(self.ports, self.account)
         publishers = [self.crowd.publisher([port], self.account) for port in self.ports]
         await gatherResults([publisher.run(50) for publisher in publishers])
@@ -78,10 +73,7 @@ class RelayTests(FarmTestCase):
         self.assertEqual({len(each.events) for each in people}, {200})
 
     async def test_four_writers_give_one_order(self) -> None:
-        """
-        Instances that append to one account as fast as they can give everybody the same gapless
-        order.
-        """
+        """Instances that append to one account at full speed give all subscribers one order."""
         people = await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
         writers = [self.crowd.publisher([self.ports[at % 4]], self.account) for at in range(12)]
         await gatherResults([writer.run(40) for writer in writers])
@@ -89,28 +81,22 @@ class RelayTests(FarmTestCase):
         self.assertEqual(sorted(self.ledger.accepted[self.account]), list(range(1, 481)))
         self.assertEqual([each.events for each in people], [people[0].events] * 8)
 
-    async def test_a_receipt_counts_the_farm(self) -> None:
-        """A receipt tells how many instances took the event, and how many subscribers they have."""
+    async def test_a_receipt_counts_the_cluster(self) -> None:
+        """It has the number of instances that took the event, and of their subscribers."""
         await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
         receipt = await self.crowd.publisher(self.ports, self.account).post()
         self.assertEqual(receipt["instances"], {"ok": 4, "failed": 0})
         self.assertEqual(receipt["subscribers"], 8)
 
-    async def test_anybody_can_ask_who_listens(self) -> None:
-        """
-        Every instance counts the subscribers of the whole cluster, so that a task can skip what
-        nobody waits for.
-        """
+    async def test_each_instance_tells_the_number_of_subscribers(self) -> None:
+        """Every instance counts the subscribers of the whole cluster."""
         await self.crowd.gather(self.ports[:2], self.account, [WebSocket, EventSource])
         for node, here in zip(self.cluster.nodes, (2, 2, 0, 0), strict=True):
             told = (await node.ask("GET", f"/accounts/{self.account}")).json
             self.assertEqual((told["subscribers"], told["instances"], told["here"]), (4, 2, here))
 
-    async def test_a_hook_lives_as_long_as_somebody_listens(self) -> None:
-        """
-        The hook is there before the subscriber stands anywhere, survives a reload, and goes after
-        the last one.
-        """
+    async def test_a_hook_lives_as_long_as_there_is_a_subscriber(self) -> None:
+        """It is there before the subscriber is live, survives a reload, and goes after the last one."""
         hooks = lambda: self.cluster.rows("hooks", account_id=self.account)
         (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
         (hook,) = hooks()
@@ -121,11 +107,8 @@ class RelayTests(FarmTestCase):
         await person.end()
         await until(lambda: not hooks(), "the hook is withdrawn")
 
-    async def test_batchs_may_come_twice_and_in_any_order(self) -> None:
-        """
-        Whatever order relayed batches come in, and however often, subscribers get each event once
-        and in order.
-        """
+    async def test_batches_may_come_twice_and_in_any_order(self) -> None:
+        """Subscribers get each event once and in order."""
         (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
         publisher = self.crowd.publisher(self.ports[1:], self.account)
         instance = self.cluster.instance_at(self.cluster.nodes[0])
@@ -145,13 +128,13 @@ class RelayTests(FarmTestCase):
         await self.crowd.settled()
         self.assertEqual(len(person.events), 21)
 
-    async def test_early_batchs_make_an_instance_fetch_what_is_missing(self) -> None:
-        """A batch with an event that is far ahead brings along everything before it."""
+    async def test_early_batches_make_an_instance_fetch_what_is_missing(self) -> None:
+        """An event that is far ahead brings along everything before it."""
         (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
         instance = self.cluster.instance_at(self.cluster.nodes[0])
         collection = self.cluster.collection("hooks")
         try:
-            # Nobody knows of the subscriber, so nothing is relayed to it.
+            # No instance knows of the subscriber any more, so nothing is relayed to it.
             collection.delete_many({"account_id": self.account})
         finally:
             collection.database.client.close()
@@ -167,11 +150,8 @@ class RelayTests(FarmTestCase):
         await self.crowd.settled()
         self.assertEqual(len(person.events), 9)
 
-    async def test_a_lost_hook_delays_and_loses_nothing(self) -> None:
-        """
-        With its hook deleted by a stranger, an instance still finds what it missed at the next
-        comparison.
-        """
+    async def test_a_deleted_hook_delays_events_and_loses_none(self) -> None:
+        """If its hook is deleted, an instance finds what it missed at the next comparison."""
         await self.crowd.gather(self.ports[:1], self.account, [WebSocket, EventSource, LongPoll])
         collection = self.cluster.collection("hooks")
         try:
@@ -181,11 +161,8 @@ class RelayTests(FarmTestCase):
         await self.crowd.publisher(self.ports[1:], self.account).run(10)
         await self.crowd.settled(6)
 
-    async def test_what_may_be_posted_may_be_relayed(self) -> None:
-        """
-        One event as large as a POST may be, and thousands of tiny ones in one POST, go by the relay
-        like any other.
-        """
+    async def test_everything_that_may_be_posted_may_be_relayed(self) -> None:
+        """One event of the largest size, and thousands of small ones in one POST."""
         await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
         large = json.dumps(['"'] * 170_000).encode()
         small = b"\n".join([b"1"] * 9_000)
@@ -202,11 +179,15 @@ class RelayTests(FarmTestCase):
 
 def talk(uri: str, account: str, body: str, headers: dict[str, str] | None = None) -> list[int]:
     """
-    The publisher of the talk: a driver for MongoDB, an HTTP client, and a loop.  Answers the
-    statuses.
+    Publish as the program of the talk does, with a MongoDB driver, an HTTP client and a loop.
+
+    ::
 
         for hook in webhook_collection.find({"account_id": id}):
             requests.post(hook["url"], data)
+
+    Returns:
+        The statuses of the responses.
     """
     statuses = []
     with pymongo.MongoClient(uri) as client:
@@ -219,19 +200,16 @@ def talk(uri: str, account: str, body: str, headers: dict[str, str] | None = Non
     return statuses
 
 
-class TalkTests(FarmTestCase):
-    """The protocol of 2012: look the hooks up, POST to each."""
+class TalkTests(ClusterTestCase):
+    """The protocol of 2012: look the hooks up, and POST to each."""
 
     async def publish(
         self, account: str, body: str, headers: dict[str, str] | None = None
     ) -> list[int]:
         return await deferToThread(talk, self.cluster.uri, account, body, headers)
 
-    async def test_the_plain_loop_reaches_everybody(self) -> None:
-        """
-        A program that knows nothing but the collection reaches every subscriber on every instance,
-        each once.
-        """
+    async def test_the_plain_loop_reaches_all_subscribers(self) -> None:
+        """A program that knows only the collection reaches each subscriber once."""
         people = await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
         for number in range(3):
             self.assertEqual(await self.publish(self.account, json.dumps({"n": number})), [201] * 4)
@@ -239,7 +217,7 @@ class TalkTests(FarmTestCase):
         self.assertEqual([each.whispers for each in people], [[{"n": 0}, {"n": 1}, {"n": 2}]] * 8)
 
     async def test_the_loop_with_an_id_is_one_event(self) -> None:
-        """Copies with the same Webhook-Id are one event: kept, in order, and once to everybody."""
+        """Copies with the same Webhook-Id are one event: kept, in order, and delivered once."""
         people = await self.crowd.gather(self.ports, self.account)
         self.assertEqual(await self.publish(self.account, "{}", {"Webhook-Id": "only"}), [201] * 4)
         await until(lambda: all(each.events for each in people), "all have it")
@@ -250,17 +228,14 @@ class TalkTests(FarmTestCase):
         )
 
     async def test_odd_accounts_have_hooks_too(self) -> None:
-        """The URL alone tells the account, whatever characters it is made of."""
+        """The URL alone identifies the account, whatever characters the account has."""
         account = "Jörg/№ 7?&#%2F+"
         (person,) = await self.crowd.gather(self.ports[:1], quote(account, safe=""), [WebSocket])
         self.assertEqual(await self.publish(account, "{}"), [201])
         await until(lambda: person.whispers, "it arrives")
 
-    async def test_a_hook_that_is_no_more_is_gone(self) -> None:
-        """
-        An instance that does not serve the account any more answers 410, so the publisher may
-        delete the row.
-        """
+    async def test_an_old_hook_is_gone(self) -> None:
+        """An instance without the account answers 410, so the publisher may delete the row."""
         (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
         (hook,) = self.cluster.rows("hooks", account_id=self.account)
         path = urlsplit(hook["url"]).path
@@ -274,44 +249,38 @@ class TalkTests(FarmTestCase):
         self.assertEqual((await ask(self.ports[1], "POST", path, b"{}")).status, 410)
 
 
-class FaultTests(FarmTestCase):
-    """Something dies, or is as good as dead."""
+class FaultTests(ClusterTestCase):
+    """A process dies, or hangs."""
 
     async def load(self, publishers: int = 2, ports: list[int] | None = None) -> None:
-        """Publishers send without a pause from now on."""
+        """Let publishers send without a pause from now on."""
         for _ in range(publishers):
             self.crowd.publisher(ports or self.ports, self.account).run(pause=0.002)
         await self.grown(20)
 
     async def grown(self, more: int) -> None:
-        """So many more events have been accepted."""
+        """Wait until so many more events have been accepted."""
         goal = self.ledger.events + more
         await until(
             lambda: self.ledger.events >= goal, f"{goal} events accepted, not {self.ledger.events}"
         )
 
-    async def ease(self) -> None:
-        """The publishers stop, and everybody has everything."""
+    async def finish(self) -> None:
+        """Stop the publishers, and wait until all subscribers have everything."""
         await gatherResults([publisher.stop() for publisher in self.crowd.publishers])
         await self.crowd.settled()
 
-    async def test_an_instance_is_killed_in_mid_broadcast(self) -> None:
-        """
-        Subscribers and publishers of an instance that is killed carry on elsewhere, and lack
-        nothing.
-        """
+    async def test_an_instance_is_killed_during_a_broadcast(self) -> None:
+        """Its subscribers and publishers carry on elsewhere, and miss nothing."""
         people = await self.crowd.gather(self.ports, self.account)
         await self.load()
         self.cluster.nodes[0].kill()
         await self.grown(100)
         await until(lambda: all(each.connections >= 2 for each in people[:3]), "they came back")
-        await self.ease()
+        await self.finish()
 
-    async def test_the_dead_leave_no_phantom(self) -> None:
-        """
-        When the lease of a killed instance has run out, nobody counts it, and its hooks and its row
-        are swept.
-        """
+    async def test_a_dead_instance_leaves_no_hooks(self) -> None:
+        """When the lease of a killed instance has ended, its hooks and its row are swept."""
         await self.crowd.gather(self.ports[:2], self.account, [WebSocket])
         dead = self.cluster.instance_at(self.cluster.nodes[0])["_id"]
         gone = self.ledger.subscribers[0]
@@ -324,11 +293,8 @@ class FaultTests(FarmTestCase):
         receipt = await self.crowd.publisher(self.ports[2:], self.account).post()
         self.assertEqual(receipt["instances"], {"ok": 1, "failed": 0})
 
-    async def test_a_dead_instance_does_not_hold_up_a_receipt(self) -> None:
-        """
-        In the time between a death and the end of the lease, POSTs are answered at once all the
-        same.
-        """
+    async def test_a_dead_instance_does_not_delay_a_receipt(self) -> None:
+        """Between its death and the end of its lease, POSTs are answered at once."""
         (gone, _) = await self.crowd.gather(self.ports[:2], self.account, [WebSocket])
         await gone.end()
         self.cluster.nodes[0].kill()
@@ -338,11 +304,8 @@ class FaultTests(FarmTestCase):
             (receipt["subscribers"], receipt["instances"]), (1, {"ok": 1, "failed": 1})
         )
 
-    async def test_mongod_is_killed_in_mid_load_and_returns(self) -> None:
-        """
-        While the database is dead POSTs are answered 503 with Retry-After, and when it is back
-        nothing is missing.
-        """
+    async def test_mongod_is_killed_under_load_and_returns(self) -> None:
+        """POSTs are answered 503 with Retry-After meanwhile, and afterwards nothing is missing."""
         await self.crowd.gather(self.ports, self.account, [WebSocket, LongPoll])
         await self.load()
         self.cluster.mongod.kill()
@@ -351,14 +314,11 @@ class FaultTests(FarmTestCase):
         self.assertEqual(status, 503)
         self.cluster.mongod.restart()
         await self.grown(100)
-        await self.ease()
+        await self.finish()
         self.assertEqual(set(self.ledger.refused), {503})
 
-    async def test_an_instance_hangs_and_wakes_up(self) -> None:
-        """
-        A peer that hangs rather than refuses delays nobody else for long, and finds what it missed
-        when it wakes up.
-        """
+    async def test_an_instance_hangs_and_goes_on(self) -> None:
+        """It delays the others only for a moment, and finds what it missed when it goes on."""
         people = await self.crowd.gather(self.ports[:2], self.account, [WebSocket, EventSource])
         sleeper = self.cluster.nodes[0]
         sleeper.signal(signal.SIGSTOP)
@@ -370,23 +330,20 @@ class FaultTests(FarmTestCase):
             lambda: all(len(each.events) == 1 for each in people[2:]), "the others have it", 2
         )
         await self.load(ports=self.ports[1:])
-        await until(lambda: self.lapsed(0), "its lease runs out")
+        await until(lambda: self.has_expired(0), "its lfinish runs out")
         await self.grown(100)
         sleeper.signal(signal.SIGCONT)
         await self.grown(20)
-        await self.ease()
+        await self.finish()
         self.assertEqual([each.connections for each in people], [1, 1, 1, 1])
 
-    def lapsed(self, at: int) -> bool:
-        """Whether nobody counts this instance any more."""
+    def has_expired(self, at: int) -> bool:
+        """Whether no instance relays to this one any more."""
         urls = [row["url"] for row in self.cluster.rows("instances")]
         return not any(f":{self.ports[at]}/" in url for url in urls)
 
     async def test_a_reader_that_stalls_is_closed_and_carries_on(self) -> None:
-        """
-        A subscriber that does not read is closed with 1013, holds up nobody, and then has
-        everything.
-        """
+        """It is closed with 1013, delays no other subscriber, and has everything in the end."""
         lazy, brisk = [
             self.crowd.subscriber(WebSocket, self.ports[:1], self.account) for _ in range(2)
         ]
@@ -401,17 +358,14 @@ class FaultTests(FarmTestCase):
         self.assertEqual(lazy.closes, [1013])
 
     async def test_a_rolling_restart_is_invisible(self) -> None:
-        """
-        One instance after the other is stopped and started under load; clients that resume lack
-        nothing, nobody is cut off.
-        """
+        """Instances are stopped and started one by one under load; clients miss nothing."""
         people = await self.crowd.gather(self.ports[:3], self.account)
         await self.load(3, ports=self.ports[:3])
         for node in self.cluster.nodes[:3]:
             self.assertEqual(await node.stop(), -signal.SIGTERM)
             await node.start()
             await self.grown(20)
-        await self.ease()
+        await self.finish()
         streams = [each for each in people if not isinstance(each, LongPoll)]
         self.assertTrue(
             all(each.byes == len(each.closes) for each in streams),
@@ -428,18 +382,18 @@ class FaultTests(FarmTestCase):
 
 
 class PartitionTests(TestCase):
-    """Two instances that cannot reach each other, but both reach the database."""
+    """Two instances that cannot reach each other, while both reach the database."""
 
     timeout = 25
 
     async def setUp(self) -> None:
-        self.cluster = shared_farm()
+        self.cluster = shared_cluster()
         await self.cluster.up()
         self.wires = [await TcpProxy().open() for _ in range(2)]
         options = (
             "--store",
             with_database(self.cluster.mongod.uri, "partition"),
-            "--lease",
+            "--lfinish",
             str(LEASE),
             "--linger",
             "0.5",
@@ -458,10 +412,7 @@ class PartitionTests(TestCase):
         self.ports = [node.port for node in self.nodes]
 
     async def test_events_arrive_late_rather_than_never(self) -> None:
-        """
-        During a partition each side hears of the other's events by the history, and after it by the
-        relay again.
-        """
+        """During a partition each side finds events in the history, and after it by the relay."""
         await self.crowd.gather(self.ports, "parted")
         here, there = [self.crowd.publisher([port], "parted") for port in self.ports]
         await gatherResults([here.run(10), there.run(10)])
@@ -488,7 +439,7 @@ class SecretTests(TestCase):
     timeout = 25
 
     async def setUp(self) -> None:
-        shared = shared_farm()
+        shared = shared_cluster()
         await shared.up()
         self.uri = with_database(shared.mongod.uri, "secret")
         secret = os.path.abspath(self.mktemp())
@@ -496,7 +447,7 @@ class SecretTests(TestCase):
         options = (
             "--store",
             self.uri,
-            "--lease",
+            "--lfinish",
             str(LEASE),
             "--linger",
             "0.5",
@@ -512,9 +463,7 @@ class SecretTests(TestCase):
         self.ports = [node.port for node in self.nodes]
 
     async def test_clocks_may_be_minutes_apart(self) -> None:
-        """
-        Leases, order, replay and signatures do not depend on what time an instance thinks it is.
-        """
+        """Leases, order, replay and signatures do not depend on the time of day."""
         people = await self.crowd.gather(self.ports, "skewed")
         publishers = [self.crowd.publisher([port], "skewed") for port in self.ports]
         await gatherResults([publisher.run(30) for publisher in publishers])
@@ -533,11 +482,8 @@ class SecretTests(TestCase):
         await self.crowd.publisher(self.ports[:1], "skewed").run(10)
         await self.crowd.settled()
 
-    async def test_a_stranger_is_refused(self) -> None:
-        """
-        Without the secret nobody gets a batch, a count, or an event past the history into an
-        instance.
-        """
+    async def test_a_request_without_the_secret_is_refused(self) -> None:
+        """Without the secret there is no way to send a batch, ask a count, or bypass the history."""
         await self.crowd.gather(self.ports[:1], "guarded", [WebSocket])
         self.assertEqual(await deferToThread(talk, self.uri, "guarded", "{}"), [403])
         with pymongo.MongoClient(self.uri) as client:

@@ -9,7 +9,7 @@ from twisted.internet.defer import gatherResults
 
 from harness.clients import TRANSPORTS, EventSource, Line, WebSocket, connect
 from harness.cluster import Cluster, eventually, until
-from tests.system.test_cluster import FarmTestCase
+from tests.system.test_cluster import ClusterTestCase
 
 
 class Stubborn(WebSocket):
@@ -18,7 +18,7 @@ class Stubborn(WebSocket):
     answers_close = False
 
 
-class StopTests(FarmTestCase):
+class StopTests(ClusterTestCase):
     """SIGTERM to one instance of a cluster."""
 
     async def setUp(self) -> None:
@@ -131,10 +131,10 @@ class StopTests(FarmTestCase):
         self.assertEqual((person.byes, person.closes), (1, [1001]))
 
 
-class LonelyStopTests(FarmTestCase):
+class LonelyStopTests(ClusterTestCase):
     """A stop when the database is not there."""
 
-    def make_farm(self) -> Cluster:
+    def make_cluster(self) -> Cluster:
         cluster = Cluster(1)
         self.addCleanup(cluster.down)
         return cluster

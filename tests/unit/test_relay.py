@@ -12,7 +12,7 @@ from asyncplumber.relays import routing
 from asyncplumber.relays.peer import INITIAL_BACKOFF, MAX_BACKOFF
 from asyncplumber.relays.routing import (
     CARRY_TIMEOUT,
-    FORGET_AFTER,
+    FAILURES_EXPIRE,
     MAX_FAILURES,
     RECEIPT_TIMEOUT,
     STOP_TIMEOUT,
@@ -98,7 +98,7 @@ class RoutingTests(RelayCase):
         )
         self.assertEqual((self.relay.relayed, self.clock.getDelayedCalls()), (4, []))
 
-    def test_nothing_is_sent_if_nobody_else_wants_it(self) -> None:
+    def test_nothing_is_sent_if_no_other_instance_wants_it(self) -> None:
         """And the answer is there at once."""
         sent = self.relay.send([event(1)], {"a": [self.me]})
         self.assertEqual(self.successResultOf(sent), {})
@@ -336,10 +336,10 @@ class FailureTests(RelayCase):
         self.fail_once(InstanceGone("gone"))
         self.assertIn("you", self.registered())
 
-    def test_old_failures_are_forgotten(self) -> None:
+    def test_old_failures_expire(self) -> None:
         """Instances come and go for years."""
         self.fail_once()
-        self.clock.advance(FORGET_AFTER + 1)
+        self.clock.advance(FAILURES_EXPIRE + 1)
         self.you = self.they
         self.fail_once()
         self.assertEqual(list(self.relay._peers), ["they"])
