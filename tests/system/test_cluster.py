@@ -330,7 +330,7 @@ class FaultTests(ClusterTestCase):
             lambda: all(len(each.events) == 1 for each in people[2:]), "the others have it", 2
         )
         await self.load(ports=self.ports[1:])
-        await until(lambda: self.has_expired(0), "its lfinish runs out")
+        await until(lambda: self.has_expired(0), "its lease runs out")
         await self.grown(100)
         sleeper.signal(signal.SIGCONT)
         await self.grown(20)
@@ -393,7 +393,7 @@ class PartitionTests(TestCase):
         options = (
             "--store",
             with_database(self.cluster.mongod.uri, "partition"),
-            "--lfinish",
+            "--lease",
             str(LEASE),
             "--linger",
             "0.5",
@@ -447,7 +447,7 @@ class SecretTests(TestCase):
         options = (
             "--store",
             self.uri,
-            "--lfinish",
+            "--lease",
             str(LEASE),
             "--linger",
             "0.5",
