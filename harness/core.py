@@ -163,10 +163,15 @@ class FaultProxy:
 
 
 class FakeHooks:
-    """Hooks in no registry: notes which are taken out, and can keep who puts one in waiting."""
+    """Hooks that are in no registry.
+
+    Attributes:
+        registered: What `register` returns; None: it fires at once.
+        unregistered: The accounts whose hooks were taken out.
+    """
 
     def __init__(self) -> None:
-        self.registered: Deferred[None] | None = None  # what `register` waits for; None: nothing
+        self.registered: Deferred[None] | None = None
         self.unregistered: list[str] = []
 
     def register(self, account: str) -> Deferred[None]:

@@ -1,3 +1,1 @@
-"""
-Resequencer, delivery and replay: what an accepted event goes through on its way to the subscribers.
-"""
+"""What an event goes through between its POST and its subscribers.  No sockets, no store."""
