@@ -1,8 +1,8 @@
 """
 What a store promises, as suites that every store has to pass.
 
-A test case mixes in `HistoryContract` and `RegistryContract` and says how to open a store; opening
-it twice gives two doors to the same data, as two processes would have.
+A test case mixes in the contracts and says how to make a store.  A store that is made again uses
+the same data, as another process would.
 """
 
 from __future__ import annotations
@@ -43,16 +43,12 @@ ODD_ACCOUNTS = [
     '{"a":1}',
     "\\",
 ]
-ODD_ACCOUNTS += [
-    "A",
-    "a",
-    "É",
-    "E\u0301",
-]  # names are told apart by their characters: no folding, no normalisation
+# Names are told apart by their characters: no folding, no normalisation.
+ODD_ACCOUNTS += ["A", "a", "É", "E\u0301"]
 
 
 class RealReactorWithFakeClock:
-    """The real reactor, but for its clock, which a test sets forward."""
+    """The real reactor, except for its clock, which a test sets forward."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -69,7 +65,7 @@ class RealReactorWithFakeClock:
 
 
 def draft(account: str = "a", key: str = "k", payload: bytes = b'"data":1', **fields: str) -> Draft:
-    """A draft whose id is its key."""
+    """Return a draft whose id is its key."""
     return Draft(
         account,
         fields.get("id", key),
@@ -84,17 +80,17 @@ def draft(account: str = "a", key: str = "k", payload: bytes = b'"data":1', **fi
 def drafts(
     count: int, account: str = "a", prefix: str = "k", payload: bytes = b'"data":1'
 ) -> list[Draft]:
-    """Different drafts for one account."""
+    """Return different drafts for one account."""
     return [draft(account, f"{prefix}{index}", payload) for index in range(count)]
 
 
 def seqs(answers: list[Any]) -> list[int]:
-    """The numbers of events, or of what was stored."""
+    """Return the numbers of events, or of what was stored."""
     return [answer.event.seq if isinstance(answer, Stored) else answer.seq for answer in answers]
 
 
 def append(store: IStore, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
-    """Append, and return what happened to each draft.  Who wants the events is not looked at."""
+    """Append, and return what happened to each draft."""
 
     def taken(appended: Appended) -> list[Stored | PlumberError]:
         if appended.recipients is not None:
@@ -105,7 +101,7 @@ def append(store: IStore, drafts: Sequence[Draft]) -> Deferred[list[Stored | Plu
 
 
 class StoreContract:
-    """How a suite gets its store."""
+    """What every store has, and how a suite gets its store."""
 
     retention = Retention(length=10, age=100.0)
 
@@ -116,7 +112,7 @@ class StoreContract:
         self.registry = self.store.registry
 
     def make(self, retention: Retention, lease: float) -> Any:
-        """A store, not started; called again, one on the same data."""
+        """Make a store that is not started; each is on the same data."""
         raise NotImplementedError
 
     async def opened(self, retention: Retention | None = None, lease: float = LEASE) -> Any:
@@ -126,21 +122,21 @@ class StoreContract:
         return store
 
     async def lapse(self) -> None:
-        """Let all leases run out."""
+        """Let all leases end."""
         self.reactor.advance(LEASE + 1)
 
     async def test_it_provides_the_interfaces(self) -> None:
-        """Names and signatures are those of the boundary."""
+        """Names and signatures are those of the interfaces."""
         verifyObject(IStore, self.store)
         verifyObject(IHistory, self.history)
         verifyObject(IRegistry, self.registry)
 
     async def test_a_ping_is_answered(self) -> None:
-        """A store that is up says so."""
+        """A store that is up answers."""
         self.assertIsNone(await self.store.ping())
 
     async def test_a_stopped_store_can_be_stopped_again(self) -> None:
-        """Whoever cleans up need not know what was stopped before."""
+        """A clean-up need not know what was stopped before."""
         await self.store.stop()
         await self.store.stop()
 
@@ -149,7 +145,7 @@ class SecretContract(StoreContract):
     """What `ISecrets` promises."""
 
     async def test_the_secret_stays_what_it_is(self) -> None:
-        """It is long enough to be one, it is the same at each call, and it outlives a restart."""
+        """It is long enough, the same at each call, and survives a restart."""
         secret = await self.store.secret()
         self.assertIsInstance(secret, bytes)
         self.assertGreaterEqual(len(secret), 32)
@@ -157,8 +153,8 @@ class SecretContract(StoreContract):
         await self.store.stop()
         self.assertEqual(await (await self.opened()).secret(), secret)
 
-    async def test_those_who_start_together_have_one_secret(self) -> None:
-        """Nobody is first: whoever makes it, all who asked at that moment get that one."""
+    async def test_processes_that_start_together_have_one_secret(self) -> None:
+        """Calls at the same moment, from several processes, all return the same one."""
         stores = [self.store, *[await self.opened() for _ in range(3)]]
         secrets = await gatherResults([store.secret() for _ in range(5) for store in stores])
         self.assertEqual(len(set(secrets)), 1)
@@ -168,7 +164,7 @@ class HistoryContract(StoreContract):
     """What `IHistory` promises."""
 
     async def everything(self, account: str = "a", history: Any = None) -> list[Event]:
-        """All that is kept of an account, page by page."""
+        """Read everything that is kept of an account, page by page."""
         history = history or self.history
         epoch, head, floor = await history.ensure(account)
         events: list[Event] = []
@@ -177,31 +173,29 @@ class HistoryContract(StoreContract):
         return events
 
     async def following(self, account: str, cursor: Cursor) -> list[Event]:
-        """What comes after `cursor`, by whatever name it goes today."""
+        """Read what comes after `cursor`, which may have another name now."""
         try:
             return list(await self.history.read(account, cursor, None, 100))
         except CursorMoved as moved:
             return list(await self.history.read(account, moved.cursor, None, 100))
 
     async def lost(self, account: str, cursor: Cursor) -> Any:
-        """The position that comes with the refusal to read after `cursor`."""
+        """Return the position that comes with the refusal to read after `cursor`."""
         with self.assertRaises(CursorLost) as caught:
             await self.history.read(account, cursor, None, 10)
         return caught.exception.position
 
     async def test_numbers_count_up_from_one(self) -> None:
-        """
-        The first event has number 1, and each further one the next, in whatever calls they come.
-        """
+        """The first event has number 1, and each further one the next, in any number of calls."""
         self.assertEqual(seqs(await append(self.store, drafts(1, prefix="x"))), [1])
         self.assertEqual(seqs(await append(self.store, drafts(3, prefix="y"))), [2, 3, 4])
 
-    async def test_nothing_appended_is_nothing_answered(self) -> None:
-        """An empty list is no error."""
+    async def test_an_append_of_nothing_is_no_error(self) -> None:
+        """Its result is empty."""
         self.assertEqual(await append(self.store, []), [])
 
     async def test_events_come_back_as_they_were_stored(self) -> None:
-        """Every field survives, and in the order of the batch."""
+        """With every field, in the order of the batch."""
         given = [
             draft("a", "k1", '"data":"ä\U0001f600\\u0000"'.encode(), id="id-1", type="ping"),
             draft("a", "k2", b'"data_base64":"AAEC/w=="', id="id-2"),
@@ -217,19 +211,14 @@ class HistoryContract(StoreContract):
         )
 
     async def test_a_draft_with_a_known_key_gets_the_old_event(self) -> None:
-        """
-        A retry is answered with the first one's event, whatever else it says, and not stored again.
-        """
+        """A retry returns the first event, whatever else it says, and stores nothing."""
         [first] = await append(self.store, [draft(key="k", payload=b'"data":1')])
         [second] = await append(self.store, [draft(key="k", payload=b'"data":2')])
         self.assertEqual((first.duplicate, second), (False, Stored(first.event, True)))
         self.assertEqual(await self.everything(), [first.event])
 
     async def test_twins_in_one_batch_are_one_event(self) -> None:
-        """
-        The second of two drafts with one key is the duplicate, and takes no number from those after
-        it.
-        """
+        """The second of two drafts with the same key is a duplicate, and takes no number."""
         answers = await append(
             self.store, [draft(key="x"), draft(key="x"), draft(key="y"), draft(key="x")]
         )
@@ -238,9 +227,7 @@ class HistoryContract(StoreContract):
         self.assertEqual(seqs(await self.everything()), [1, 2])
 
     async def test_duplicates_amid_new_drafts_leave_no_hole(self) -> None:
-        """
-        Old and new drafts in one batch: the new ones are numbered without a gap, in their order.
-        """
+        """If a batch has old and new drafts, the new ones are numbered without a gap, in order."""
         await append(self.store, drafts(4))
         answers = await append(
             self.store, [draft(key=key) for key in ["n1", "k2", "n2", "k0", "k3", "n3"]]
@@ -249,10 +236,7 @@ class HistoryContract(StoreContract):
         self.assertEqual([event.id for event in (await self.everything())[4:]], ["n1", "n2", "n3"])
 
     async def test_accounts_have_their_own_numbers_and_keys(self) -> None:
-        """
-        In one batch for several accounts each counts for itself, and the same key twice is two
-        events.
-        """
+        """In a batch for several accounts, each counts alone and has keys of its own."""
         answers = await append(
             self.store,
             [draft("a", "k"), draft("b", "k"), draft("a", "l"), draft("c", "k"), draft("b", "l")],
@@ -262,7 +246,7 @@ class HistoryContract(StoreContract):
         self.assertEqual([event.id for event in await self.everything("b")], ["k", "l"])
 
     async def test_odd_account_names_are_kept_apart(self) -> None:
-        """Any allowed name works, and no two of them are one account."""
+        """Any allowed name works, and no two names are the same account."""
         await append(self.store, [draft(name, f"key {name}") for name in ODD_ACCOUNTS])
         for name in ODD_ACCOUNTS:
             self.assertEqual(
@@ -300,7 +284,7 @@ class HistoryContract(StoreContract):
             self.assertEqual(seqs(page), expected, (after, upto, limit))
 
     async def test_a_page_has_a_mebibyte_or_one_event(self) -> None:
-        """Large events make short pages, and one that is larger than a page still comes."""
+        """Large events make short pages; one that is larger than a page is a page."""
         large = b'"data":"%b"' % (b"x" * (PAGE_BYTES // 3))
         huge = b'"data":"%b"' % (b"x" * (PAGE_BYTES + 1))
         await append(
@@ -315,7 +299,7 @@ class HistoryContract(StoreContract):
         self.assertEqual(pages, [[1, 2], [3, 4], [5], [6]])
 
     async def test_a_page_may_be_asked_to_be_smaller(self) -> None:
-        """Down to one event; never larger than a mebibyte."""
+        """Down to one event, but never larger than a mebibyte."""
         await append(self.store, drafts(9, payload=b'"data":"%b"' % (b"x" * 991)))
         epoch = (await self.history.ensure("a")).epoch
         for size, count in ((3000, 3), (2999, 2), (9000, 9), (1, 1), (10**9, 9)):
@@ -323,10 +307,7 @@ class HistoryContract(StoreContract):
             self.assertEqual(seqs(page), list(range(1, count + 1)), size)
 
     async def test_a_cursor_that_cannot_be_continued_is_refused(self) -> None:
-        """
-        Another epoch, and a place that no event had yet: both come with how far the history
-        reaches.
-        """
+        """A cursor of another epoch, or beyond the head; the error says how far history reaches."""
         await append(self.store, drafts(3))
         position = await self.history.ensure("a")
         self.assertEqual(await self.lost("a", Cursor("other", 1)), position)
@@ -334,17 +315,17 @@ class HistoryContract(StoreContract):
         self.assertEqual((position.head, position.floor), (3, 0))
 
     async def test_a_cursor_of_an_unknown_account_is_refused(self) -> None:
-        """The refusal names a numbering that holds from then on."""
+        """The error names an epoch that stays."""
         position = await self.lost("new", Cursor("e", 7))
         self.assertEqual((position.head, position.floor), (0, 0))
         self.assertEqual(await self.history.ensure("new"), position)
 
     async def rows(self) -> int:
-        """How many accounts the store has a row for."""
+        """Return the number of accounts that have a row."""
         raise NotImplementedError
 
     async def test_readers_make_no_row(self) -> None:
-        """However many names are asked for, in whatever way: only events make the store grow."""
+        """Only events make the store grow, and not the names that readers ask for."""
         await append(self.store, drafts(1))
         names = [f"stranger {number}" for number in range(50)]
         for name in names:
@@ -356,8 +337,9 @@ class HistoryContract(StoreContract):
 
     async def test_a_first_event_races_with_readers(self) -> None:
         """
-        Two write the first event of an account while others ask where it stands: nobody misses one,
-        nobody is told of a gap.
+        Readers that ask for the position while others write the first event miss nothing.
+
+        None of them is told of a gap.
         """
         stores = [await self.opened() for _ in range(2)]
         for turn in range(10):
@@ -373,8 +355,8 @@ class HistoryContract(StoreContract):
                 rest = await self.following(name, position.cursor)
                 self.assertEqual(seqs(rest), list(range(position.head + 1, 3)))
 
-    async def test_a_position_begins_a_numbering(self) -> None:
-        """Who asks where an unused account stands gets an answer that the first event continues."""
+    async def test_the_first_event_continues_the_position_of_an_unused_account(self) -> None:
+        """It gets number 1 in the epoch that readers were told."""
         position = await self.history.ensure("a")
         self.assertEqual((position.head, position.floor), (0, 0))
         self.assertEqual(await self.history.read("a", position.cursor, None, 10), [])
@@ -383,7 +365,7 @@ class HistoryContract(StoreContract):
         self.assertEqual(await self.history.ensure("a"), position._replace(head=1))
 
     async def test_heads_tell_many_positions(self) -> None:
-        """Each as its position, with events or without."""
+        """Each is the head of the position, with events or without."""
         await append(self.store, [*drafts(3, "a"), *drafts(1, "b")])
         await self.history.ensure("c")
         heads = await self.history.heads(["a", "b", "c", "d"])
@@ -396,7 +378,7 @@ class HistoryContract(StoreContract):
         self.assertEqual(await self.history.heads([]), {})
 
     async def test_heads_of_very_many_accounts(self) -> None:
-        """Thousands of accounts are one question."""
+        """Thousands of accounts are one call."""
         names = [f"account {index}" for index in range(3000)]
         await append(self.store, [draft(name) for name in names])
         heads = await self.history.heads(names)
@@ -404,11 +386,8 @@ class HistoryContract(StoreContract):
             {name: cursor.seq for name, cursor in heads.items()}, dict.fromkeys(names, 1)
         )
 
-    async def test_what_is_beyond_the_length_is_forgotten(self) -> None:
-        """
-        After a sweep exactly the newest are kept, the floor says so, and an older cursor is
-        refused.
-        """
+    async def test_events_beyond_the_length_are_deleted(self) -> None:
+        """After a sweep exactly the newest are kept; the floor says so; an older cursor is lost."""
         await append(self.store, drafts(9))
         await append(self.store, drafts(26, prefix="m"))
         await self.history.sweep()
@@ -417,8 +396,8 @@ class HistoryContract(StoreContract):
         self.assertEqual(seqs(await self.everything()), list(range(26, 36)))
         self.assertEqual(await self.lost("a", Cursor(position.epoch, 24)), position)
 
-    async def test_what_is_beyond_the_age_is_forgotten(self) -> None:
-        """A sweep forgets what was stored too long ago, says how much, and leaves the rest."""
+    async def test_events_beyond_the_age_are_deleted(self) -> None:
+        """A sweep deletes the events that were stored too long ago, and returns their number."""
         await append(self.store, drafts(3))
         self.reactor.advance(60)
         await append(self.store, drafts(2, prefix="young"))
@@ -431,10 +410,7 @@ class HistoryContract(StoreContract):
         self.assertEqual(await self.history.sweep(), 0)
 
     async def test_the_numbering_outlives_its_events(self) -> None:
-        """
-        When everything has expired the head stays, a cursor at the head stays good, and numbers go
-        on after it.
-        """
+        """When all events have expired, a cursor at the head is valid and numbers continue."""
         stored = await append(self.store, drafts(4))
         self.reactor.advance(self.retention.age + 1)
         await self.history.sweep()
@@ -463,8 +439,8 @@ class HistoryContract(StoreContract):
             self.assertEqual(last.event.seq, first.event.seq + 31)
             self.assertEqual((await self.everything())[-1], last.event)
 
-    async def test_a_forgotten_key_is_free_again(self) -> None:
-        """What is no longer in the history cannot be a duplicate's first."""
+    async def test_the_key_of_a_deleted_event_is_free_again(self) -> None:
+        """A draft is a duplicate only of an event that is in the history."""
         await append(self.store, drafts(1))
         self.reactor.advance(self.retention.age + 1)
         await self.history.sweep()
@@ -472,10 +448,7 @@ class HistoryContract(StoreContract):
         self.assertEqual((answer.duplicate, answer.event.seq), (False, 2))
 
     async def test_many_appends_at_once_leave_no_hole(self) -> None:
-        """
-        Calls that overlap, through two doors to one store, are numbered without a gap, each call's
-        in its order.
-        """
+        """Overlapping calls of two processes are numbered without a gap, each call in order."""
         retention = Retention(length=1000, age=1000.0)
         stores = [await self.opened(retention) for _ in range(2)]
         calls = [append(stores[n % 2], drafts(3, "a", f"{n}-")) for n in range(40)]
@@ -490,8 +463,8 @@ class HistoryContract(StoreContract):
             sorted(events), sorted(stored.event for answer in answers for stored in answer)
         )
 
-    async def test_the_same_event_through_two_doors_is_stored_once(self) -> None:
-        """However the calls race, one of them stores it, and all are told of the same event."""
+    async def test_the_same_event_from_two_processes_is_stored_once(self) -> None:
+        """If their calls race, one stores it, and all return the same event."""
         stores = [await self.opened() for _ in range(2)]
         calls = [append(stores[n % 2], [draft(key="x"), draft(key=f"own {n}")]) for n in range(6)]
         answers = await gatherResults(calls)
@@ -500,10 +473,7 @@ class HistoryContract(StoreContract):
         self.assertEqual(seqs(await self.everything()), [1, 2, 3, 4, 5, 6, 7])
 
     async def test_a_reader_that_follows_sees_everything_once(self) -> None:
-        """
-        While two doors append, a third one reads what is new: one sequence, without a hole, all
-        that was accepted.
-        """
+        """While two processes append, a third one reads all accepted events without a gap."""
         retention = Retention(length=1000, age=1000.0)
         stores = [await self.opened(retention) for _ in range(3)]
         reader = stores.pop().history
@@ -526,11 +496,76 @@ class HistoryContract(StoreContract):
         )
 
 
+class UnusedNumberingsContract(StoreContract):
+    """What stores promise whose expiry the test's clock drives.  (MongoDB's is its own.)"""
+
+    async def test_an_unused_numbering_expires(self) -> None:
+        """A month after the last use, but not while readers ask for heads."""
+        await append(self.store, [draft("used"), draft("unused")])
+        before = await self.history.heads(["used", "unused"])
+        for _ in range(5):
+            self.reactor.advance(self.retention.numbering / 4)
+            await self.history.heads(["used"])
+            await self.history.sweep()
+        after = await self.history.heads(["used", "unused"])
+        self.assertEqual(after["used"], before["used"])
+        self.assertEqual(after["unused"].seq, 0)
+        self.assertNotEqual(after["unused"].epoch, before["unused"].epoch)
+
+    async def test_a_cursor_of_an_expired_numbering_is_refused(self) -> None:
+        """Whether the account has events again or not, and whether the client saw events or not."""
+        nothing = (await self.history.ensure("a")).cursor
+        [stored] = await append(self.store, drafts(1))
+        self.assertEqual(stored.event.epoch, nothing.epoch)
+        self.reactor.advance(self.retention.numbering + 1)
+        await self.history.sweep()
+        await self.history.sweep()
+        for key in ("", "again"):
+            if key:
+                await append(self.store, [draft(key=key)])
+            for cursor in (nothing, stored.event.cursor):
+                self.assertEqual(await self.lost("a", cursor), await self.history.ensure("a"))
+
+    async def test_a_client_that_has_seen_nothing_misses_nothing(self) -> None:
+        """The place before the first event is known for nearly a month, under all its names."""
+        cursors = []
+        for _ in range(25):
+            cursors.append((await self.history.ensure("a")).cursor)
+            self.reactor.advance(self.retention.numbering / 29)
+            await append(self.store, [draft("other", key=f"{len(cursors)}")])
+            await self.history.sweep()
+        self.assertEqual(len(set(cursors)), 25)
+        for expected in ([], [1, 2]):
+            if expected:
+                await append(self.store, drafts(2))
+            for cursor in cursors:
+                with self.assertRaises(CursorMoved) as caught:
+                    await self.history.read("a", cursor, None, 10)
+                self.assertEqual(
+                    seqs(await self.history.read("a", caught.exception.cursor, None, 10)), expected
+                )
+
+    async def test_a_client_that_has_seen_nothing_learns_that_the_first_event_was_deleted(
+        self,
+    ) -> None:
+        """A history that begins with a later event is a gap after the place before the first."""
+        cursor = (await self.history.ensure("a")).cursor
+        self.reactor.advance(self.retention.renewal + 1)
+        await append(self.store, drafts(30))
+        await self.history.sweep()
+        self.assertEqual(await self.lost("a", cursor), await self.history.ensure("a"))
+
+    async def test_an_epoch_that_was_never_given_out_is_refused(self) -> None:
+        """Number 0 of an invented epoch is no place before the first event."""
+        await append(self.store, drafts(1))
+        self.assertEqual((await self.lost("a", Cursor("invented", 0))).head, 1)
+
+
 class NewEpochContract(StoreContract):
-    """What `IHistory.begin_epoch` promises, to a store that was put back from a backup."""
+    """What `IHistory.begin_epoch` promises for a store that was restored from a backup."""
 
     async def test_what_was_given_out_after_a_backup_is_a_gap(self) -> None:
-        """A cursor from before says so, and all that is kept can be read in the new epoch."""
+        """A cursor from before is lost, and all kept events can be read in the new epoch."""
         await append(self.store, drafts(3))
         before = (await self.history.ensure("a")).cursor
         nobody = (await self.history.ensure("b")).cursor
@@ -546,7 +581,7 @@ class NewEpochContract(StoreContract):
         )
 
     async def test_the_numbering_goes_on_after_a_new_epoch(self) -> None:
-        """What is posted again is still the same event; and so it is after a second time."""
+        """Duplicates are still found, also after a second new epoch."""
         await append(self.store, drafts(3))
         for count in (4, 5):
             epoch = await self.history.begin_epoch()
@@ -557,9 +592,9 @@ class NewEpochContract(StoreContract):
             self.assertEqual((new.event.epoch, new.event.seq), (epoch, count))
 
     async def test_no_new_epoch_while_an_instance_runs(self) -> None:
-        """It may remember numbers, and would go on with them."""
+        """It may remember numbers of the old epoch, and would continue them."""
         if type(self.store).__name__ == "MemoryStore":
-            return  # it is its own instance
+            return  # no other process can use it
         instance = await self.registry.add_instance(Instance("i", "http://127.0.0.1:1"))
         with self.assertRaises(InstancesRunning):
             await self.history.begin_epoch()
@@ -570,22 +605,20 @@ class NewEpochContract(StoreContract):
 class RegistryContract(StoreContract):
     """What `IRegistry` promises."""
 
-    async def enlisted(self, id: str, url: str = "") -> Instance:
+    async def added(self, id: str, url: str = "") -> Instance:
         return await self.registry.add_instance(Instance(id, url or f"http://127.0.0.1/{id}"))
 
     async def wanting(self, *accounts: str) -> dict[str, list[str]]:
-        """The ids of those who want these accounts."""
+        """Return the ids of the instances that want these accounts."""
         found = await self.registry.instances(accounts)
         return {
             account: sorted(instance.id for instance in instances)
             for account, instances in found.items()
         }
 
-    async def test_who_registered_is_found(self) -> None:
-        """
-        Several instances, several accounts, one question; accounts that nobody wants are left out.
-        """
-        one, two = await self.enlisted("1"), await self.enlisted("2")
+    async def test_registered_instances_are_found(self) -> None:
+        """For several accounts in one call; accounts that no instance wants are left out."""
+        one, two = await self.added("1"), await self.added("2")
         await self.registry.register(one, ["a", "b"])
         await self.registry.register(two, ["b", "c"])
         self.assertEqual(
@@ -594,18 +627,18 @@ class RegistryContract(StoreContract):
         self.assertEqual(await self.registry.instances(["a"]), {"a": [one]})
         self.assertEqual(await self.wanting(), {})
 
-    async def test_to_register_twice_is_to_register_once(self) -> None:
-        """A repeated call adds nothing, and what is named twice in one call is one hook."""
-        one = await self.enlisted("1")
+    async def test_registering_twice_is_the_same_as_once(self) -> None:
+        """In two calls, or twice in one call."""
+        one = await self.added("1")
         await self.registry.register(one, ["a", "a"])
         await self.registry.register(one, ["a", "b"])
         self.assertEqual(await self.registry.instances(["a", "b"]), {"a": [one], "b": [one]})
         await self.registry.register(one, [])
         await self.registry.unregister(one, [])
 
-    async def test_to_withdraw_takes_out_these_and_no_other(self) -> None:
+    async def test_unregister_removes_these_hooks_only(self) -> None:
         """Other accounts of the instance, and other instances of the account, keep their hooks."""
-        one, two = await self.enlisted("1"), await self.enlisted("2")
+        one, two = await self.added("1"), await self.added("2")
         await self.registry.register(one, ["a", "b"])
         await self.registry.register(two, ["a", "b"])
         await self.registry.unregister(one, ["a", "never registered"])
@@ -613,8 +646,8 @@ class RegistryContract(StoreContract):
         self.assertEqual(await self.wanting("a", "b"), {"a": ["2"], "b": ["1", "2"]})
 
     async def test_odd_names_are_kept_apart(self) -> None:
-        """Any allowed account can be registered, found and withdrawn without touching another."""
-        one = await self.enlisted("1")
+        """Any allowed account can be registered, found and unregistered without another one."""
+        one = await self.added("1")
         await self.registry.register(one, ODD_ACCOUNTS)
         self.assertEqual(await self.wanting(*ODD_ACCOUNTS), {name: ["1"] for name in ODD_ACCOUNTS})
         for index, name in enumerate(ODD_ACCOUNTS, 1):
@@ -624,59 +657,56 @@ class RegistryContract(StoreContract):
             )
 
     async def test_very_many_accounts(self) -> None:
-        """Thousands of accounts are registered, found and withdrawn in one call each."""
-        one = await self.enlisted("1")
+        """Thousands of accounts are registered, found and unregistered in one call each."""
+        one = await self.added("1")
         names = [f"account {index}" for index in range(2500)]
         await self.registry.register(one, names)
         self.assertEqual(len(await self.registry.instances(names)), 2500)
         await self.registry.unregister(one, names)
         self.assertEqual(await self.registry.instances(names), {})
 
-    async def test_a_lease_that_ran_out_hides_the_hooks(self) -> None:
-        """
-        A dead instance is not found, although nobody has swept; one that renews after all is found
-        again.
-        """
-        one = await self.enlisted("1")
+    async def test_an_expired_lease_hides_the_hooks(self) -> None:
+        """A dead instance is not found before the next sweep; after a renewal it is found again."""
+        one = await self.added("1")
         await self.registry.register(one, ["a"])
         await self.lapse()
-        two = await self.enlisted("2")
+        two = await self.added("2")
         await self.registry.register(two, ["a"])
         self.assertEqual(await self.wanting("a"), {"a": ["2"]})
         self.assertIsNotNone(await self.registry.renew(one))
         self.assertEqual(await self.wanting("a"), {"a": ["1", "2"]})
 
     async def test_each_renewal_changes_the_lease(self) -> None:
-        """The answer has the new one, and who looks finds that one."""
-        one = await self.enlisted("1")
+        """`renew` returns the new lease, and `instances` has it."""
+        one = await self.added("1")
         await self.registry.register(one, ["a"])
         renewed = await self.registry.renew(one)
         self.assertNotEqual(renewed.lease, one.lease)
         self.assertEqual((renewed.id, renewed.url), (one.id, one.url))
         self.assertEqual(await self.registry.instances(["a"]), {"a": [renewed]})
 
-    async def test_a_forgotten_instance_cannot_renew(self) -> None:
-        """It is told so, and is not put in again by the attempt."""
-        one = await self.enlisted("1")
+    async def test_a_removed_instance_cannot_renew(self) -> None:
+        """`renew` returns None, and does not add it again."""
+        one = await self.added("1")
         await self.registry.register(one, ["a"])
         await self.registry.prune(one)
         self.assertIsNone(await self.registry.renew(one))
         self.assertIsNone(await self.registry.renew(Instance("never", "http://127.0.0.1/never")))
         self.assertEqual(await self.wanting("a"), {})
 
-    async def test_to_enlist_puts_old_hooks_away(self) -> None:
-        """Whoever begins anew begins with no hooks, and leaves those of others alone."""
-        one, two = await self.enlisted("1"), await self.enlisted("2")
+    async def test_add_instance_removes_old_hooks(self) -> None:
+        """An instance begins with no hooks; those of other instances stay."""
+        one, two = await self.added("1"), await self.added("2")
         await self.registry.register(one, ["a"])
         await self.registry.register(two, ["a"])
-        again = await self.enlisted("1")
+        again = await self.added("1")
         self.assertEqual(await self.wanting("a"), {"a": ["2"]})
         await self.registry.register(again, ["b"])
         self.assertEqual(await self.wanting("a", "b"), {"a": ["2"], "b": ["1"]})
 
-    async def test_to_resign_takes_everything_out(self) -> None:
-        """Instance and hooks are gone, those of others are not, and a second time is no error."""
-        one, two = await self.enlisted("1"), await self.enlisted("2")
+    async def test_remove_instance_removes_everything(self) -> None:
+        """The instance and its hooks, but not those of others; a second call is no error."""
+        one, two = await self.added("1"), await self.added("2")
         await self.registry.register(one, ["a"])
         await self.registry.register(two, ["a"])
         await self.registry.remove_instance(one)
@@ -685,11 +715,8 @@ class RegistryContract(StoreContract):
         self.assertIsNone(await self.registry.renew(one))
 
     async def test_only_the_lease_that_was_seen_is_pruned(self) -> None:
-        """
-        An instance that renewed meanwhile is alive; only who names its present lease removes it,
-        with its hooks.
-        """
-        one, two = await self.enlisted("1"), await self.enlisted("2")
+        """An instance that renewed meanwhile is alive: only its current lease removes it."""
+        one, two = await self.added("1"), await self.added("2")
         await self.registry.register(one, ["a"])
         await self.registry.register(two, ["a"])
         renewed = await self.registry.renew(one)
@@ -700,21 +727,21 @@ class RegistryContract(StoreContract):
         self.assertEqual(await self.wanting("a"), {"a": ["2"]})
 
     async def test_a_pruned_instance_comes_back_without_its_hooks(self) -> None:
-        """What it had was forgotten with it: it has to put its hooks in again."""
-        one = await self.enlisted("1")
+        """It has to register them again."""
+        one = await self.added("1")
         await self.registry.register(one, ["a"])
         await self.registry.prune(one)
-        again = await self.enlisted("1")
+        again = await self.added("1")
         self.assertEqual(await self.wanting("a"), {})
         await self.registry.register(again, ["a"])
         self.assertEqual(await self.wanting("a"), {"a": ["1"]})
 
-    async def test_a_sweep_forgets_the_dead_only(self) -> None:
-        """It says how many it forgot; they cannot renew, and the living keep their hooks."""
-        one = await self.enlisted("1")
+    async def test_a_sweep_removes_only_dead_instances(self) -> None:
+        """It returns their number; they cannot renew, and live instances keep their hooks."""
+        one = await self.added("1")
         await self.registry.register(one, ["a"])
         await self.lapse()
-        two = await self.enlisted("2")
+        two = await self.added("2")
         await self.registry.register(two, ["a"])
         self.assertEqual(await self.registry.sweep(), 1)
         self.assertEqual(await self.registry.sweep(), 0)
@@ -722,20 +749,17 @@ class RegistryContract(StoreContract):
         self.assertEqual(await self.wanting("a"), {"a": ["2"]})
 
     async def test_a_swept_instance_comes_back_without_its_hooks(self) -> None:
-        """A hook of a former life does not count in the next."""
-        one = await self.enlisted("1")
+        """The hooks were removed with the dead instance."""
+        one = await self.added("1")
         await self.registry.register(one, ["a"])
         await self.lapse()
         await self.registry.sweep()
-        await self.enlisted("1")
+        await self.added("1")
         self.assertEqual(await self.wanting("a"), {})
 
-    async def test_an_append_tells_who_wants_its_events(self) -> None:
-        """
-        Kept as by the history, and looked up as by the registry, in one call; duplicates go out
-        again.
-        """
-        one, two = await self.enlisted("1"), await self.enlisted("2")
+    async def test_an_append_finds_the_instances_that_want_its_events(self) -> None:
+        """Events are stored and recipients looked up in one call, for duplicates as well."""
+        one, two = await self.added("1"), await self.added("2")
         await self.registry.register(one, ["a", "b"])
         await self.registry.register(two, ["b", "d"])
         for duplicate in (False, True):
@@ -753,8 +777,8 @@ class RegistryContract(StoreContract):
             )
 
     async def test_an_append_finds_hooks_as_they_are(self) -> None:
-        """Put in, taken out, and run out since the append before."""
-        one = await self.enlisted("1")
+        """Registered, unregistered, or expired since the append before."""
+        one = await self.added("1")
 
         async def found(key: str) -> list[str]:
             appended = await self.store.append([draft(key=key)])
@@ -770,21 +794,21 @@ class RegistryContract(StoreContract):
         seen.append(await found("4"))
         self.assertEqual(seen, [[], ["1"], [], []])
 
-    async def test_an_append_of_nothing_asks_nobody(self) -> None:
-        """There is no account to ask for."""
+    async def test_an_append_of_nothing_looks_up_nobody(self) -> None:
+        """Its result has no recipients."""
         self.assertEqual(await self.store.append([]), Appended([], None))
 
     async def test_odd_names_are_found_by_an_append(self) -> None:
-        """As many accounts as there are oddities, and each told apart."""
-        one = await self.enlisted("1")
+        """The look-up after an append tells them apart."""
+        one = await self.added("1")
         await self.registry.register(one, ODD_ACCOUNTS[::2])
         appended = await self.store.append([draft(name) for name in ODD_ACCOUNTS])
         self.assertEqual([stored.event.account for stored in appended.results], ODD_ACCOUNTS)
         self.assertEqual(await appended.recipients, {name: [one] for name in ODD_ACCOUNTS[::2]})
 
-    async def test_both_doors_see_the_same_registry(self) -> None:
-        """What one process puts in, another finds."""
-        one = await self.enlisted("1")
+    async def test_two_processes_see_the_same_registry(self) -> None:
+        """A hook that one process registers is found by the other."""
+        one = await self.added("1")
         await self.registry.register(one, ["a"])
         other = (await self.opened()).registry
         self.assertEqual(await other.instances(["a"]), {"a": [one]})

@@ -1,4 +1,4 @@
-"""One SQLite file: many who open it, and what befalls it while it is open."""
+"""One SQLite file: several processes open it, and things happen to it while it is open."""
 
 from __future__ import annotations
 
@@ -31,13 +31,10 @@ from tests.contracts import append, draft, drafts, seqs
 
 
 class OpeningTests(TestCase):
-    """As the workers of one port do when they start."""
+    """As workers do when they start."""
 
-    async def test_many_may_open_a_new_file_at_the_same_moment(self) -> None:
-        """
-        None of them is turned away because another is just making the tables, or changing the
-        file's mode.
-        """
+    async def test_several_processes_may_create_the_file_at_the_same_moment(self) -> None:
+        """None fails because another one is creating the tables or changing the file's mode."""
         for _ in range(60):
             path = self.mktemp()
             stores: list[Any] = [
@@ -47,8 +44,8 @@ class OpeningTests(TestCase):
             await gatherResults(opened, consumeErrors=True)
             await gatherResults([store.stop() for store in stores])
 
-    async def test_what_is_asked_while_it_opens_waits_for_it(self) -> None:
-        """An append that comes first is kept, and answered after the file is open."""
+    async def test_a_call_while_it_opens_waits_for_it(self) -> None:
+        """An append that comes first is stored, after the file is open."""
         store = open_store(f"sqlite:{self.mktemp()}", Retention(), reactor)
         opened = store.start()
         self.addCleanup(store.stop)
@@ -56,8 +53,8 @@ class OpeningTests(TestCase):
         self.assertTrue(opened.called)
         self.assertEqual(stored.event.seq, 1)
 
-    async def test_what_waits_for_a_file_that_cannot_be_opened_fails(self) -> None:
-        """As unavailable, when that is known."""
+    async def test_a_call_that_waits_for_a_file_that_cannot_be_opened_fails(self) -> None:
+        """With `Unavailable`, and so does each later call."""
         store = open_store(f"sqlite:{self.mktemp()}/none/x", Retention(), reactor)
         opened = store.start()
         asked = store.ping()
@@ -66,8 +63,8 @@ class OpeningTests(TestCase):
         await self.assertFailure(store.ping(), Unavailable)
         await store.stop()
 
-    async def test_what_waits_for_too_long_fails(self) -> None:
-        """Another process has the file, and does not give it back in time."""
+    async def test_a_call_that_waits_for_too_long_fails(self) -> None:
+        """Another process holds the lock of the file for too long."""
         self.patch(sqlite_connect, "LOCK_TIMEOUT", 0.2)
         path = self.mktemp()
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -81,7 +78,7 @@ class OpeningTests(TestCase):
             await store.stop()
 
     async def test_a_stop_while_it_opens_waits_for_it(self) -> None:
-        """What was asked before is done, and the file is closed."""
+        """The calls before it are done, and the file is closed."""
         path = self.mktemp()
         store = open_store(f"sqlite:{path}", Retention(), reactor)
         opened = store.start()
@@ -93,10 +90,32 @@ class OpeningTests(TestCase):
         with closing(sqlite3.connect(path)) as other:
             self.assertEqual(other.execute("SELECT count(*) FROM events").fetchone(), (1,))
 
-    async def test_to_open_it_a_second_time_takes_no_lock_away(self) -> None:
+    async def test_it_cannot_be_opened_twice_at_once(self) -> None:
+        """A second start is an error of the program; after a stop it can be opened again."""
+        store = open_store(f"sqlite:{self.mktemp()}", Retention(), reactor)
+        self.addCleanup(store.stop)
+        for count in (1, 2):
+            await store.start()
+            await self.assertFailure(store.start(), RuntimeError)
+            [stored] = await append(store, [draft(key=f"{count}")])
+            self.assertEqual(stored.event.seq, count)
+            await store.stop()
+
+    async def test_each_stop_waits_for_the_end(self) -> None:
+        """Also a second one while the first is under way."""
+        path = self.mktemp()
+        store = open_store(f"sqlite:{path}", Retention(), reactor)
+        await store.start()
+        asked = append(store, [draft()])
+        await gatherResults([store.stop(), store.stop()])
+        self.assertTrue(asked.called)
+        self.assertFalse(os.path.exists(f"{path}-wal"))
+
+    async def test_opening_it_a_second_time_releases_no_lock(self) -> None:
         """
-        A process's locks on a file end when it closes any descriptor of it: then another would take
-        itself for the last.
+        A process's locks on a file end when it closes any descriptor of it.
+
+        Then another process would believe to have the last connection, and remove the log.
         """
         path = os.path.abspath(self.mktemp())
         stores = [open_store(f"sqlite:{path}", Retention(), reactor) for _ in range(2)]
@@ -138,7 +157,7 @@ class MisfortuneTests(TestCase):
         return store
 
     async def refused(self, *said: str) -> None:
-        """Neither POST nor readiness goes well, several times, and the log says why in one line."""
+        """Appends and pings fail, several times, and the log says why in one line."""
         for turn in range(2):
             await self.assertFailure(
                 self.store.append([draft(key=f"refused {len(self.said)} {turn}")]), Unavailable
@@ -149,13 +168,13 @@ class MisfortuneTests(TestCase):
             self.assertIn(text, self.said[0])
 
     async def taken(self, key: str) -> int:
-        """An append and a ping go well.  The event's number."""
+        """A ping and an append succeed; return the event's number."""
         await self.store.ping()
         answers = await append(self.store, [draft(key=key)])
         return int(answers[0].event.seq)
 
     async def test_a_rollback_that_fails_ends_nothing(self) -> None:
-        """The job is answered, and so are those that come after it."""
+        """The call fails, and the calls after it are still done."""
 
         def broken(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN IMMEDIATE")
@@ -176,14 +195,12 @@ class MisfortuneTests(TestCase):
         self.assertEqual(await self.taken("after"), 4)
 
     async def test_a_deleted_file_is_noticed(self) -> None:
-        """What would be written into a file that nobody can find any more is not accepted."""
+        """An append into a file that no process can open any more is not accepted."""
         os.unlink(self.path)
         await self.refused(self.path, "deleted, moved or replaced", "until a restart")
 
     async def test_a_replaced_file_is_noticed(self) -> None:
-        """
-        So is a file with another's name, whole as it may be, and what is at the name is left alone.
-        """
+        """Although the new file is a whole database; it stays as it is."""
         other = self.mktemp()
         shutil.copyfile(self.path, other)
         os.rename(other, self.path)
@@ -195,7 +212,7 @@ class MisfortuneTests(TestCase):
             self.assertEqual(file.read(), before)
 
     async def test_a_lost_log_is_noticed(self) -> None:
-        """The log is a part of the database: deleted, it takes with it what was accepted last."""
+        """The log is a part of the database: it has the events that were accepted last."""
         for ending in ("-wal", "-shm"):
             self.said.clear()
             moved = self.mktemp()
@@ -212,15 +229,12 @@ class MisfortuneTests(TestCase):
         await self.refused(self.path + "-wal")
 
     async def test_an_emptied_file_is_noticed(self) -> None:
-        """It is the same file, with nothing in it."""
+        """It is the same file, but has nothing in it."""
         os.truncate(self.path, 0)
         await self.refused("emptied")
 
-    async def test_the_same_file_put_back_goes_on(self) -> None:
-        """
-        Numbers go on after those that were given out, nothing was lost, and the log says that it is
-        back.
-        """
+    async def test_it_goes_on_when_the_same_file_is_back(self) -> None:
+        """Numbers continue, nothing was lost, and the log says that the store is back."""
         moved = self.mktemp()
         os.rename(self.path, moved)
         await self.refused()
@@ -232,10 +246,8 @@ class MisfortuneTests(TestCase):
         self.assertEqual(seqs(events), list(range(1, numbers[1] + 1)))
         self.assertIn("is back", self.said[-1])
 
-    async def test_to_stop_leaves_the_log_of_whoever_came_in_our_place(self) -> None:
-        """
-        The last connection removes the log by its name, which may be another database's by now.
-        """
+    async def test_a_stop_leaves_the_log_of_a_new_database_alone(self) -> None:
+        """The last connection removes the log by its name, which may be another database's now."""
         for ending in ("", "-wal", "-shm"):
             os.unlink(self.path + ending)
         await self.refused()
@@ -246,7 +258,7 @@ class MisfortuneTests(TestCase):
         self.assertEqual(seqs(await append(other, drafts(1, prefix="next"))), [3])
 
     async def test_a_malformed_file_is_not_ready(self) -> None:
-        """Pages that SQLite does not understand are an outage, of readiness too."""
+        """If SQLite does not understand its pages, appends and pings fail."""
         await append(self.store, drafts(50, "b", payload=b'"data":"%b"' % (b"x" * 1000)))
         await self.store.stop()
         with open(self.path, "r+b") as file:
@@ -256,7 +268,7 @@ class MisfortuneTests(TestCase):
         await self.refused("malformed")
 
     async def test_a_full_disk_is_not_ready(self) -> None:
-        """And when there is room again, it is."""
+        """And it is ready when there is room again."""
         limit = "PRAGMA max_page_count = %d"
         (pages,) = await self.store._file.run(
             lambda connection: connection.execute("PRAGMA page_count").fetchone()
@@ -276,7 +288,7 @@ class MisfortuneTests(TestCase):
         self.assertIn("is back", self.said[-1])
 
     async def test_a_file_system_without_room_is_not_ready(self) -> None:
-        """A real one, where this can be tried."""
+        """A real file system, where one can be mounted."""
         folder = os.path.abspath(self.mktemp())
         os.mkdir(folder)
         if (
@@ -304,7 +316,7 @@ class MisfortuneTests(TestCase):
         self.assertGreater(await self.taken("room again"), 0)
 
     async def test_a_probe_leaves_nothing_behind(self) -> None:
-        """Whoever asks whether we are ready does not make the file grow."""
+        """Pings do not make the file grow."""
         tables = ("accounts", "events", "hooks", "instances")
         other = sqlite3.connect(self.path)
         self.addCleanup(other.close)
@@ -322,8 +334,8 @@ class MisfortuneTests(TestCase):
             (sizes(), other.execute("PRAGMA page_count").fetchone()), (before, (pages,))
         )
 
-    async def test_probes_that_follow_each_other_are_one(self) -> None:
-        """Within a second the first answers for all; then there is another."""
+    async def test_pings_within_a_second_write_once(self) -> None:
+        """The first answers for all; after that time there is another write."""
         self.patch(sqlite, "PING_LIFETIME", 60.0)
         log = f"{self.path}-wal"
         await self.store.ping()
@@ -347,18 +359,15 @@ class ServerTests(TestCase):
             error.close()
             return error.code
 
-    def test_what_happens_to_the_file_shows(self) -> None:
-        """
-        While it is away POSTs and readiness are 503; the log says so once; when it is back both go
-        on.
-        """
+    def test_clients_see_that_the_file_is_away(self) -> None:
+        """POSTs and readiness are 503 while it is away, and the log says so once."""
         path = os.path.abspath(self.mktemp())
         self.server = start_server("--store", f"sqlite:{path}")
         self.addCleanup(self.server.stop)
         self.assertEqual((self.status("/hooks/a", b"1"), self.status("/readyz")), (202, 200))
         os.rename(path, f"{path}.moved")
         self.assertEqual({self.status("/hooks/a", b"2") for _ in range(3)}, {503})
-        # A probe that went well counts for a moment.
+        # A ping that succeeded counts for a second.
         self.server.wait_for("deleted, moved or replaced")
         deadline = time.monotonic() + 30
         while self.status("/readyz") == 200 and time.monotonic() < deadline:
@@ -370,7 +379,7 @@ class ServerTests(TestCase):
 
 
 class CheckpointTests(TestCase):
-    """The log is brought into the file beside the appends."""
+    """A checkpoint copies the log into the database beside the appends."""
 
     async def setUp(self) -> None:
         self.path = self.mktemp()
@@ -382,7 +391,7 @@ class CheckpointTests(TestCase):
         return store
 
     async def test_appends_go_on_while_a_checkpoint_takes_its_time(self) -> None:
-        """However long: nobody waits for its end."""
+        """However long it takes: no append waits for its end."""
         begun, end = threading.Event(), threading.Event()
         self.addCleanup(end.set)
 
@@ -398,8 +407,8 @@ class CheckpointTests(TestCase):
         self.assertEqual(len(await append(store, drafts(5000, prefix="meanwhile"))), 5000)
         end.set()
 
-    async def test_the_log_begins_anew_after_a_checkpoint(self) -> None:
-        """So it stays as long as what is written between two of them."""
+    async def test_the_log_starts_anew_after_a_checkpoint(self) -> None:
+        """So it is as long as what is written between two checkpoints."""
         self.patch(sqlite_checkpoint, "ROWS", 10**9)
         self.patch(sqlite_checkpoint, "LOG_BYTES", 10**9)
         store = await self.opened()
@@ -413,8 +422,8 @@ class CheckpointTests(TestCase):
         self.assertLess(os.path.getsize(f"{self.path}-wal"), 3_000_000)
         self.assertGreater(os.path.getsize(self.path), 20_000_000)
 
-    async def test_who_never_pauses_is_made_to(self) -> None:
-        """A log beyond the longest begins anew, although others write all the time."""
+    async def test_writers_that_never_pause_wait_for_a_checkpoint(self) -> None:
+        """A log that is too long starts anew, although others write all the time."""
         self.patch(sqlite_checkpoint, "ROWS", 10**9)
         self.patch(sqlite_checkpoint, "LONGEST", 50)
         store = await self.opened()
@@ -424,7 +433,7 @@ class CheckpointTests(TestCase):
         said: list[str] = []
 
         class Busy:
-            """As if there was always something new behind what a checkpoint reached."""
+            """A connection on which something new is always behind what a checkpoint reached."""
 
             def execute(self, statement: str) -> Any:
                 said.append(statement)
