@@ -42,7 +42,7 @@ if shutil.which("pyenv"):
 
 def trial(session: nox.Session, *arguments: str, warnings: bool = False) -> None:
     """Run trial in the temporary folder of the session, so that runs do not disturb each other."""
-    folder = Path(session.create_tmp()) / "trial"
+    folder = Path(session.create_tmp()).resolve() / "trial"
     strict = ["-W", "error"] if warnings else []
     command = ["python", *strict, "-m", "twisted.trial", f"--temp-directory={folder}"]
     session.run(*command, *arguments)
@@ -73,7 +73,7 @@ def sample(session: nox.Session) -> None:
 @nox.session(python=SUPPORTED[0])
 def lowest(session: nox.Session) -> None:
     """The same with the lowest versions that setup.cfg allows."""
-    constraints = Path(session.create_tmp()) / "lowest.txt"
+    constraints = Path(session.create_tmp()).resolve() / "lowest.txt"
     lines = session.run("python", "harness/lowest.py", silent=True)
     constraints.write_text(str(lines), encoding="utf-8")
     session.install("-c", str(constraints), "-e", ".[test]")
@@ -108,7 +108,7 @@ def docs(session: nox.Session) -> None:
 def packaging(session: nox.Session) -> None:
     """The wheel, in an environment of its own: the plugin is in it, and can be taken out again."""
     session.install("build", "twine", "virtualenv")
-    folder = Path(session.create_tmp())
+    folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder / "dist", ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(folder / "dist"), ".", silent=True)
     built = [str(path) for path in (folder / "dist").iterdir()]

@@ -90,6 +90,10 @@ class ConnectionCounts:
     def fileno(self) -> int:
         return self._file.fileno()
 
+    def close(self) -> None:
+        """Close the file of the table.  The table can still be used."""
+        self._file.close()
+
     def clear(self, number: int) -> None:
         """Note that a worker does not serve."""
         self._counts[number - 1] = _NOT_SERVING

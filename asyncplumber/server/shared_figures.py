@@ -38,6 +38,10 @@ class SharedFigures:
     def fileno(self) -> int:
         return self._file.fileno()
 
+    def close(self) -> None:
+        """Close the file of the table.  The table can still be used."""
+        self._file.close()
+
     def row(self, number: int) -> memoryview[float]:
         """Return the row of a worker; the first is number 1."""
         return self._numbers[(number - 1) * COLUMNS : number * COLUMNS]

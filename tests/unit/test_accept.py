@@ -14,11 +14,14 @@ class CountTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.parent = ConnectionCounts.for_workers(3)
+        self.addCleanup(self.parent.close)
         self.workers = [self.mapped(number) for number in (1, 2, 3)]
 
     def mapped(self, number: int) -> ConnectionCounts:
         """Map the table as another process does, by its descriptor."""
-        return ConnectionCounts(os.fdopen(os.dup(self.parent.fileno()), "r+b"), number)
+        counts = ConnectionCounts(os.fdopen(os.dup(self.parent.fileno()), "r+b"), number)
+        self.addCleanup(counts.close)
+        return counts
 
     def count(self, *counts: int) -> None:
         for worker, count in zip(self.workers, counts, strict=True):

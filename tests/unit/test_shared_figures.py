@@ -25,6 +25,7 @@ class SharedFiguresTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.table = SharedFigures.for_workers(2)
+        self.addCleanup(self.table.close)
         self.one, self.other = WorkerFigures(self.table, 1), WorkerFigures(self.table, 2)
 
     def test_each_tells_the_sums(self) -> None:

@@ -237,11 +237,18 @@ class LimitingFactory(Factory):
     def __init__(self, ports: list[tcp.Port]) -> None:
         self.ports = ports
         self.built = 0
+        self.protocols: list[Protocol] = []
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         self.built += 1
         limit_accepts([*self.ports, object()], 5)
-        return Protocol()
+        self.protocols.append(Protocol())
+        return self.protocols[-1]
+
+    def disconnect(self) -> None:
+        """End all connections, which nobody does without a running reactor."""
+        for protocol in self.protocols:
+            protocol.transport.connectionLost(Failure(ConnectionDone()))  # type: ignore[union-attr]
 
 
 class PortTests(SynchronousTestCase):
@@ -253,6 +260,7 @@ class PortTests(SynchronousTestCase):
         self.addCleanup(folder.cleanup)
         ports: list[tcp.Port] = []
         factory = LimitingFactory(ports)
+        self.addCleanup(factory.disconnect)
         port = unix.Port(f"{folder.name}/socket", factory, 100, reactor=MemoryReactorClock())
         port.startListening()
         self.addCleanup(port.connectionLost, Failure(ConnectionDone()))
