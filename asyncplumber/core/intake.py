@@ -75,7 +75,9 @@ class Intake:
         #: Takes the number of events of a POST that comes now.  Returns the error that it must be
         #: answered with, None if there is room.
         self.is_full = self._waiting.is_full
-        self._busy = False
+        # Whether an append is under way or due.  No `SingleFlight` does this: a coroutine for each
+        # append would add half to the time that the intake takes for a POST.
+        self._is_committing = False
         self._groups: dict[Group, None] = {}  # handed to the store, and not answered yet
         self._closed: PlumberError | None = None
         self._unanswered = 0  # POSTs
@@ -123,8 +125,8 @@ class Intake:
         kind = Post if len(drafts) == 1 else LargePost
         self._waiting.add(kind(drafts, settle, self._clock.seconds()))
         self._unanswered += 1
-        if not self._busy:
-            self._busy = True
+        if not self._is_committing:
+            self._is_committing = True
             self._clock.callLater(0, self._commit)
 
     def refuse(self) -> None:
@@ -166,7 +168,7 @@ class Intake:
         """Append what waits.  One append is under way at a time: order holds and groups form."""
         group, drafts = self._waiting.gather()
         if not drafts:
-            self._busy = False
+            self._is_committing = False
             return
         self._groups[group] = None
         try:
@@ -196,7 +198,7 @@ class Intake:
     def _commit_next(self, group: Group, at_once: bool) -> None:
         self._waiting.appended(group)
         if not self._waiting:
-            self._busy = False
+            self._is_committing = False
         elif at_once:
             self._clock.callLater(0, self._commit)  # after the deliveries of this group
         else:

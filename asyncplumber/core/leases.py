@@ -85,7 +85,7 @@ class Leases:
         self._was_lost = False  # whether it had lost it, and ``on_lease_lost`` is to be called
         self._sync_wanted = False
         self._stopped = False
-        self._sync = SingleFlight(self._synchronise)
+        self._sync = SingleFlight(self._synchronise, "synchronising the registry")
         interval = lease / RENEWALS
         self._renewal = PeriodicTask(self._renew, interval, clock, now=True)
         # A task of its own: sweeping a million hooks of a dead instance delays no renewal.

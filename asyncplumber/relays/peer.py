@@ -27,7 +27,7 @@ class Peer:
     ) -> None:
         """`send` carries what is queued; it is run by `sending`, once at a time."""
         self.instance = instance
-        self.sending = SingleFlight(lambda: send(self))
+        self.sending = SingleFlight(lambda: send(self), "relaying to an instance")
         self.is_overdue = False  # whether a receipt did not wait for its answer
         self.failures = 0  # in a row
         self.retry_at = 0.0  # in seconds of the relay's clock; until then nothing is sent
