@@ -71,7 +71,7 @@ class Listener(Factory):
         self.now = clock.seconds()  # as of the last tick, which is exact enough for deadlines
         self._webhook = webhook
         self._subscribers = subscribers
-        self._site = site
+        self.site = site
         self._gate = gate
         self._clock = clock
         self._ticks = PeriodicTask(self._tick, TICK, clock, now=True)
@@ -144,7 +144,7 @@ class Listener(Factory):
         else:
             channel = RequestChannel(
                 connection,
-                self._site,
+                self.site,
                 close=self.stopping or not request.keep_alive,
                 headers=self._gate.cors(request),
             )

@@ -118,7 +118,7 @@ class PageTests(SynchronousTestCase):
         self.check_transport("longpoll")
 
     def test_it_works_below_a_path_of_another_site(self) -> None:
-        """``Plumber.resource`` has the page, the webhook and all three transports of ``/events``."""
+        """``Plumber.resource`` has the page, the webhook and all transports of ``/events``."""
         self.check_mounted(MOUNTED, "/pipes")
 
     def test_it_works_in_a_klein_application(self) -> None:

@@ -236,6 +236,15 @@ class GateTests(SynchronousTestCase):
         )
         self.assertEqual(foreign.status, 403)
 
+    def test_the_target_counts_beside_a_foreign_upgrade(self) -> None:
+        """A request that also asks for HTTP/2 is read a second time, without that."""
+        upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+        for target, host, status in (
+            (b"http://evil.example/metrics", b"localhost", 421),
+            (b"http://localhost/metrics", b"evil.example", 200),
+        ):
+            self.assertEqual(self.own(b"GET", target, host, upgrade).status, status)
+
     def test_http_1_0_has_no_host(self) -> None:
         """Some load balancers speak it, and no browser does."""
         reply = self.server.ask(b"POST /hooks/a HTTP/1.0\r\nContent-Length: 1\r\n\r\n1")[0]

@@ -1,22 +1,27 @@
-"""
-Klein's route and the short way are two doors to one room: the same requests have the same answers.
-"""
+"""The fast path and the full path give the same responses to the same requests."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
-from twisted.internet.testing import StringTransport
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.resource import Resource
 from twisted.web.server import Site
+from twisted.web.static import File
 
 from asyncplumber.testing import MemoryServer, Reply, replies
+from harness.mounted import MountedServer, quiet
 
-_GENERATED = re.compile(rb'"id":"[0-9a-f]{20,}(\.\d+)?"|"cursor": ?"[0-9a-z]+\.')
+_GENERATED = re.compile(rb'"id":"[0-9a-f]{20,}(\.\d+)?"|"(cursor|to)": ?"[0-9a-z]+\.')
 _OURS = (
     b"content-type",
     b"content-length",
@@ -28,6 +33,7 @@ _OURS = (
 
 Lines = list[tuple[bytes, bytes]]
 CLOUD = [(b"ce-specversion", b"1.0"), (b"ce-id", b"1"), (b"ce-source", b"/s"), (b"ce-type", b"t")]
+LATER = b"Fri, 01 Jan 2100 00:00:00 GMT"
 JSON = (b"Content-Type", b"application/json")
 
 
@@ -46,35 +52,25 @@ def wire(method: bytes, target: bytes, lines: Lines, body: bytes) -> bytes:
     )
 
 
-class TwoDoors:
-    """Two servers that are alike, one behind each door."""
+class BothPaths:
+    """Two servers that are alike: one at its own port, one in a site of ``twisted.web``."""
 
     def __init__(self) -> None:
-        self.short = MemoryServer(body_limit=1000)
-        self.klein = MemoryServer(body_limit=1000)
-        self.site = Site(
-            self.klein.plumber.resource(), reactor=self.klein.clock, parsePOSTFormSubmission=False
+        self.fast = MemoryServer(body_limit=1000)
+        self.full = MountedServer(body_limit=1000)
+        self.full.site = quiet(
+            # twisted.web would parse forms, and knows fewer content types than we do.
+            Site(
+                self.full.plumber.resource(),
+                reactor=self.full.clock,
+                parsePOSTFormSubmission=False,
+            )
         )
-        self.site.log = lambda request: None  # type: ignore[method-assign]
 
     def ask(self, method: bytes, target: bytes, lines: Lines, body: bytes) -> tuple[Any, Any]:
-        """What each of them answers, without what is never the same."""
-        data = wire(method, target, lines, body)
-        client = self.short.connect()
-        client.say(data)
-        channel: Any = self.site.buildProtocol(None)
-        transport = StringTransport()
-        channel.makeConnection(transport)
-        channel.dataReceived(data)
-        self.klein.settle()
-        bodies = method != b"HEAD"
-        answers = (
-            self._plain(replies(client.heard(), bodies)),
-            self._plain(replies(transport.value(), bodies)),
-        )
-        client.leave()
-        channel.connectionLost(None)
-        return answers
+        """Return the responses of each, without what is never the same."""
+        data, bodies = wire(method, target, lines, body), method != b"HEAD"
+        return self._plain(self.fast.ask(data, bodies)), self._plain(self.full.ask(data, bodies))
 
     @staticmethod
     def _plain(found: list[Reply]) -> Any:
@@ -88,20 +84,24 @@ class TwoDoors:
         ]
 
 
-class ParityTests(SynchronousTestCase):
+class ParityCase(SynchronousTestCase):
     """Status, body, and the headers that are ours."""
 
     def setUp(self) -> None:
-        self.doors = TwoDoors()
+        self.paths = BothPaths()
 
     def check(
         self, method: bytes, target: bytes, lines: Lines | None = None, body: bytes = b""
     ) -> int:
-        """Both doors say the same.  @return: the status."""
-        short, klein = self.doors.ask(method, target, lines or [], body)
-        self.assertEqual(short, klein, (method, target, lines, body))
-        self.assertEqual(len(short), 1, (method, target, lines, body))
-        return int(short[0][0])
+        """Compare the responses of both paths; return the status."""
+        fast, full = self.paths.ask(method, target, lines or [], body)
+        self.assertEqual(fast, full, (method, target, lines, body))
+        self.assertEqual(len(fast), 1, (method, target, lines, body))
+        return int(fast[0][0])
+
+
+class ParityTests(ParityCase):
+    """Requests that were thought of."""
 
     def test_good_requests(self) -> None:
         """Of each kind; also one twice."""
@@ -124,6 +124,30 @@ class ParityTests(SynchronousTestCase):
         for path in (b"/healthz", b"/accounts/a%2Fb", b"/", b"/page.js", b"/readyz"):
             self.assertEqual(self.check(b"GET", path), 200)
             self.assertEqual(self.check(b"HEAD", path), 200)
+
+    def test_subscribers(self) -> None:
+        """Long-polls that are answered at once, and requests that are none."""
+        for query, status in (
+            (b"wait=0", 200),
+            (b"wait=0&after=earliest", 200),
+            (b"wait=0&after=e.1", 200),
+            (b"wait=121", 400),
+            (b"wait=%zz", 400),
+            (b"after=x", 400),
+            (b"last_event_id=%00", 400),
+        ):
+            self.assertEqual(self.check(b"GET", b"/events/a?" + query), status, query)
+        upgrade = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+        self.assertEqual(self.check(b"GET", b"/events/a", upgrade), 426)
+        version = [*upgrade, (b"Sec-WebSocket-Version", b"13")]
+        self.assertEqual(self.check(b"GET", b"/events/a", version), 400)
+        stranger = [(b"Origin", b"https://evil.example")]
+        self.assertEqual(self.check(b"GET", b"/events/a?wait=0", stranger), 403)
+        for method in (b"POST", b"HEAD", b"DELETE"):
+            self.assertEqual(self.check(method, b"/events/a"), 405, method)
+        for path in (b"/events/", b"/events/%00", b"/events/a/b"):
+            self.assertEqual(self.check(b"GET", path), 400, path)
+        self.assertEqual(self.check(b"GET", b"/events"), 404)
 
     def test_bad_requests(self) -> None:
         """Each refused alike."""
@@ -167,7 +191,7 @@ class ParityTests(SynchronousTestCase):
                 for method, body in ((b"GET", b""), (b"POST", b"1")):
                     self.assertEqual(self.check(method, slashes + path, [], body), 404, path)
         self.assertEqual(
-            self.doors.short.ask(
+            self.paths.fast.ask(
                 b"GET http://localhost//metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
             )[0].status,
             404,
@@ -197,18 +221,19 @@ class ParityTests(SynchronousTestCase):
             self.check(b"GET", b"/accounts/" + account)
 
     def test_odd_bytes(self) -> None:
-        """In headers; each is 400 by either door."""
+        """In headers; each is 400 on both paths."""
         for byte in (b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", b"\x85"):
             self.assertEqual(
                 self.check(b"POST", b"/hooks/a", [(b"X", b"a" + byte + b"b")], b"1"), 400, byte
             )
             # In the path, twisted.web refuses it before any route is asked, in fewer words.
-            short, klein = self.doors.ask(b"POST", b"/hooks/a" + byte, [], b"1")
-            self.assertEqual([reply[0] for reply in (*short, *klein)], [400, 400], byte)
+            fast, full = self.paths.ask(b"POST", b"/hooks/a" + byte, [], b"1")
+            self.assertEqual([reply[0] for reply in (*fast, *full)], [400, 400], byte)
 
 
 _names = some.sampled_from(
-    b"Content-Type Webhook-Id Idempotency-Key Event-Type X ce-specversion ce-id ce-source ce-type".split()
+    b"Content-Type Webhook-Id Idempotency-Key Event-Type X ce-specversion ce-id ce-source "
+    b"ce-type".split()
 )
 _values = some.one_of(
     some.sampled_from(
@@ -239,7 +264,7 @@ _bodies = some.one_of(
 _segments = some.text("ab0%/F2.é\x00", max_size=8).map(lambda text: text.encode("latin-1"))
 
 
-class GeneratedParityTests(ParityTests):
+class GeneratedParityTests(ParityCase):
     """Requests that nobody thought of."""
 
     @settings(
@@ -247,7 +272,7 @@ class GeneratedParityTests(ParityTests):
     )
     @given(some.lists(some.tuples(_names, _values), max_size=4), _bodies)
     def test_headers_and_bodies(self, lines: Lines, body: bytes) -> None:
-        """Whatever they are, the doors agree."""
+        """Whatever they are, both paths agree."""
         self.check(b"POST", b"/hooks/a", lines, body)
 
     @settings(
@@ -258,3 +283,63 @@ class GeneratedParityTests(ParityTests):
         """Whatever the account is called."""
         if b"\xe9" not in segment and b"\x00" not in segment:
             self.check(b"POST", b"/hooks/" + segment, [], b"1")
+
+
+class StreamedParityTests(TestCase):
+    """A resource whose response is streamed is served by `RequestChannel` as by twisted.web."""
+
+    SIZE = 700_000  # bytes: many pieces of ``static.File``
+
+    def setUp(self) -> None:
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        self.data = os.urandom(self.SIZE)
+        (folder / "file.bin").write_bytes(self.data)
+        (folder / "empty").write_bytes(b"")
+        root = Resource()
+        root.putChild(b"files", File(str(folder)))
+        self.ours, self.theirs = MemoryServer(), MountedServer()
+        self.ours.listener.site = quiet(Site(root, reactor=self.ours.clock))
+        self.theirs.site = quiet(Site(root, reactor=self.theirs.clock))
+
+    async def response(self, server: MemoryServer, data: bytes, bodies: bool) -> Reply:
+        """Return the response to a request; twisted.web pulls by the real reactor."""
+        client = server.connect()
+        client.say(data)
+        heard = b""
+        for _ in range(1000):
+            heard += client.heard()
+            # trial takes a `suppress` in this module for its own.
+            with contextlib.suppress(ValueError, IndexError):
+                return replies(heard, bodies)[0]
+            await deferLater(reactor, 0, server.settle)  # type: ignore[arg-type]
+        raise AssertionError("the response does not end")
+
+    async def test_files(self) -> None:
+        """Whole, in ranges, for HEAD, unchanged since, listed, and not there."""
+        for method, path, lines in (
+            (b"GET", b"/files/file.bin", []),
+            (b"HEAD", b"/files/file.bin", []),
+            (b"GET", b"/files/empty", []),
+            (b"GET", b"/files/file.bin", [(b"Range", b"bytes=10-300009")]),
+            (b"GET", b"/files/file.bin", [(b"Range", b"bytes=-5")]),
+            (b"GET", b"/files/file.bin", [(b"Range", b"bytes=9999999-")]),
+            (
+                b"GET",
+                b"/files/file.bin",
+                [(b"If-Modified-Since", LATER)],
+            ),
+            (b"GET", b"/files", []),
+            (b"GET", b"/files/", []),
+            (b"GET", b"/files/none", []),
+            (b"POST", b"/files/file.bin", []),
+        ):
+            data = wire(method, path, lines, b"")
+            found = []
+            for server in (self.ours, self.theirs):
+                reply = await self.response(server, data, method != b"HEAD")
+                kept = reply.headers.keys() - {b"server", b"date"}
+                headers = {name: reply.headers[name] for name in kept}
+                found.append((reply.status, headers, reply.body))
+            self.assertEqual(found[0], found[1], (method, path, lines))
+        self.assertEqual(self.ours.request("GET", "/files/file.bin").body, self.data)

@@ -9,14 +9,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.error import ConnectionAborted
+from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 from twisted.web.static import File
 from zope.interface import implementer
 
+from asyncplumber.http.listener import REQUEST_TIMEOUT
 from asyncplumber.testing import MemoryServer, replies
+from harness.mounted import quiet
 
 GET = b"GET /%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
 
@@ -66,17 +69,15 @@ class Ticker(Resource):
         self.told.append("stop")
 
 
-class LongWayTests(SynchronousTestCase):
-    """A site of another one in place of our own."""
+class RequestChannelTests(SynchronousTestCase):
+    """Any site behind our listener, in the place of our own."""
 
     def setUp(self) -> None:
         self.server = MemoryServer()
 
     def serve(self, resource: Resource) -> None:
         """Have this resource behind the listener."""
-        site = Site(resource, reactor=self.server.clock)
-        site.log = lambda request: None  # type: ignore[method-assign]
-        self.patch(self.server.listener, "_site", site)
+        self.server.listener.site = quiet(Site(resource, reactor=self.server.clock))
 
     def folder(self, size: int) -> bytes:
         """A folder with a file of so many bytes in it."""
@@ -148,7 +149,8 @@ class LongWayTests(SynchronousTestCase):
             self.server.advance(2)
             client.leave()
             self.server.advance(2)
-            self.assertEqual(ticker.told[-2:], ["stop", "lost"])
+            # No resume comes before the stop, although there is room in what nobody reads.
+            self.assertEqual(ticker.told, [*([] if reading else ["pause"]), "stop", "lost"])
         self.folder(1_000_000)
         client = self.server.connect()
         client.reading = False
@@ -156,3 +158,56 @@ class LongWayTests(SynchronousTestCase):
         client.leave()
         self.server.settle()
         self.assertEqual(len(self.server.clock.getDelayedCalls()), quiet)
+
+    def test_a_producer_that_raises_ends_its_connection(self) -> None:
+        """The rest of its response will never come; the failure is logged."""
+
+        @implementer(IPullProducer)
+        class Broken(Resource):
+            isLeaf = True
+
+            def render_GET(self, request: Any) -> int:
+                request.setHeader(b"content-length", b"100")
+                request.write(b"x")
+                request.registerProducer(self, False)
+                return NOT_DONE_YET
+
+            def resumeProducing(self) -> None:
+                raise RuntimeError("the disk is on fire")
+
+            def stopProducing(self) -> None:
+                """Do nothing."""
+
+        self.serve(Broken())
+        client = self.server.connect()
+        client.say(GET % (b"", b""))
+        self.assertIs(client.ended, ConnectionAborted)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertEqual(self.server.listener.connections, set())
+
+    def test_a_response_that_nobody_reads_ends(self) -> None:
+        """The request time-out holds for each piece, so a slow reader gets all of it."""
+        data = self.folder(1_000_000)
+        client = self.server.connect()
+        client.reading = False
+        client.say(GET % (b"file", b""))
+        self.server.advance(2 * REQUEST_TIMEOUT + 5)
+        self.assertIsNot(client.ended, None)
+        client = self.server.connect()
+        client.reading = False
+        client.say(GET % (b"file", b""))
+        heard = client.heard()
+        for _ in range(20):
+            self.server.advance(REQUEST_TIMEOUT - 2)
+            client.read()
+            client.reading = False
+            heard += client.heard()
+        self.assertEqual(replies(heard)[0].body, data)
+
+    def test_a_second_producer_is_refused(self) -> None:
+        """As by twisted.web's own channel."""
+        ticker = Ticker(self.server.clock)
+        self.serve(ticker)
+        client = self.server.connect()
+        client.say(GET % (b"", b""))
+        self.assertRaises(RuntimeError, ticker.request.channel.registerProducer, ticker, True)

@@ -1,0 +1,162 @@
+"""Pages of other origins may do nothing, unless they were named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from asyncplumber.rate_limited_log import INTERVAL
+from asyncplumber.testing import MemoryServer, Reply
+from harness.http_text import error_code, post
+
+
+class OriginTests(SynchronousTestCase):
+    """Pages of other origins may do nothing, unless they were named."""
+
+    def setUp(self) -> None:
+        self.server = MemoryServer(plumber={"origins": ["https://app.example"]})
+
+    def asked(self, method: str, path: str, origin: str, *headers: tuple[str, str]) -> Reply:
+        """The answer to a page of this origin."""
+        return self.server.request(
+            method, path, [("Origin", origin), *headers], b"1" if method == "POST" else b""
+        )
+
+    def test_strangers_are_refused(self) -> None:
+        """POSTs and subscribers by each way, also where the Origin says nothing or is none."""
+        socket_words = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
+        for origin in (
+            "https://evil.example",
+            "null",
+            "",
+            "http://[",
+            "https://app.example.evil",
+            "http://localhost.evil",
+        ):
+            for reply in (
+                self.asked("POST", "/hooks/a", origin),
+                self.asked("POST", "/hooks", origin),
+                self.asked("GET", "/events/a?wait=0", origin),
+                self.asked("GET", "/events/a", origin, ("Accept", "text/event-stream")),
+                self.asked("GET", "/events/a", origin, *socket_words),
+                self.asked(
+                    "OPTIONS", "/hooks/a", origin, ("Access-Control-Request-Method", "POST")
+                ),
+            ):
+                self.assertEqual(error_code(reply), (403, "forbidden"), origin)
+                self.assertNotIn(b"access-control-allow-origin", reply.headers)
+        self.assertEqual(self.server.plumber.intake.accepted, 0)
+
+    def test_nobody_is_not_ourselves(self) -> None:
+        """An Origin that says nothing is not that of a Host that says nothing."""
+        nobody = post(b"1", b"/hooks/a", b"Origin: null")
+        absent = nobody.replace(b"Host: localhost\r\n", b"").replace(b"HTTP/1.1", b"HTTP/1.0")
+        self.assertEqual(error_code(self.server.ask(absent)[0]), (403, "forbidden"))
+        empty = nobody.replace(b"Host: localhost", b"Host: ")
+        self.assertEqual(error_code(self.server.ask(empty)[0]), (400, "bad-request"))
+
+    def test_our_own_pages_are_welcome(self) -> None:
+        """
+        The Origin is the Host, by whatever scheme a proxy in front speaks; no further headers are
+        needed.
+        """
+        for origin in ("http://localhost", "https://LOCALHOST"):
+            reply = self.asked("POST", "/hooks/a", origin)
+            self.assertEqual(reply.status, 202)
+            self.assertNotIn(b"access-control-allow-origin", reply.headers)
+            self.assertEqual(self.asked("GET", "/events/a?wait=0", origin).status, 200)
+
+    def test_named_origins_can_read_what_they_are_answered(self) -> None:
+        """Also errors, and also by the long way."""
+        for reply in (
+            self.asked("POST", "/hooks/a", "https://app.example"),
+            self.asked("POST", "/hooks", "https://app.example"),
+            self.asked("POST", "/hooks/%00", "https://app.example"),
+            self.asked("GET", "/events/a?wait=0", "https://app.example"),
+            self.asked("GET", "/events/a?after=x", "https://app.example"),
+            self.asked("GET", "/accounts/a", "https://app.example"),
+        ):
+            self.assertEqual(reply.headers[b"access-control-allow-origin"], b"https://app.example")
+            self.assertIn(b"Origin", reply.headers[b"vary"])
+
+    def test_named_origins_may_ask_first(self) -> None:
+        """A preflight, for a POST of JSON and for a GET that resumes."""
+        for path, method, names in (
+            ("/hooks/a", "POST", "content-type,webhook-id"),
+            ("/events/a", "GET", "last-event-id"),
+        ):
+            words = (
+                ("Access-Control-Request-Method", method),
+                ("Access-Control-Request-Headers", names),
+            )
+            reply = self.asked("OPTIONS", path, "https://app.example", *words)
+            self.assertEqual((reply.status, reply.body), (200, b""))
+            self.assertEqual(reply.headers[b"access-control-allow-headers"], names.encode())
+            self.assertIn(method.encode(), reply.headers[b"access-control-allow-methods"])
+
+    def credentials(self, origin: str) -> set[bytes | None]:
+        """
+        What the answers say of credentials: to a POST, the polls and streams, a preflight, the long
+        way, and errors.
+        """
+        preflight = ("Access-Control-Request-Method", "POST")
+        stream = self.server.connect()
+        words = f"Host: localhost\r\nAccept: text/event-stream\r\nOrigin: {origin}"
+        stream.say(f"GET /events/a HTTP/1.1\r\n{words}\r\n\r\n".encode())
+        head = stream.heard().partition(b"\r\n\r\n")[0]
+        found = {
+            reply.headers.get(b"access-control-allow-credentials")
+            for reply in (
+                self.asked("POST", "/hooks/a", origin),
+                self.asked("POST", "/hooks/%00", origin),
+                self.asked("GET", "/events/a?wait=0", origin),
+                self.asked("OPTIONS", "/events/a", origin, preflight),
+                self.asked("GET", "/accounts/a", origin),
+            )
+        }
+        return found | {b"true" if b"\r\nAccess-Control-Allow-Credentials: true" in head else None}
+
+    def test_a_star_lets_all(self) -> None:
+        """
+        Each is named in its answer, and none may send cookies: that would let every page act as its
+        reader.
+        """
+        self.server = MemoryServer(plumber={"origins": ["*"]})
+        self.assertEqual(
+            self.asked("POST", "/hooks/a", "null").headers[b"access-control-allow-origin"], b"null"
+        )
+        for origin in ("https://app.example", "null"):
+            self.assertEqual(self.credentials(origin), {None})
+
+    def test_named_origins_may_send_cookies(self) -> None:
+        """Also beside a star, which alone lets nobody send them."""
+        self.assertEqual(self.credentials("https://app.example"), {b"true"})
+        self.server = MemoryServer(
+            plumber={"origins": ["*", "https://app.example", "https://*.example.com"]}
+        )
+        self.assertEqual(self.credentials("https://app.example"), {b"true"})
+        self.assertEqual(self.credentials("https://a.example.com"), {b"true"})
+        self.assertEqual(self.credentials("https://other.example"), {None})
+
+    def test_a_refused_origin_leaves_a_line_in_the_log(self) -> None:
+        """One in an interval, with the origin and how many there were."""
+        lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            text = formatEvent(event)
+            if "--allow-origin" in text:
+                lines.append(text)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        for number in range(50):
+            self.asked("POST", "/hooks/a", f"https://evil{number}.example")
+        self.assertEqual(len(lines), 1)
+        self.assertIn("'https://evil0.example'", lines[0])
+        self.server.advance(INTERVAL)
+        self.asked("GET", "/events/a", "https://" + "x" * 5000)
+        self.assertEqual(len(lines), 2)
+        self.assertIn("49 more", lines[1])
+        self.assertLess(len(lines[1]), 500)
