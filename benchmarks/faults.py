@@ -36,7 +36,7 @@ from asyncplumber.interfaces import IStore
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from benchmarks import machine
-from harness.clients import TRANSPORTS, Line, WebSocket, connect, sleep
+from harness.clients import TRANSPORTS, HttpConnection, WebSocket, connect, sleep
 from harness.cluster import Cluster, Crowd, TcpProxy, until
 from harness.replica_set import ReplicaSet
 
@@ -182,7 +182,7 @@ async def replay_batches(trial: Trial, dice: random.Random) -> None:
         (instance,) = [
             row for row in trial.cluster.rows("instances") if f":{wire.port}/" in row["url"]
         ]
-        line = await connect(node.port, Line())
+        line = await connect(node.port, HttpConnection())
         for _ in range(5):
             body = b"\n".join(dice.sample(lines, min(50, len(lines))))
             signature = trial.cluster.signed(instance, body, node.skew)
@@ -226,7 +226,7 @@ async def give_up_replays(trial: Trial, dice: random.Random) -> None:
             if connected:
                 client.transport.abortConnection()
         for each in trial.crowd.ledger.subscribers:
-            each.hang_up()
+            each.disconnect()
         await sleep(dice.uniform(0.5, 1))
     finally:
         trial.cluster.mongod.resume()
@@ -372,7 +372,7 @@ async def relay(batch: int = 500, batches: int = 40) -> None:
                 await sleep(0)
             await receipt
             added.append(1000 * (arrived[far] - arrived[near]))
-        line = await connect(cluster.ports[0], Line())
+        line = await connect(cluster.ports[0], HttpConnection())
         body = b"\n".join(
             b'{"n": %d, "of": "a result of about a hundred bytes", "and": "some more of it"}' % n
             for n in range(batch)

@@ -1,20 +1,16 @@
-"""
-Small real clients for the tests of many instances, and the ledger that compares what was accepted
-with what arrived.
+"""Small clients with real connections, for the tests of several instances.
 
-A subscriber knows only what a browser knows: some URLs and its last cursor.  Whatever happens to
-its connection, it comes back with that cursor, at the next instance.  Nothing here shares code with
-the server.
+A subscriber knows only what a browser knows: some URLs and its last cursor.  When its connection
+ends, it reconnects with that cursor, to the next instance.  Nothing here shares code with the
+server.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
@@ -22,13 +18,15 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-# seconds that a client waits for a connection and the beginning of an answer, before it goes
-# elsewhere
-PATIENCE = 2.0
-PAUSE = 0.05  # seconds before it does
-LONGEST_PAUSE = (
-    0.3  # seconds: however politely it is asked to wait longer, a test has no time for that
-)
+from harness.frames import CLOSE, PING, PONG, TEXT, client_frame, close_code, handshake_request
+
+if TYPE_CHECKING:
+    from harness.ledger import Ledger
+
+# Seconds for a connection and the beginning of a response, before a client tries the next instance.
+CONNECT_TIMEOUT = 2.0
+RECONNECT_DELAY = 0.05  # seconds before it tries the next one
+MAX_RECONNECT_DELAY = 0.3  # seconds, also if the server asks for more: a test has not the time
 
 
 def sleep(seconds: float) -> Deferred[None]:
@@ -36,12 +34,12 @@ def sleep(seconds: float) -> Deferred[None]:
     return deferLater(reactor, seconds, lambda: None)
 
 
-class Broken(Exception):
-    """The connection ended before the answer, or never was."""
+class ConnectionFailed(Exception):
+    """The connection could not be made, or ended before the response."""
 
 
-class Reply:
-    """An HTTP answer."""
+class HttpResponse:
+    """A complete HTTP response."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.status = status
@@ -54,23 +52,22 @@ class Reply:
 
 
 def read_head(data: bytes) -> tuple[int, dict[str, str], bytes] | None:
-    """Status, headers and the rest, when the head is there."""
+    """Return status, headers and the bytes after the head; None while the head is incomplete."""
     head, blank, rest = data.partition(b"\r\n\r\n")
     if not blank:
         return None
     first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {
-        name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
-    }
+    pairs = (line.partition(":") for line in lines)
+    headers = {name.lower(): value.strip() for name, _, value in pairs}
     return int(first.split(" ")[1]), headers, rest
 
 
-class Line(Protocol):
-    """One connection, one HTTP request after the other."""
+class HttpConnection(Protocol):
+    """A connection for one HTTP request after the other."""
 
     def __init__(self) -> None:
         self._data = b""
-        self._answer: Deferred[Reply] | None = None
+        self._response: Deferred[HttpResponse] | None = None
         self.lost = False
 
     def request(
@@ -79,30 +76,47 @@ class Line(Protocol):
         path: str,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
-        patience: float = 15.0,
+        timeout: float = 15.0,
         withhold: int = 0,
-    ) -> Deferred[Reply]:
+    ) -> Deferred[HttpResponse]:
+        """Send a request.
+
+        Args:
+            method: The method.
+            path: The target.
+            body: The body.
+            headers: More headers than Host and Content-Length.
+            timeout: Seconds until the connection is aborted.
+            withhold: The number of bytes at the end of the body that are not sent.
+
+        Returns:
+            A Deferred of the response.  Fails with ``ConnectionFailed``.
         """
-        Send all but the last `withhold` bytes.  Fails with `Broken`, as it does after `patience`
-        seconds.
-        """
-        assert self._answer is None, "one at a time"
+        assert self._response is None, "one request at a time"
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        answer = self._answer = Deferred()
+        response = self._response = Deferred()
         if self.lost:
-            self._finish(Broken("the connection is closed"))
-            return answer
-        late = reactor.callLater(patience, self.transport.abortConnection)
-        self.transport.write(
-            "\r\n".join(lines).encode() + b"\r\n\r\n" + body[: len(body) - withhold]
-        )
-        return answer.addBoth(lambda result: (late.cancel() if late.active() else None, result)[1])
+            self._finish(ConnectionFailed("the connection is closed"))
+            return response
+        timer = reactor.callLater(timeout, self.transport.abortConnection)
+        head = "\r\n".join(lines).encode() + b"\r\n\r\n"
+        self.transport.write(head + body[: len(body) - withhold])
 
-    def _finish(self, result: Any) -> None:
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            answer.errback(result) if isinstance(result, Exception) else answer.callback(result)
+        def cancel(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        return response.addBoth(cancel)
+
+    def _finish(self, result: HttpResponse | Exception) -> None:
+        response, self._response = self._response, None
+        if response is not None:
+            if isinstance(result, Exception):
+                response.errback(result)
+            else:
+                response.callback(result)
 
     def dataReceived(self, data: bytes) -> None:
         self._data += data
@@ -115,11 +129,11 @@ class Line(Protocol):
             self._data = rest[length:]
             if headers.get("connection") == "close":
                 self.close()
-            self._finish(Reply(status, headers, rest[:length]))
+            self._finish(HttpResponse(status, headers, rest[:length]))
 
     def connectionLost(self, reason: Any = None) -> None:
         self.lost = True
-        self._finish(Broken("the connection was lost"))
+        self._finish(ConnectionFailed("the connection was lost"))
 
     def close(self) -> None:
         self.lost = True
@@ -127,200 +141,68 @@ class Line(Protocol):
 
 
 async def connect(port: int, protocol: Protocol) -> Any:
-    """Fails with `Broken`."""
+    """Connect to a port of this machine, and return the protocol.
+
+    Raises:
+        ConnectionFailed: It could not connect in time.
+    """
     factory = Factory.forProtocol(lambda: protocol)
     factory.noisy = False
+    endpoint = HostnameEndpoint(reactor, "127.0.0.1", port, timeout=CONNECT_TIMEOUT)
     try:
-        return await HostnameEndpoint(reactor, "127.0.0.1", port, timeout=PATIENCE).connect(factory)
+        return await endpoint.connect(factory)
     except Exception as error:
-        raise Broken(str(error)) from error
+        raise ConnectionFailed(str(error)) from error
 
 
-async def ask(
+async def fetch(
     port: int, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
-) -> Reply:
-    """One request on a connection of its own."""
-    line = await connect(port, Line())
+) -> HttpResponse:
+    """Send one request on a connection of its own, and return the response."""
+    connection = await connect(port, HttpConnection())
     try:
-        return await line.request(method, path, body, headers)
+        return await connection.request(method, path, body, headers)
     finally:
-        line.transport.abortConnection()
-
-
-class Ledger:
-    """What was accepted, and what reached whom."""
-
-    def __init__(self) -> None:
-        self.accepted: dict[str, dict[int, str]] = {}  # account → number → id
-        self.kept_at: dict[str, float] = {}  # id → when the receipt came
-        self.subscribers: list[Subscriber] = []
-        self.problems: list[str] = []
-        self.refused: dict[
-            int, int
-        ] = {}  # how often each status other than 201 and 202 was answered
-        self.delays: list[float] = []
-
-    def keep(self, account: str, id: str, receipt: Mapping[str, Any]) -> None:
-        """A POST was answered with this receipt."""
-        seq = int(receipt["cursor"].partition(".")[2])
-        numbers = self.accepted.setdefault(account, {})
-        if numbers.setdefault(seq, id) != id:
-            self.problems.append(f"{account}: number {seq} was given to {numbers[seq]} and to {id}")
-        self.kept_at.setdefault(id, time.monotonic())
-
-    @property
-    def events(self) -> int:
-        return sum(map(len, self.accepted.values()))
-
-    @property
-    def deliveries(self) -> int:
-        return sum(len(subscriber.events) for subscriber in self.subscribers)
-
-    @property
-    def duplicates(self) -> int:
-        return sum(
-            len(each.events) - len({seq for seq, _ in each.events}) for each in self.subscribers
-        )
-
-    def missing(self) -> list[str]:
-        """What was accepted and has not arrived where it is waited for."""
-        lines = []
-        for subscriber in self.subscribers:
-            arrived = dict(subscriber.events)
-            wanted = self.accepted.get(subscriber.account, {})
-            lost = [
-                seq
-                for seq, id in wanted.items()
-                if seq > (subscriber.start or 0) and arrived.get(seq) != id
-            ]
-            if lost:
-                lines.append(
-                    f"{subscriber}: {len(lost)} of {len(wanted)} missing, first {min(lost)}, at {subscriber.cursor}"
-                )
-        return lines
-
-    def wrong(self) -> list[str]:
-        """What can never become right again: doubles, disorder, holes, gaps."""
-        return self.problems + [
-            f"{each}: {problem}" for each in self.subscribers for problem in each.problems
-        ]
-
-
-class Publisher:
-    """
-    POSTs one event after the other to one account, each until it is accepted, and keeps the
-    receipts.
-    """
-
-    def __init__(self, ledger: Ledger, ports: Sequence[int], account: str, name: str) -> None:
-        self._ledger = ledger
-        self._ports = list(ports)
-        self._line: Line | None = None
-        self.account = account
-        self.name = name
-        self.sent = 0
-        self.stopping = False
-        self.abandoned = False
-        self.done: Deferred[None] = succeed(None)
-
-    async def post(self, data: str = "") -> Mapping[str, Any]:
-        """
-        One event.  A POST without an answer may have been accepted or not, so it is repeated with
-        the same id.
-        """
-        self.sent += 1
-        id = f"{self.name}-{self.sent}"
-        headers = {"Webhook-Id": id, "Content-Type": "application/json"}
-        body = json.dumps({"n": self.sent, "data": data}).encode()
-        while not self.abandoned:
-            try:
-                if self._line is None or self._line.lost:
-                    self._line = await connect(self._ports[0], Line())
-                reply = await self._line.request(
-                    "POST", f"/hooks/{self.account}", body, headers, patience=12.0
-                )
-            except Broken:
-                self._elsewhere()
-            else:
-                if reply.status in (201, 202):
-                    self._ledger.keep(self.account, id, reply.json)
-                    return reply.json
-                self._ledger.refused[reply.status] = self._ledger.refused.get(reply.status, 0) + 1
-                if "retry-after" not in reply.headers:
-                    raise AssertionError(f"{reply.status} without Retry-After: {reply.body!r}")
-                self._elsewhere()
-            await sleep(PAUSE)
-        raise Broken("given up")
-
-    def _elsewhere(self) -> None:
-        self._ports.append(self._ports.pop(0))
-        self.close()
-
-    def close(self) -> None:
-        if self._line is not None:
-            self._line.transport.abortConnection()
-            self._line = None
-
-    async def _run(self, count: int, pause: float, data: str) -> None:
-        while self.sent < count and not self.stopping:
-            await self.post(data)
-            if pause:
-                await sleep(pause)
-        self.close()
-
-    def run(self, count: int = 10**9, pause: float = 0.0, data: str = "") -> Deferred[None]:
-        """Send so many, or until `stop`; fires when the last has been accepted."""
-        self.done = Deferred.fromCoroutine(self._run(count, pause, data))
-        return self.done
-
-    def stop(self) -> Deferred[None]:
-        """Fires when what is under way has been accepted."""
-        self.stopping = True
-        return self.done
-
-    def abandon(self) -> Deferred[None]:
-        """Give up what is under way as well."""
-        self.stopping = self.abandoned = True
-        self.close()
-        return self.done.addErrback(lambda failure: failure.trap(Broken) and None)
+        connection.transport.abortConnection()
 
 
 class Subscriber:
-    """Connected to one of some instances, always; notes down everything."""
+    """Stays connected to one of some instances, and records everything."""
 
     transport_name: ClassVar[str]
 
     def __init__(self, ledger: Ledger, ports: Sequence[int], account: str, after: str = "") -> None:
+        """Join the ledger; ``after`` is a cursor, "earliest", or empty for new events only."""
         ledger.subscribers.append(self)
         self._ledger = ledger
         self._ports = list(ports)
-        self.connection: Any = None
         self._opened: Deferred[Subscriber] | None = Deferred()
         self._done: Deferred[None] = succeed(None)
+        self.connection: Any = None  # the transport of the moment
         self.account = account
         self.cursor = after
-        self.start: int | None = None  # the number at which it first stood
-        self.events: list[tuple[int, str]] = []
-        self.whispers: list[Any] = []
+        self.start: int | None = None  # the number at which it began
+        self.events: list[tuple[int, str]] = []  # number and ID of each
+        self.ephemeral: list[Any] = []  # the data of events that have no cursor
         self.problems: list[str] = []
-        self.closes: list[int] = []  # codes of the closes, 0 where the connection just ended
-        self.cuts = 0  # how often a request was cut off that waited for its answer
+        self.closes: list[int] = []  # the code of each close; 0 where the connection just ended
+        self.aborted = 0  # requests that ended before their response
         self.byes = 0
-        self.bye_advice = 0.0
+        self.bye_delay = 0.0  # seconds that the last plumber.bye asked for
         self.connections = 0
         self.running = False
-        self.advice = 0.0
+        self._reconnect_delay = 0.0
 
     def __repr__(self) -> str:
         return f"{self.transport_name} subscriber of {self.account}"
 
     @property
     def port(self) -> int:
-        """Of the instance that it is connected to, or tries next."""
+        """The port of the instance that it is connected to, or tries next."""
         return self._ports[0]
 
     def begin(self) -> Deferred[Subscriber]:
-        """Fires when it stands somewhere for the first time."""
+        """Connect.  The Deferred fires when the server has told the first cursor."""
         self.running = True
         self._done = Deferred.fromCoroutine(self._run()).addErrback(
             lambda failure: self.problems.append(failure.getTraceback())
@@ -329,33 +211,37 @@ class Subscriber:
         return self._opened
 
     def end(self) -> Deferred[None]:
-        """Fires when it is gone."""
+        """Disconnect for good.  The Deferred fires when that is done."""
         self.running = False
-        self.hang_up()
+        self.disconnect()
         return self._done
 
-    def hang_up(self) -> None:
-        """Lose the connection, and come back."""
+    def disconnect(self) -> None:
+        """Lose the connection, and reconnect."""
         if self.connection is not None:
             self.connection.abortConnection()
 
     async def _run(self) -> None:
         while self.running:
-            self.advice = PAUSE
-            with suppress(Broken):
+            self._reconnect_delay = RECONNECT_DELAY
+            with suppress(ConnectionFailed):
                 await self._stay()
             if self.running:
                 self._ports.append(self._ports.pop(0))
-                await sleep(min(self.advice, LONGEST_PAUSE))
+                await sleep(min(self._reconnect_delay, MAX_RECONNECT_DELAY))
 
     async def _stay(self) -> None:
-        """Connect, and return when the connection has ended.  Fails with `Broken`."""
+        """Connect, and return when the connection has ended.
+
+        Raises:
+            ConnectionFailed: It could not connect.
+        """
         raise NotImplementedError
 
-    def stand(self, cursor: str) -> None:
-        """The server says where this client stands."""
+    def _open_at(self, cursor: str) -> None:
+        """Take the position that the server has told."""
         if self.cursor and self.cursor != "earliest" and self.cursor != cursor:
-            self.problems.append(f"came back with {self.cursor} and was put at {cursor}")
+            self.problems.append(f"resumed after {self.cursor} and was put at {cursor}")
         self.cursor = cursor
         if self.start is None:
             self.start = int(cursor.partition(".")[2])
@@ -363,88 +249,92 @@ class Subscriber:
         if opened is not None:
             opened.callback(self)
 
-    def take(self, envelope: dict[str, Any]) -> None:
-        """A message came."""
+    def _receive(self, envelope: dict[str, Any]) -> None:
         type, cursor = envelope["type"], envelope["cursor"]
         if type == "plumber.open":
-            self.stand(cursor)
+            self._open_at(cursor)
         elif type == "plumber.bye":
             self.byes += 1
-            self.advice = self.bye_advice = envelope["data"]["reconnect_after"]
+            self._reconnect_delay = self.bye_delay = envelope["data"]["reconnect_after"]
         elif type.startswith("plumber."):
             self.problems.append(json.dumps(envelope))
         elif cursor is None:
-            self.whispers.append(envelope.get("data"))
+            self.ephemeral.append(envelope.get("data"))
         else:
             epoch, _, seq = self.cursor.partition(".")
             if cursor != f"{epoch}.{int(seq) + 1}":
                 self.problems.append(f"{cursor} came after {self.cursor}")
             self.cursor = cursor
             self.events.append((int(cursor.partition(".")[2]), envelope["id"]))
-            kept_at = self._ledger.kept_at.get(envelope["id"])
-            self._ledger.delays.append(time.monotonic() - kept_at if kept_at is not None else 0.0)
+            self._ledger.delivered(envelope["id"])
 
 
-class _Stream(Protocol):
-    """A connection whose answer goes on and on."""
+class _StreamProtocol(Protocol):
+    """A connection whose response does not end."""
 
     def __init__(
         self, request: str, opened: Callable[[int], bool], read: Callable[[bytes], bytes]
     ) -> None:
+        """Prepare the request.
+
+        Args:
+            request: What is sent.
+            opened: Called with the status; returns whether the stream is open.
+            read: Called with the bytes that came; returns those that are not yet complete.
+        """
         self._request = request
         self._opened = opened
         self._read = read
         self._data = b""
-        self._reading = False
+        self._is_open = False
         self.ended: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
-        self._late = reactor.callLater(PATIENCE, self.transport.abortConnection)
+        self._timer = reactor.callLater(CONNECT_TIMEOUT, self.transport.abortConnection)
         self.transport.write(self._request.encode())
 
     def dataReceived(self, data: bytes) -> None:
         self._data += data
-        if not self._reading:
+        if not self._is_open:
             parsed = read_head(self._data)
             if parsed is None:
                 return
-            self._late.cancel()
+            self._timer.cancel()
             status, _, self._data = parsed
-            self._reading = self._opened(status)
-            if not self._reading:
+            self._is_open = self._opened(status)
+            if not self._is_open:
                 self.transport.abortConnection()
                 return
         self._data = self._read(self._data)
 
     def connectionLost(self, reason: Any = None) -> None:
-        if self._late.active():
-            self._late.cancel()
+        if self._timer.active():
+            self._timer.cancel()
         self.ended.callback(None)
 
 
-class _Streaming(Subscriber):
+class _StreamSubscriber(Subscriber):
     """What WebSocket and Server-Sent Events have in common."""
 
     status: ClassVar[int]
 
-    def _head(self) -> list[str]:
+    def _request(self, path: str) -> str:
+        """Return the request that opens the stream."""
         raise NotImplementedError
 
     def _read(self, data: bytes) -> bytes:
-        """Take whole messages.  The rest is kept."""
+        """Receive the complete messages, and return the rest."""
         raise NotImplementedError
 
-    def _answered(self, status: int) -> bool:
+    def _responded(self, status: int) -> bool:
         self.connections += status == self.status
         return status == self.status
 
     async def _stay(self) -> None:
         query = f"?after={self.cursor}" if self.cursor else ""
-        lines = [f"GET /events/{self.account}{query} HTTP/1.1", "Host: localhost", *self._head()]
+        request = self._request(f"/events/{self.account}{query}")
         codes = len(self.closes)
-        stream = await connect(
-            self.port, _Stream("\r\n".join(lines) + "\r\n\r\n", self._answered, self._read)
-        )
+        stream = await connect(self.port, _StreamProtocol(request, self._responded, self._read))
         self.connection = stream.transport
         if not self.running:
             self.connection.abortConnection()
@@ -454,71 +344,60 @@ class _Streaming(Subscriber):
             self.closes.append(0)
 
 
-class WebSocket(_Streaming):
+class WebSocket(_StreamSubscriber):
     """RFC 6455, as much as a subscriber needs."""
 
     transport_name = "WebSocket"
     status = 101
     answers_close = True
 
-    def _head(self) -> list[str]:
-        key = "dGhlIHNhbXBsZSBub25jZQ=="
-        return [
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            "Sec-WebSocket-Version: 13",
-            f"Sec-WebSocket-Key: {key}",
-        ]
-
-    def _say(self, opcode: int, payload: bytes) -> None:
-        mask = os.urandom(4)
-        masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
-        self.connection.write(bytes([0x80 | opcode, 0x80 | len(payload)]) + mask + masked)
+    def _request(self, path: str) -> str:
+        return handshake_request(path).decode()
 
     def _read(self, data: bytes) -> bytes:
         at = 0
         while len(data) - at >= 2:
             opcode, size, start = data[at] & 15, data[at + 1] & 127, at + 2
             if size > 125:
-                wide = 2 if size == 126 else 8
-                start += wide
-                size = (
-                    int.from_bytes(data[at + 2 : start], "big") if len(data) >= start else len(data)
-                )
+                start += 2 if size == 126 else 8
+                if len(data) < start:
+                    break
+                size = int.from_bytes(data[at + 2 : start], "big")
             if len(data) < start + size:
                 break
-            payload = data[start : start + size]
+            self._frame_received(opcode, data[start : start + size])
             at = start + size
-            if opcode == 1:
-                self.take(json.loads(payload))
-            elif opcode == 9:
-                self._say(10, payload)
-            elif opcode == 8:
-                self.closes.append(int.from_bytes(payload[:2], "big"))
-                if self.answers_close:
-                    self._say(8, payload[:2])
-                    self.connection.loseConnection()
         return data[at:]
 
+    def _frame_received(self, opcode: int, payload: bytes) -> None:
+        if opcode == TEXT:
+            self._receive(json.loads(payload))
+        elif opcode == PING:
+            self.connection.write(client_frame(payload, PONG))
+        elif opcode == CLOSE:
+            self.closes.append(close_code(payload))
+            if self.answers_close:
+                self.connection.write(client_frame(payload[:2], CLOSE))
+                self.connection.loseConnection()
 
-class EventSource(_Streaming):
+
+class EventSource(_StreamSubscriber):
     """Server-Sent Events."""
 
     transport_name = "SSE"
     status = 200
 
-    def _head(self) -> list[str]:
-        return [
-            "Accept: text/event-stream",
-            *([f"Last-Event-ID: {self.cursor}"] if self.cursor else []),
-        ]
+    def _request(self, path: str) -> str:
+        lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Accept: text/event-stream"]
+        if self.cursor:
+            lines.append(f"Last-Event-ID: {self.cursor}")
+        return "\r\n".join([*lines, "", ""])
 
-    def _answered(self, status: int) -> bool:
+    def _responded(self, status: int) -> bool:
         self._text = b""
-        return super()._answered(status)
+        return super()._responded(status)
 
     def _read(self, data: bytes) -> bytes:
-        """Take whole chunks, and what is whole in them."""
         while b"\r\n" in data:
             head, _, rest = data.partition(b"\r\n")
             size = int(head, 16)
@@ -530,7 +409,7 @@ class EventSource(_Streaming):
         for record in records:
             for line in record.split(b"\n"):
                 if line.startswith(b"data: "):
-                    self.take(json.loads(line[6:]))
+                    self._receive(json.loads(line[6:]))
         return data
 
 
@@ -540,38 +419,38 @@ class LongPoll(Subscriber):
     transport_name = "long-poll"
 
     async def _stay(self) -> None:
-        line = await connect(self.port, Line())
-        self.connection = line.transport
+        connection = await connect(self.port, HttpConnection())
+        self.connection = connection.transport
         try:
-            while self.running and not line.lost:
-                wait = 5 if self.cursor else 0
-                try:
-                    reply = await line.request(
-                        "GET",
-                        f"/events/{self.account}?after={self.cursor}&wait={wait}",
-                        patience=7.0,
-                    )
-                except Broken:
-                    self.cuts += self.running
-                    raise
-                self.closes.append(reply.status)
-                if reply.status != 200:
-                    return
-                answer = reply.json
-                self.connections += 1
-                if self._opened is not None:
-                    epoch, _, seq = answer["cursor"].partition(".")
-                    self.stand(f"{epoch}.{int(seq) - len(answer['events'])}")
-                for envelope in answer["events"]:
-                    self.take(envelope)
-                if answer["cursor"] != self.cursor:
-                    self.problems.append(
-                        f"the answer's cursor is {answer['cursor']}, its last event's is {self.cursor}"
-                    )
-                    return
+            while self.running and not connection.lost and await self._poll(connection):
+                pass
         finally:
             self.connection = None
-            line.transport.abortConnection()
+            connection.transport.abortConnection()
+
+    async def _poll(self, connection: HttpConnection) -> bool:
+        """Send one request, and return whether the connection can be used again."""
+        wait = 5 if self.cursor else 0
+        path = f"/events/{self.account}?after={self.cursor}&wait={wait}"
+        try:
+            response = await connection.request("GET", path, timeout=7.0)
+        except ConnectionFailed:
+            self.aborted += self.running
+            raise
+        self.closes.append(response.status)
+        if response.status != 200:
+            return False
+        self.connections += 1
+        told, events = response.json["cursor"], response.json["events"]
+        if self._opened is not None:
+            epoch, _, seq = told.partition(".")
+            self._open_at(f"{epoch}.{int(seq) - len(events)}")
+        for envelope in events:
+            self._receive(envelope)
+        if told != self.cursor:
+            self.problems.append(f"the response ends at {told}, its last event at {self.cursor}")
+            return False
+        return True
 
 
 TRANSPORTS: tuple[type[Subscriber], ...] = (WebSocket, EventSource, LongPoll)

@@ -27,15 +27,14 @@ from twisted.python import log
 from asyncplumber.auth.signatures import Signer
 from harness.clients import (
     TRANSPORTS,
-    Broken,
-    Ledger,
-    Publisher,
-    Reply,
+    ConnectionFailed,
+    HttpResponse,
     Subscriber,
-    ask,
     connect,
+    fetch,
     sleep,
 )
+from harness.ledger import Ledger, Publisher
 from harness.mongod import Mongod, with_database
 from harness.ports import reserve_port
 from harness.processes import Process
@@ -136,8 +135,8 @@ class Node:
 
         async def status() -> int:
             try:
-                return (await self.ask("GET", "/readyz")).status
-            except Broken:
+                return (await self.fetch("GET", "/readyz")).status
+            except ConnectionFailed:
                 return 0
 
         await eventually(
@@ -188,10 +187,10 @@ class Node:
         self.signal(signal.SIGTERM)
         return await self.ended()
 
-    async def ask(
+    async def fetch(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
-    ) -> Reply:
-        return await ask(self.port, method, path, body, headers)
+    ) -> HttpResponse:
+        return await fetch(self.port, method, path, body, headers)
 
 
 class Cluster:

@@ -114,7 +114,7 @@ class StepTests(TestCase):
             leases, lambda ends: len(ends) == 2 and all(0 < end <= 2 for end in ends), "renewed", 5
         )
         began = time.monotonic()
-        polls = [node.ask("GET", "/events/nobody?wait=1") for node in self.nodes]
+        polls = [node.fetch("GET", "/events/nobody?wait=1") for node in self.nodes]
         answers = await gatherResults([Deferred.fromCoroutine(poll) for poll in polls])
         self.assertEqual([answer.json["events"] for answer in answers], [[], []])
         self.assertLess(time.monotonic() - began, 5)

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from harness.clients import EventSource, LongPoll, WebSocket, ask
+from harness.clients import EventSource, LongPoll, WebSocket, fetch
 from harness.cluster import LEASE, Cluster, Crowd, Node, TcpProxy, eventually, until
 from harness.mongod import with_database
 
@@ -92,7 +92,7 @@ class RelayTests(ClusterTestCase):
         """Every instance counts the subscribers of the whole cluster."""
         await self.crowd.gather(self.ports[:2], self.account, [WebSocket, EventSource])
         for node, here in zip(self.cluster.nodes, (2, 2, 0, 0), strict=True):
-            told = (await node.ask("GET", f"/accounts/{self.account}")).json
+            told = (await node.fetch("GET", f"/accounts/{self.account}")).json
             self.assertEqual((told["subscribers"], told["instances"], told["here"]), (4, 2, here))
 
     async def test_a_hook_lives_as_long_as_there_is_a_subscriber(self) -> None:
@@ -101,7 +101,7 @@ class RelayTests(ClusterTestCase):
         (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
         (hook,) = hooks()
         self.assertEqual(urlsplit(hook["url"]).port, self.ports[0])
-        person.hang_up()
+        person.disconnect()
         await until(lambda: person.connections == 2, "it comes back")
         self.assertEqual([row["_id"] for row in hooks()], [hook["_id"]])
         await person.end()
@@ -121,9 +121,11 @@ class RelayTests(ClusterTestCase):
             for row in rows
         ]
         for batch in [*reversed(batches), *batches, b"\n".join(batches[::-1])]:
-            self.assertEqual((await ask(self.ports[0], "POST", path, batch)).status, 403)
+            self.assertEqual((await fetch(self.ports[0], "POST", path, batch)).status, 403)
             signature = self.cluster.signed(instance, batch)
-            self.assertEqual((await ask(self.ports[0], "POST", path, batch, signature)).status, 200)
+            self.assertEqual(
+                (await fetch(self.ports[0], "POST", path, batch, signature)).status, 200
+            )
         await publisher.post()
         await self.crowd.settled()
         self.assertEqual(len(person.events), 21)
@@ -146,7 +148,7 @@ class RelayTests(ClusterTestCase):
             f"/instances/{instance['_id']}/events",
             self.cluster.signed(instance, batch),
         )
-        self.assertEqual((await ask(self.ports[0], "POST", path, batch, signature)).status, 200)
+        self.assertEqual((await fetch(self.ports[0], "POST", path, batch, signature)).status, 200)
         await self.crowd.settled()
         self.assertEqual(len(person.events), 9)
 
@@ -168,7 +170,7 @@ class RelayTests(ClusterTestCase):
         small = b"\n".join([b"1"] * 9_000)
         for body, kind in ((large, "application/json"), (small, "application/x-ndjson")):
             self.assertLess(len(body), 1024 * 1024)
-            reply = await ask(
+            reply = await fetch(
                 self.ports[1], "POST", f"/hooks/{self.account}", body, {"Content-Type": kind}
             )
             receipt = reply.json.get("receipts", [reply.json])[0]
@@ -213,8 +215,8 @@ class TalkTests(ClusterTestCase):
         people = await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
         for number in range(3):
             self.assertEqual(await self.publish(self.account, json.dumps({"n": number})), [201] * 4)
-        await until(lambda: all(len(each.whispers) == 3 for each in people), "all have all")
-        self.assertEqual([each.whispers for each in people], [[{"n": 0}, {"n": 1}, {"n": 2}]] * 8)
+        await until(lambda: all(len(each.ephemeral) == 3 for each in people), "all have all")
+        self.assertEqual([each.ephemeral for each in people], [[{"n": 0}, {"n": 1}, {"n": 2}]] * 8)
 
     async def test_the_loop_with_an_id_is_one_event(self) -> None:
         """Copies with the same Webhook-Id are one event: kept, in order, and delivered once."""
@@ -232,21 +234,21 @@ class TalkTests(ClusterTestCase):
         account = "Jörg/№ 7?&#%2F+"
         (person,) = await self.crowd.gather(self.ports[:1], quote(account, safe=""), [WebSocket])
         self.assertEqual(await self.publish(account, "{}"), [201])
-        await until(lambda: person.whispers, "it arrives")
+        await until(lambda: person.ephemeral, "it arrives")
 
     async def test_an_old_hook_is_gone(self) -> None:
         """An instance without the account answers 410, so the publisher may delete the row."""
         (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
         (hook,) = self.cluster.rows("hooks", account_id=self.account)
         path = urlsplit(hook["url"]).path
-        self.assertEqual((await ask(self.ports[0], "POST", path, b"{}")).status, 201)
+        self.assertEqual((await fetch(self.ports[0], "POST", path, b"{}")).status, 201)
         await person.end()
         await until(
             lambda: not self.cluster.rows("hooks", account_id=self.account), "the hook is withdrawn"
         )
-        self.assertEqual((await ask(self.ports[0], "POST", path, b"{}")).status, 410)
+        self.assertEqual((await fetch(self.ports[0], "POST", path, b"{}")).status, 410)
         # Another instance has taken over the address: it is not the one that was meant.
-        self.assertEqual((await ask(self.ports[1], "POST", path, b"{}")).status, 410)
+        self.assertEqual((await fetch(self.ports[1], "POST", path, b"{}")).status, 410)
 
 
 class FaultTests(ClusterTestCase):
@@ -310,7 +312,7 @@ class FaultTests(ClusterTestCase):
         await self.load()
         self.cluster.mongod.kill()
         await until(lambda: self.ledger.refused.get(503), "a POST is refused")
-        status = (await self.cluster.nodes[0].ask("GET", "/readyz")).status
+        status = (await self.cluster.nodes[0].fetch("GET", "/readyz")).status
         self.assertEqual(status, 503)
         self.cluster.mongod.restart()
         await self.grown(100)
@@ -471,11 +473,14 @@ class SecretTests(TestCase):
         receipt = await publishers[0].post()
         self.assertEqual(receipt["instances"], {"ok": 2, "failed": 0})
         for person in people:
-            person.hang_up()
+            person.disconnect()
         await gatherResults([publisher.run(60) for publisher in publishers])
         await self.crowd.settled()
         self.assertEqual(
-            [(await node.ask("GET", "/accounts/skewed")).json["instances"] for node in self.nodes],
+            [
+                (await node.fetch("GET", "/accounts/skewed")).json["instances"]
+                for node in self.nodes
+            ],
             [2, 2],
         )
         self.nodes[1].kill()
@@ -496,12 +501,14 @@ class SecretTests(TestCase):
         }
         for headers in ({}, forged):
             self.assertEqual(
-                (await ask(self.ports[0], "POST", f"{base}/events", b"", headers)).status, 403
+                (await fetch(self.ports[0], "POST", f"{base}/events", b"", headers)).status, 403
             )
             self.assertEqual(
-                (await ask(self.ports[0], "GET", f"{base}/accounts/guarded", b"", headers)).status,
+                (
+                    await fetch(self.ports[0], "GET", f"{base}/accounts/guarded", b"", headers)
+                ).status,
                 403,
             )
         await self.crowd.publisher(self.ports[1:], "guarded").run(3)
         await self.crowd.settled()
-        self.assertEqual(self.crowd.ledger.subscribers[0].whispers, [])
+        self.assertEqual(self.crowd.ledger.subscribers[0].ephemeral, [])

@@ -38,7 +38,7 @@ class HangingStoreTests(TestCase):
         await sleep(after)
         began = time.monotonic()
         status = (
-            await self.node.ask("POST", "/hooks/a", body, {"Content-Type": "text/plain"})
+            await self.node.fetch("POST", "/hooks/a", body, {"Content-Type": "text/plain"})
         ).status
         self.assertLess(time.monotonic() - began, PROMISED + LOADED)
         return status

@@ -7,7 +7,7 @@ import time
 
 from twisted.internet.defer import gatherResults
 
-from harness.clients import TRANSPORTS, EventSource, Line, WebSocket, connect
+from harness.clients import TRANSPORTS, EventSource, HttpConnection, WebSocket, connect
 from harness.cluster import Cluster, eventually, until
 from tests.system.test_cluster import ClusterTestCase
 
@@ -46,10 +46,10 @@ class StopTests(ClusterTestCase):
         here is answered too.
         """
         (person,) = await self.crowd.gather(self.ports[:1], self.account, [Stubborn])
-        old = await connect(self.node.port, Line())
+        old = await connect(self.node.port, HttpConnection())
         answer = old.request("POST", f"/hooks/{self.account}", b"{}", withhold=1)
         # An answer on another connection says that what was written before has been read.
-        self.assertEqual((await self.node.ask("GET", "/healthz")).status, 200)
+        self.assertEqual((await self.node.fetch("GET", "/healthz")).status, 200)
         self.term()
         await until(lambda: person.byes, "it is told goodbye")
         old.transport.write(b"}")
@@ -59,11 +59,11 @@ class StopTests(ClusterTestCase):
             ("GET", f"/events/{self.account}"),
             ("GET", "/readyz"),
         ]
-        replies += [await self.node.ask(method, path) for method, path in requests]
+        replies += [await self.node.fetch(method, path) for method, path in requests]
         self.assertEqual([reply.status for reply in replies], [503] * 4)
         self.assertTrue(all(1 <= int(reply.headers["retry-after"]) <= 5 for reply in replies))
         self.assertTrue(old.lost, "the connection is closed after the answer")
-        self.assertEqual((await self.node.ask("GET", "/healthz")).status, 200)
+        self.assertEqual((await self.node.fetch("GET", "/healthz")).status, 200)
 
     async def test_everybody_is_told_to_come_back_elsewhere(self) -> None:
         """
@@ -75,7 +75,7 @@ class StopTests(ClusterTestCase):
         socket, stream, poll = people
 
         async def present() -> int:
-            return (await self.node.ask("GET", f"/accounts/{self.account}")).json["here"]
+            return (await self.node.fetch("GET", f"/accounts/{self.account}")).json["here"]
 
         await eventually(present, lambda count: count == 3, "all three wait, the poll included")
         self.term()
@@ -83,8 +83,8 @@ class StopTests(ClusterTestCase):
         self.assertEqual((socket.byes, socket.closes), (1, [1001]))
         self.assertEqual(stream.byes, 1)
         self.assertEqual(set(poll.closes), {200})
-        self.assertEqual(poll.cuts, 0)
-        self.assertTrue(all(0 <= each.advice <= 5 for each in people))
+        self.assertEqual(poll.aborted, 0)
+        self.assertTrue(all(0 <= each.bye_delay <= 5 for each in people))
 
     async def test_the_advice_is_spread(self) -> None:
         """Not everybody is told to come back at the same moment."""
@@ -94,7 +94,7 @@ class StopTests(ClusterTestCase):
         await gatherResults([person.begin() for person in people])
         self.term()
         await until(lambda: all(person.byes for person in people), "all are told")
-        self.assertGreater(len({person.bye_advice for person in people}), 10)
+        self.assertGreater(len({person.bye_delay for person in people}), 10)
 
     async def test_what_was_accepted_is_answered(self) -> None:
         """

@@ -16,7 +16,16 @@ from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
-from harness.clients import Broken, EventSource, Line, Reply, WebSocket, ask, connect, sleep
+from harness.clients import (
+    ConnectionFailed,
+    EventSource,
+    HttpConnection,
+    HttpResponse,
+    WebSocket,
+    connect,
+    fetch,
+    sleep,
+)
 from harness.cluster import LINGER, Crowd, Node, children, eventually, is_alive, kill_hard, until
 from harness.processes import Process
 from tests.system.test_tap import TWISTD
@@ -86,7 +95,7 @@ class WorkersTests(EmbeddedTestCase):
         """How many subscribers the one worker has more than the other, once they all are at one."""
 
         async def told() -> dict[str, int]:
-            return (await self.node.ask("GET", "/accounts/all")).json
+            return (await self.node.fetch("GET", "/accounts/all")).json
 
         everyone = len(self.ledger.subscribers)
         at = await eventually(
@@ -129,7 +138,7 @@ class WorkersTests(EmbeddedTestCase):
         await until(lambda: "stopping; " in self.node.output, "it stops")
         more = 100
         while more:
-            self.assertEqual((await ask(self.node.port, "POST", "/hooks/all", b"{}")).status, 202)
+            self.assertEqual((await fetch(self.node.port, "POST", "/hooks/all", b"{}")).status, 202)
             more -= begun(self.node) > before
 
     async def test_both_accept_and_act_as_one(self) -> None:
@@ -148,16 +157,16 @@ class WorkersTests(EmbeddedTestCase):
         Each is answered with the event and gone when the receipt is written; 20 times of 20 all six
         are counted.
         """
-        cursor = (await self.node.ask("GET", "/events/all?wait=0")).json["cursor"]
+        cursor = (await self.node.fetch("GET", "/events/all?wait=0")).json["cursor"]
         for turn in range(20):
-            lines = [await connect(self.node.port, Line()) for _ in range(6)]
+            lines = [await connect(self.node.port, HttpConnection()) for _ in range(6)]
             asked = [line.request("GET", f"/events/all?after={cursor}&wait=10") for line in lines]
 
             async def here() -> int:
-                return (await self.node.ask("GET", "/accounts/all")).json["subscribers"]
+                return (await self.node.fetch("GET", "/accounts/all")).json["subscribers"]
 
             await eventually(here, lambda count: count == 6, "six polls wait")
-            reply = await self.node.ask("POST", "/hooks/all", b"%d" % turn)
+            reply = await self.node.fetch("POST", "/hooks/all", b"%d" % turn)
             answers = [answer.json for answer in await gatherResults(asked)]
             self.assertEqual(
                 [[event["data"] for event in answer["events"]] for answer in answers], [[turn]] * 6
@@ -190,7 +199,7 @@ class WorkersTests(EmbeddedTestCase):
         """
 
         async def told(name: str) -> int:
-            text = (await self.node.ask("GET", "/metrics")).body.decode()
+            text = (await self.node.fetch("GET", "/metrics")).body.decode()
             return int(float(re.search(rf"^asyncplumber_{name} (\S+)$", text, re.M)[1]))  # type: ignore[index]
 
         publishers = [self.crowd.publisher(self.ports, "all") for _ in range(4)]
@@ -290,8 +299,8 @@ class WorkersTests(EmbeddedTestCase):
         self.assertNotIn("Traceback", self.node.output)
 
     async def port_is_free(self) -> None:
-        with self.assertRaises(Broken):
-            await ask(self.node.port, "GET", "/healthz")
+        with self.assertRaises(ConnectionFailed):
+            await fetch(self.node.port, "GET", "/healthz")
         await self.node.start()
 
 
@@ -302,13 +311,15 @@ class _UnixNode(Node):
         super().__init__("--listen", f"unix:{path}", *options)
         self._path = path
 
-    async def ask(
+    async def fetch(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
-    ) -> Reply:
+    ) -> HttpResponse:
         try:
-            line = await UNIXClientEndpoint(reactor, self._path).connect(Factory.forProtocol(Line))
+            line = await UNIXClientEndpoint(reactor, self._path).connect(
+                Factory.forProtocol(HttpConnection)
+            )
         except Exception as error:
-            raise Broken from error
+            raise ConnectionFailed from error
         try:
             return await line.request(method, path, body, headers)
         finally:
@@ -362,8 +373,8 @@ class StartTests(TestCase):
         asked: list[Deferred[None]] = []
 
         async def post() -> None:
-            with contextlib.suppress(Broken):  # not yet
-                statuses.append((await node.ask("POST", "/hooks/first", b"{}")).status)
+            with contextlib.suppress(ConnectionFailed):  # not yet
+                statuses.append((await node.fetch("POST", "/hooks/first", b"{}")).status)
 
         while "is ready at http" not in node.output or not statuses:
             asked.append(Deferred.fromCoroutine(post()))
