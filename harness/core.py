@@ -191,8 +191,8 @@ class CoreCase(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(100)
         self.store = MemoryStore(self.retention, self.clock, shared=True, new_epoch=self.new_epoch)
-        self.history = FaultProxy(self.store.history)
-        self.registry = FaultProxy(self.store.registry)
+        self.history: Any = FaultProxy(self.store.history)
+        self.registry: Any = FaultProxy(self.store.registry)
         self.hooks = FakeHooks()
         self.hub = self.make_hub()
         self._number = 0

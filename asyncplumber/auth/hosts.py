@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from asyncplumber.errors import BadRequest, PlumberError
@@ -33,6 +33,13 @@ class Misdirected(PlumberError):
 
     status, code = 421, "misdirected"
     default = "this server is not known by that Host; --host adds a name"
+
+
+class HasLocalAddress(Protocol):
+    """A connection or a request."""
+
+    def getHost(self) -> object:
+        """Return the address at which it came in."""
 
 
 class _Host(NamedTuple):
@@ -121,7 +128,7 @@ class Hosts:
         name = urlsplit(url).hostname
         self._names = self._given | {_normal(name)} if name else self._given
 
-    def check(self, path: bytes, headers: Headers, connection: Any) -> None:
+    def check(self, path: bytes, headers: Headers, connection: HasLocalAddress) -> None:
         """
         Raise `BadRequest` for a malformed Host header, and `Misdirected` for a foreign name.
 
@@ -145,7 +152,7 @@ class Hosts:
         ):
             raise Misdirected
 
-    def _is_ours(self, host: _Host, connection: Any) -> bool:
+    def _is_ours(self, host: _Host, connection: HasLocalAddress) -> bool:
         """
         Whether an address, or a name below one of ours, is this server.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseNeverReceived
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
@@ -59,7 +60,7 @@ class HttpCarrier:
 
     @classmethod
     def over_treq(
-        cls, reactor: Any, instance_id: str, now: Callable[[], float], signer: PeerSigner
+        cls, reactor: IReactorTime, instance_id: str, now: Callable[[], float], signer: PeerSigner
     ) -> HttpCarrier:
         """Make a carrier with a pool of connections of its own, one to each instance."""
         pool = HTTPConnectionPool(reactor, persistent=True)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.client import Agent
 
@@ -24,7 +25,11 @@ class PresenceClient:
     _log = Logger()
 
     def __init__(
-        self, client: HTTPClient, reactor: Any, now: Callable[[], float], signer: PeerSigner
+        self,
+        client: HTTPClient,
+        reactor: Any,
+        now: Callable[[], float],
+        signer: PeerSigner,
     ) -> None:
         """`now` returns the seconds since 1970, for signatures."""
         self._client = client
@@ -34,7 +39,7 @@ class PresenceClient:
 
     @classmethod
     def over_treq(
-        cls, reactor: Any, now: Callable[[], float], signer: PeerSigner
+        cls, reactor: IReactorTime, now: Callable[[], float], signer: PeerSigner
     ) -> PresenceClient:
         """Make a client that opens a connection for each question: questions are rare."""
         return cls(HTTPClient(Agent(reactor, connectTimeout=TIMEOUT)), reactor, now, signer)

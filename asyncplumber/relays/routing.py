@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any
 
 from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -98,7 +97,7 @@ class Relay:
         """See `IRelay.stop`.  What is under way has `STOP_TIMEOUT` seconds."""
         self._stopped = True
         busy = [peer.sending.run() for peer in self._peers.values() if peer.sending.is_running]
-        idle: Deferred[Any] = gatherResults(busy, consumeErrors=True)
+        idle = gatherResults(busy, consumeErrors=True).addCallback(lambda _: None)
         idle.addTimeout(STOP_TIMEOUT, self._clock, onTimeoutCancel=lambda *_: None)
         return idle.addCallback(lambda _: self._close())
 

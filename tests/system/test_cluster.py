@@ -50,7 +50,7 @@ class ClusterTestCase(TestCase):
     def make_cluster(self) -> Cluster:
         return shared_cluster()
 
-    async def setUp(self) -> None:
+    async def setUp(self) -> None:  # type: ignore[override]
         self.cluster = self.make_cluster()
         self.crowd = Crowd()
         self.ledger = self.crowd.ledger
@@ -96,8 +96,11 @@ class RelayTests(ClusterTestCase):
             self.assertEqual((told["subscribers"], told["instances"], told["here"]), (4, 2, here))
 
     async def test_a_hook_lives_as_long_as_there_is_a_subscriber(self) -> None:
-        """It is there before the subscriber is live, survives a reload, and goes after the last one."""
-        hooks = lambda: self.cluster.rows("hooks", account_id=self.account)
+        """It is there before the subscriber is live, and survives a reload."""
+
+        def hooks() -> list[dict[str, Any]]:
+            return self.cluster.rows("hooks", account_id=self.account)
+
         (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
         (hook,) = hooks()
         self.assertEqual(urlsplit(hook["url"]).port, self.ports[0])
@@ -192,7 +195,8 @@ def talk(uri: str, account: str, body: str, headers: dict[str, str] | None = Non
         The statuses of the responses.
     """
     statuses = []
-    with pymongo.MongoClient(uri) as client:
+    client: pymongo.MongoClient[Any] = pymongo.MongoClient(uri)
+    with client:
         for hook in client.get_default_database()["hooks"].find({"account_id": account}):
             url = urlsplit(hook["url"])
             connection = http.client.HTTPConnection(url.hostname, url.port, timeout=5)
@@ -388,7 +392,7 @@ class PartitionTests(TestCase):
 
     timeout = 25
 
-    async def setUp(self) -> None:
+    async def setUp(self) -> None:  # type: ignore[override]
         self.cluster = shared_cluster()
         await self.cluster.up()
         self.wires = [await TcpProxy().open() for _ in range(2)]
@@ -407,7 +411,7 @@ class PartitionTests(TestCase):
         self.crowd = Crowd()
         for wire, node in zip(self.wires, self.nodes, strict=True):
             wire.target = node.port
-            self.addCleanup(lambda wire=wire: Deferred.fromCoroutine(wire.close()))
+            self.addCleanup(lambda wire: Deferred.fromCoroutine(wire.close()), wire)
             self.addCleanup(node.kill)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
         await gatherResults([Deferred.fromCoroutine(node.start()) for node in self.nodes])
@@ -440,7 +444,7 @@ class SecretTests(TestCase):
 
     timeout = 25
 
-    async def setUp(self) -> None:
+    async def setUp(self) -> None:  # type: ignore[override]
         shared = shared_cluster()
         await shared.up()
         self.uri = with_database(shared.mongod.uri, "secret")
@@ -488,10 +492,11 @@ class SecretTests(TestCase):
         await self.crowd.settled()
 
     async def test_a_request_without_the_secret_is_refused(self) -> None:
-        """Without the secret there is no way to send a batch, ask a count, or bypass the history."""
+        """It can neither send a batch, nor ask a count, nor bypass the history."""
         await self.crowd.gather(self.ports[:1], "guarded", [WebSocket])
         self.assertEqual(await deferToThread(talk, self.uri, "guarded", "{}"), [403])
-        with pymongo.MongoClient(self.uri) as client:
+        client: pymongo.MongoClient[Any] = pymongo.MongoClient(self.uri)
+        with client:
             (hook,) = client.get_default_database()["hooks"].find({"account_id": "guarded"})
         base = urlsplit(hook["url"]).path.removesuffix("/hooks/guarded")
         forged = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 from asyncplumber.core import channel
 from asyncplumber.core.hub import Hub
@@ -11,7 +11,7 @@ from asyncplumber.core.intake import Intake
 from asyncplumber.core.leases import Leases
 from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.event import EARLIEST, Instance
-from asyncplumber.interfaces import RelayFailed
+from asyncplumber.interfaces import IRegistry, RelayFailed
 from asyncplumber.relays.routing import Relay
 from harness.carriers import Batch, HeldCarrier
 from harness.core import CoreCase, FaultProxy, Recorder, draft
@@ -26,7 +26,8 @@ class Node:
         self.carrier = HeldCarrier()
         self.registry = FaultProxy(case.registry)
         instance = Instance(name, f"http://{name}")
-        self.leases = Leases(self.registry, instance, case.clock, LEASE)
+        registry: IRegistry = cast(Any, self.registry)
+        self.leases = Leases(registry, instance, case.clock, LEASE)
         self.hub = Hub(
             case.history,
             case.clock,
@@ -34,7 +35,7 @@ class Node:
             linger=1.0,
         )
         self.receiver = RelayReceiver(self.hub, self.leases.drop_stale)
-        self.relay = Relay(self.carrier, self.registry, name, case.clock)
+        self.relay = Relay(self.carrier, registry, name, case.clock)
         self.intake = Intake(case.append, self.hub, case.clock, relay=self.relay)
         self.relay.start(self.receiver.deliver)
         self.leases.start(self.hub.check_soon)

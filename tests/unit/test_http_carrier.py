@@ -11,8 +11,10 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionRefusedError
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
+from twisted.web.iweb import IAgent
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
+from zope.interface import implementer
 
 from asyncplumber.auth.signatures import PeerSigner, Signer, batch_target, count_target
 from asyncplumber.core.intake import Intake
@@ -48,6 +50,7 @@ class OtherInstances(Resource):
         return self.respond(request, body)
 
 
+@implementer(IAgent)
 class FlakyAgent:
     """Fails first, as often as it is told."""
 
@@ -318,7 +321,7 @@ class ReceiveTests(HttpCase):
     def test_a_carrier_waits_for_the_secret(self) -> None:
         """A store that is away makes a batch fail, as an instance that is away does."""
         self.start_other()
-        secrets = FaultProxy(self.store)
+        secrets: Any = FaultProxy(self.store)
         self.carrier = self.start_carrier(PeerSigner(None, secrets))
         secrets.error = Unavailable()
         self.failureResultOf(self.carry(self.keep()), RelayFailed)

@@ -270,12 +270,14 @@ class FailureTests(IntakeCase):
         def broken(drafts: Any) -> Any:
             raise KeyError("x")
 
-        for append in (lambda drafts: fail(KeyError("x")), broken, lambda drafts: succeed(None)):
-            self.intake._append = append
+        stores: list[Any] = [lambda drafts: fail(KeyError("x")), broken, lambda _: succeed(None)]
+        append: list[Any] = [self.append_alone]
+        self.intake = Intake(lambda drafts: append[0](drafts), self.hub, self.clock)
+        for append[0] in stores:
             error = self.failureResultOf(self._post_now("1"), PlumberError)
             self.assertEqual(error.value.status, 500)
             self.assertEqual(len(self.flushLoggedErrors(KeyError, AttributeError)), 1)
-        self.intake._append = self.append_alone
+        append[0] = self.append_alone
         self.successResultOf(self._post_now("1"))
         self.successResultOf(self.stop())
 

@@ -77,7 +77,12 @@ class PrepareTests(LeasesCase):
     def test_an_instance_that_was_lost_is_prepared_again(self) -> None:
         """The registry may be a new one, with another secret."""
         prepared: list[int] = []
-        self.leases = self.make_leases(prepare=lambda: succeed(prepared.append(1)))
+
+        def prepare() -> Deferred[None]:
+            prepared.append(1)
+            return succeed(None)
+
+        self.leases = self.make_leases(prepare=prepare)
         self.start()
         self.store.registry.prune(self.leases.instance)
         self.renew()
@@ -205,11 +210,14 @@ class HookTests(LeasesCase):
             self.registry.failures = failures
             later: list[Deferred[None]] = []
             first = self.leases.register(f"first {failures}")
-            first.addBoth(lambda _, found=later: found.append(self.leases.register("next")))
+            first.addBoth(self.register_next, later)
             self.turn()
             self.successResultOf(later[0])
             self.leases.unregister("next")
             self.turn()
+
+    def register_next(self, _: object, later: list[Deferred[None]]) -> None:
+        later.append(self.leases.register("next"))
 
 
 class ModelTests(LeasesCase):
@@ -231,14 +239,14 @@ class ModelTests(LeasesCase):
                 wanted.add(account)
                 # A hook that cannot be registered is not wanted any more.
                 registered = self.leases.register(account)
-                registered.addErrback(lambda _, name=account: wanted.discard(name))
+                registered.addErrback(self.forget, wanted, account)
             elif move < 0.65:
                 wanted.discard(account)
                 self.leases.unregister(account)
             elif move < 0.75:
                 self.registry.held = dice.choice([set(), {"register"}, {"unregister"}])
             elif move < 0.85:
-                self.let_go(dice)
+                self.release_some(dice)
             elif move < 0.88:
                 self.registry.failures = 1
             elif move < 0.90:
@@ -252,7 +260,10 @@ class ModelTests(LeasesCase):
             self.settle()
         self.assertEqual((self.own_hooks(), self.leases.wanted), (sorted(wanted), len(wanted)))
 
-    def let_go(self, dice: random.Random) -> None:
+    def forget(self, _: object, wanted: set[str], account: str) -> None:
+        wanted.discard(account)
+
+    def release_some(self, dice: random.Random) -> None:
         """Answer what hangs; some calls fail, and some of those were done all the same."""
         fate = dice.random()
         if fate < 0.3:

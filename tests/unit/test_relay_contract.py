@@ -12,9 +12,10 @@ from twisted.trial.unittest import TestCase
 
 from asyncplumber.auth.signatures import PeerSigner
 from asyncplumber.event import Instance
+from asyncplumber.interfaces import ICarrier
 from asyncplumber.relays.http import HttpCarrier
 from asyncplumber.relays.http_bodies import BytesProducer
-from asyncplumber.relays.memory import MemoryCarrier, MemoryNetwork
+from asyncplumber.relays.memory import MemoryNetwork
 from harness.carriers import PeerSite
 from tests.relay_contracts import CarrierContract
 
@@ -30,7 +31,7 @@ class MemoryCarrierTests(CarrierContract, TestCase):
         self.clock: Clock = Clock()
         self.network = MemoryNetwork(self.clock)
 
-    def make_carrier(self, instance_id: str) -> MemoryCarrier:
+    def make_carrier(self, instance_id: str) -> ICarrier:
         return self.network.carrier(instance_id)
 
     def address(self, instance_id: str) -> Instance:
@@ -57,7 +58,7 @@ class HttpCarrierTests(MemoryCarrierTests):
         self.site = PeerSite()
         self.agent = RequestTraversalAgent(self.site)
 
-    def make_carrier(self, instance_id: str) -> HttpCarrier:
+    def make_carrier(self, instance_id: str) -> ICarrier:
         client = HTTPClient(self.agent, data_to_body_producer=BytesProducer)
         carrier = HttpCarrier(client, instance_id, self.clock.seconds, PeerSigner(SECRET))
         return self.site.carriers.setdefault(instance_id, carrier)
