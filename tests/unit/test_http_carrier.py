@@ -86,9 +86,13 @@ class HttpCase(CoreCase):
         self.successResultOf(signer.learn())
         return self.start_carrier(signer)
 
-    def start_carrier(self, signer: PeerSigner) -> HttpCarrier:
+    def start_carrier(self, signer: PeerSigner, clock_error: float = 0.0) -> HttpCarrier:
         client = HTTPClient(self.agent, data_to_body_producer=BytesProducer)
-        carrier = HttpCarrier(client, "me", self.clock.seconds, signer)
+
+        def now() -> float:
+            return self.clock.seconds() + clock_error
+
+        carrier = HttpCarrier(client, "me", now, signer)
         carrier.start(lambda events: {})
         return carrier
 
@@ -179,19 +183,19 @@ class ReceiveTests(HttpCase):
         # The headers and the body of each request that the other instance was sent.
         self.requests: list[tuple[dict[bytes, bytes], bytes]] = []
 
-    def start_other(self, secret: bytes | None = None, signer: PeerSigner | None = None) -> None:
+    def start_other(
+        self, secret: bytes | None = None, signer: PeerSigner | None = None, id: str = "you"
+    ) -> None:
         """Start the other instance, with this secret or the one that the store keeps."""
         if signer is None:
             signer = PeerSigner(secret, self.store)
             self.successResultOf(signer.learn())
         now = self.clock.seconds
-        self.other = HttpCarrier(HTTPClient(self.agent), "you", now, signer)
+        self.other = HttpCarrier(HTTPClient(self.agent), id, now, signer)
         self.stale: list[str] = []
         self.other.start(RelayReceiver(self.hub, self.stale.append).deliver)
         intake = Intake(self.store.append, self.hub, self.clock)
-        self.webhook = Webhook(
-            intake, self.hub, now, "you", signer=signer, receive=self.other.receive
-        )
+        self.webhook = Webhook(intake, self.hub, now, id, signer=signer, receive=self.other.receive)
 
         def respond(request: Any, body: bytes) -> bytes:
             headers = {
@@ -246,8 +250,7 @@ class ReceiveTests(HttpCase):
         for secret in (None, b"another secret of ours"):
             self.carrier = self.make_carrier(secret)
             self.failureResultOf(self.carry(self.keep()), RelayFailed)
-        self.carrier = self.make_carrier(SECRET)
-        self.carrier._now = lambda: self.clock.seconds() - 7200
+        self.carrier = self.start_carrier(PeerSigner(SECRET), clock_error=-7200.0)
         self.failureResultOf(self.carry(self.keep()), RelayFailed)
         self.assertEqual(subscriber.events, [])
         self.carrier = self.make_carrier(SECRET)
@@ -291,10 +294,9 @@ class ReceiveTests(HttpCase):
         count = self.successResultOf(self.webhook.count_here(b"you", b"a", headers))
         self.assertEqual(count.status, 403)
         self.assertEqual(self.status(b"", headers), 403)
-        self.other._instance_id = "another"
-        self.assertEqual(self.status(body, headers, b"another"), 403)
-        self.other._instance_id = "you"
         self.assertEqual(self.status(body, headers), 200)
+        self.start_other(id="another")
+        self.assertEqual(self.status(body, headers, b"another"), 403)
         self.assertEqual(subscriber.seqs, [1, 2])
 
     def test_a_captured_question_opens_nothing_else(self) -> None:

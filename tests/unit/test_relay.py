@@ -172,7 +172,7 @@ class BatchTests(RelayCase):
         for each in sent:
             self.assertEqual(self.reached(each), Reached(subscribers=2, ok=1))
         self.assertEqual(
-            (self.relay.relayed, self.relay._peers, self.clock.getDelayedCalls()), (4, {}, [])
+            (self.relay.relayed, self.relay.peers(), self.clock.getDelayedCalls()), (4, [], [])
         )
 
     def test_what_piles_up_during_a_batch_goes_together_after_it(self) -> None:
@@ -288,7 +288,7 @@ class FailureTests(RelayCase):
         sent = self.send(1)
         self.turn()
         self.answer()
-        self.assertEqual((self.reached(sent).ok, self.relay._peers), (1, {}))
+        self.assertEqual((self.reached(sent).ok, self.relay.peers()), (1, []))
 
     def test_an_instance_that_keeps_failing_is_pruned(self) -> None:
         """With its hooks."""
@@ -298,8 +298,8 @@ class FailureTests(RelayCase):
             self.fail_once()
             self.clock.advance(MAX_BACKOFF / 4)
         self.assertEqual(
-            (self.successResultOf(self.store.registry.instances(["a"])), self.relay._peers),
-            ({}, {}),
+            (self.successResultOf(self.store.registry.instances(["a"])), self.relay.peers()),
+            ({}, []),
         )
 
     def test_an_instance_that_renewed_its_lease_is_nudged_instead(self) -> None:
@@ -342,7 +342,7 @@ class FailureTests(RelayCase):
         self.clock.advance(FAILURES_EXPIRE + 1)
         self.you = self.they
         self.fail_once()
-        self.assertEqual(list(self.relay._peers), ["they"])
+        self.assertEqual(self.relay.peers(), [(self.they, 0, 1)])
 
 
 class StopTests(RelayCase):
