@@ -210,7 +210,8 @@ class Channel:
                     subscription.drop()
 
     def drained(self) -> Deferred[None]:
-        """Return a Deferred that fires when no delivery is under way."""
+        """Deliver what is in the queue.  The Deferred fires when that is done."""
+        self.drain()
         if self._deliveries is None:
             return succeed(None)
         if self._drained is None:
@@ -258,7 +259,7 @@ class Channel:
         return self._fetching
 
     def restart(self, cursor: Cursor) -> None:
-        """Continue after ``cursor``.  No delivery is under way."""
+        """Continue after ``cursor``.  Nothing is queued, and no delivery is under way."""
         self.delivered = cursor
         self._queue.restart(cursor)
 
@@ -296,7 +297,6 @@ class _HeadReader:
         self._at_end = not page
         for event in page:
             self._channel.arrive(event)
-        self._channel.drain()
         return self._channel.drained()
 
     def moved(self, cursor: Cursor, now: Cursor) -> None:

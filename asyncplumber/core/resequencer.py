@@ -102,8 +102,8 @@ class Resequencer:
         return bool(self._early) or head != self.head
 
     def restart(self, head: Cursor) -> None:
-        """Drop what is queued, and continue after ``head`` with the early events that follow it."""
-        self.due.clear()
+        """Continue after ``head``, with the early events that follow it.  Nothing is `due`."""
+        assert not self.due, "what is due would be lost"
         self.head = head
         early, self._early = self._early, None
         self._early_bytes = 0

@@ -290,6 +290,16 @@ class HealTests(CoreCase):
         self.publish()
         self.assertEqual(subscriber.seqs, [1, 2])
 
+    def test_a_gap_comes_after_what_arrived_before_it(self) -> None:
+        """An event shows a gap while events before it are queued: they are delivered first."""
+        subscriber = self.subscribed()
+        events = self.keep(1500)
+        self.hub.publish([*events[:3], events[1400]])
+        self.settle()
+        self.publish()
+        self.assertEqual(subscriber.seqs, [1, 2, 3, 1501])
+        self.assertEqual(subscriber.told[4][:2], ("missed", Cursor("e100", 3)))
+
     def test_a_gap_that_closes_during_a_fan_out_is_not_told(self) -> None:
         """The events that were missing arrived late."""
         self.patch(channel, "DELIVERIES_PER_TURN", 2)

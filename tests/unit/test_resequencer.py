@@ -84,6 +84,7 @@ class ResequencerTests(SynchronousTestCase):
         self.assertEqual(numbers(self.queue), [5, 6, 7, 8])
         self.queue.arrive(event(20, payload=third * 4))
         self.assertFalse(self.queue.arrive(event(9)))
+        self.assertEqual(numbers(self.queue), [9])
         self.queue.restart(Cursor("e", 19))
         self.assertEqual(numbers(self.queue), [])
 
@@ -112,9 +113,8 @@ class ResequencerTests(SynchronousTestCase):
         self.assertTrue(self.queue.is_behind(Cursor("e", 5)))
         self.assertFalse(self.queue.is_behind(Cursor("e", 9)))
 
-    def test_a_restart_drops_what_was_due(self) -> None:
-        """It keeps what is early, and drops what is before the new head."""
-        self.queue.arrive(event(1))
+    def test_a_restart_drops_what_is_before_the_new_head(self) -> None:
+        """It keeps what is early."""
         self.queue.arrive(event(15))
         self.queue.arrive(event(22))
         self.queue.restart(Cursor("e", 20))
@@ -122,6 +122,12 @@ class ResequencerTests(SynchronousTestCase):
         self.assertTrue(self.queue.is_behind(Cursor("e", 20)))
         self.queue.arrive(event(21))
         self.assertEqual(numbers(self.queue), [21, 22])
+
+    def test_a_restart_would_lose_what_is_due(self) -> None:
+        """So it is an error to restart then."""
+        self.queue.arrive(event(1))
+        with self.assertRaises(AssertionError):
+            self.queue.restart(Cursor("e", 20))
 
     def test_after_clear_nothing_waits(self) -> None:
         """Neither what was due nor what was early."""
