@@ -96,7 +96,7 @@ class Admission:
         return not self._admitted.called
 
     def cancel(self, _: object = None) -> None:
-        """Wait no more: the client is gone.  Harmless if it was admitted."""
+        """Stop waiting, because the client has disconnected.  Harmless after the admission."""
         self._admitted.cancel()
 
     def _failed(self, failure: Failure) -> None:

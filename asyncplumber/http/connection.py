@@ -133,9 +133,9 @@ class Connection:
     def readConnectionLost(self) -> None:
         """Take note that the client will send no more (``shutdown``).
 
-        The requests that it has sent are still answered.  But a client that went away looks the
-        same, so one whose response waits for an event is taken for gone: to count it as a
-        subscriber would be wrong more often.
+        The requests that it has sent are still answered.  A client that has disconnected looks
+        the same, however.  So a client whose response waits for an event is treated as
+        disconnected: otherwise dead clients would be counted as subscribers.
         """
         self.input_ended = True
         state = self._state
@@ -250,7 +250,7 @@ class Connection:
             self.deadline = self._server.now + self._server.request_timeout
 
     def drained(self) -> Deferred[None]:
-        """Return a Deferred that fires when nothing is queued, or the client is gone."""
+        """Return a Deferred that fires when nothing is queued, or the client disconnects."""
         return self._send_buffer.drained()
 
     def response_written(self, close: bool) -> None:

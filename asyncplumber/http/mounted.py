@@ -124,7 +124,7 @@ class MountedExchange:
             # An earlier response is in the transport, and a write to the socket would overtake
             # it.  The transport resumes the buffer when it has sent everything.
             send_buffer.become(BLOCKED)
-        # For the site the request ends here: it lets go of the body, and of those who wait.
+        # For the site the request ends here: it drops the body, and fires ``notifyFinish``.
         self._request.connectionLost(Failure(ConnectionDone()))
         return Detached(transport, send_buffer, unread)
 

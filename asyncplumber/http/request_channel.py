@@ -35,7 +35,7 @@ class Responder(Protocol):
         """Send a piece of the response."""
 
     def drained(self) -> Deferred[None]:
-        """Return a Deferred that fires when the client has room for more, or is gone."""
+        """Return a Deferred that fires when nothing is queued, or the client disconnects."""
 
     def response_written(self, close: bool) -> None:
         """Take note that the response is written, and whether to close the connection."""
@@ -155,11 +155,11 @@ class RequestChannel:
         self._producer = None
 
     def _pause_until_drained(self) -> None:
-        room = self._connection.drained()
-        if not (self._is_paused or room.called):
+        drained = self._connection.drained()
+        if not (self._is_paused or drained.called):
             self._is_paused = True
             self._producer.pauseProducing()
-            room.addCallback(self._resume, self._producer)
+            drained.addCallback(self._resume, self._producer)
 
     def _resume(self, _: None, producer: IPushProducer) -> None:
         if self._producer is producer:

@@ -1,4 +1,7 @@
-"""Answers as values: what a door says to a request, whichever way it writes it."""
+"""Responses as values, and the bytes of their heads.
+
+The fast path writes them to the connection, the full path to a request of ``twisted.web``.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus
 
 
 @lru_cache(maxsize=64)
-def _beginning(status: int, content_type: bytes) -> bytes:
+def _first_lines(status: int, content_type: bytes) -> bytes:
     return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nX-Content-Type-Options: nosniff\r\n" % (
         status,
         _REASONS[status],
@@ -35,7 +38,7 @@ _EVENT_STREAM = (
     b"X-Content-Type-Options: nosniff\r\n%b%b%b\r\n"
 )
 
-_date = (0, b"")  # the second since 1970, and its line
+_date = (0, b"")  # the last second since 1970 that was asked for, and its line
 
 
 def date_line() -> bytes:
@@ -50,20 +53,20 @@ def date_line() -> bytes:
 
 
 class Response(NamedTuple):
-    """Status, content type, body, and further headers as (name, value)."""
+    """A response with a body that is known as a whole."""
 
     status: int
     content_type: bytes
     body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: tuple[tuple[bytes, bytes], ...] = ()  # further ones, as (name, value)
 
     def head(self, *, close: bool) -> bytes:
-        """The answer's first lines as HTTP/1.1 wants them, up to the body."""
+        """Return the status line and headers; ``close`` tells the client that we close."""
         extra = (
             b"".join([b"%b: %b\r\n" % header for header in self.headers]) if self.headers else b""
         )
         return b"%b%bContent-Length: %d\r\n%b%b\r\n" % (
-            _beginning(self.status, self.content_type),
+            _first_lines(self.status, self.content_type),
             date_line(),
             len(self.body),
             extra,
@@ -85,7 +88,7 @@ def event_stream_head(*, chunked: bool, headers: Sequence[tuple[bytes, bytes]] =
 
 
 def json_response(status: int, value: object, *headers: tuple[bytes, bytes]) -> Response:
-    """`value` as JSON."""
+    """Return a response with ``value`` as JSON."""
     return Response(status, JSON, json.dumps(value).encode("ascii") + b"\n", headers)
 
 
@@ -95,7 +98,7 @@ def poll_response(result: PollResult) -> Response:
 
 
 def error_response(error: PlumberError) -> Response:
-    """What a client is told of `error`."""
+    """Return the response that tells a client of ``error``."""
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after is not None:
         headers.append((b"Retry-After", b"%d" % error.retry_after))
@@ -108,6 +111,7 @@ def error_response(error: PlumberError) -> Response:
 
 
 def _receipt(receipt: Receipt) -> str:
+    """Return the members of a receipt's JSON object; by hand, as this is on the fast path."""
     id, cursor, duplicate, subscribers, instances = receipt
     there = ",".join([f'"{state}":{number}' for state, number in instances.items()])
     place = f'"{cursor}"' if cursor else "null"
@@ -117,8 +121,8 @@ def _receipt(receipt: Receipt) -> str:
     )
 
 
-def _listened(receipts: Sequence[Receipt]) -> int:
-    """201 when somebody got it, 202 when it is stored and nobody listened (nchan's convention)."""
+def _status(receipts: Sequence[Receipt]) -> int:
+    """Return 201 if an event has reached a subscriber, 202 if it is only stored, as nchan does."""
     if len(receipts) == 1:
         return 201 if receipts[0].subscribers else 202
     return 201 if any(receipt.subscribers for receipt in receipts) else 202
@@ -127,15 +131,18 @@ def _listened(receipts: Sequence[Receipt]) -> int:
 def receipt_response(
     receipts: Sequence[Receipt], *, batch: bool = False, skyhooks: bool = False
 ) -> Response:
-    """
-    The receipt of a POST; a batch has one for each event, and skyhooks' clients look for
-    ``notified``.
+    """Return the response to a POST that was accepted.
+
+    Args:
+        receipts: One for each event.
+        batch: Whether the POST was a batch, whose response has a list of receipts.
+        skyhooks: Whether the client is one of skyhooks', which looks for ``notified``.
     """
     if batch:
         each = ",".join([f"{{{_receipt(receipt)}}}" for receipt in receipts])
         return Response(
-            _listened(receipts), JSON, b'{"status":"ok","receipts":[%b]}\n' % each.encode("ascii")
+            _status(receipts), JSON, b'{"status":"ok","receipts":[%b]}\n' % each.encode("ascii")
         )
     notified = f'"notified":{"true" if receipts[0].subscribers else "false"},' if skyhooks else ""
     body = f'{{"status":"ok",{notified}{_receipt(receipts[0])}}}\n'
-    return Response(_listened(receipts), JSON, body.encode("ascii"))
+    return Response(_status(receipts), JSON, body.encode("ascii"))

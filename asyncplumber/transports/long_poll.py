@@ -23,7 +23,7 @@ class PollResult(NamedTuple):
     """What a long-poll returns to its client."""
 
     envelopes: list[bytes]
-    cursor: Cursor  # where the client stands after them
+    cursor: Cursor  # the client's position after them
 
     @property
     def body(self) -> bytes:

@@ -291,7 +291,7 @@ class BadRequestTests(SynchronousTestCase):
         self.assertEqual([reply.status for reply in replies(client.heard())], [202, 400])
 
     def test_a_refused_client_can_read_the_answer_although_it_is_still_sending(self) -> None:
-        """What it sends is taken and dropped for a while, and then it is hung up on."""
+        """What it sends is dropped for a while, and then its connection is cut off."""
         client = self.server.connect()
         client.say(post(b"x" * 2000))
         for _ in range(3):
@@ -481,7 +481,7 @@ class DetailTests(SynchronousTestCase):
 
     def test_a_half_closed_client_cannot_subscribe(self) -> None:
         """
-        Behind other requests: nothing would tell that it has gone. What it posted before is
+        Behind other requests: nothing would tell when it disconnects. What it posted before is
         answered.
         """
         for accept in (b"*/*", b"text/event-stream"):

@@ -69,7 +69,7 @@ class OriginTests(SynchronousTestCase):
             self.assertEqual(self.asked("GET", "/events/a?wait=0", origin).status, 200)
 
     def test_named_origins_can_read_what_they_are_answered(self) -> None:
-        """Also errors, and also by the long way."""
+        """Also errors, and also on the full path."""
         for reply in (
             self.asked("POST", "/hooks/a", "https://app.example"),
             self.asked("POST", "/hooks", "https://app.example"),

@@ -141,7 +141,7 @@ class MountedTests(SynchronousTestCase):
 
 
 class OwnSiteTests(SynchronousTestCase):
-    """By the long way."""
+    """On the full path of our own port."""
 
     def setUp(self) -> None:
         self.server = MemoryServer()
