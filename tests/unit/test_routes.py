@@ -1,7 +1,4 @@
-"""
-Klein's routes, as an application mounts them in a site of its own; and what is left to them behind
-our own door.
-"""
+"""Klein's routes: in a site of an application, and behind our own port."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 from zope.interface import implementer
 
-from asyncplumber.testing import MemoryServer, RecordingSubscriber, replies
+from asyncplumber.testing import MemoryServer, replies
 
 
 @implementer(IBodyProducer)
@@ -44,7 +41,7 @@ class Body:
 
 
 class MountedTests(SynchronousTestCase):
-    """Below a path of somebody else's site."""
+    """Below a path of another application's site."""
 
     def setUp(self) -> None:
         self.server = MemoryServer(body_limit=1000, plumber={"hosts": ["app.example"]})
@@ -68,7 +65,7 @@ class MountedTests(SynchronousTestCase):
         return response.code, json.loads(self.successResultOf(read))
 
     def test_a_webhook_takes_results(self) -> None:
-        """They reach who is registered with the library."""
+        """They reach the callbacks that are registered with the library."""
         heard: list[Any] = []
         self.server.plumber.register("a", lambda event: heard.append(event.data))
         self.server.settle()
@@ -140,7 +137,7 @@ class MountedTests(SynchronousTestCase):
             self.assertEqual(self.request(b"POST", b"/hooks", wrong)[0], 400, wrong)
 
 
-class OwnSiteTests(SynchronousTestCase):
+class FullPathTests(SynchronousTestCase):
     """On the full path of our own port."""
 
     def setUp(self) -> None:
@@ -212,71 +209,6 @@ class OwnSiteTests(SynchronousTestCase):
             self.server.request("POST", f"/instances/{own}/events", body=b"nonsense").status, 403
         )
         self.assertEqual(self.server.request("GET", f"/instances/{own}/accounts/a").status, 403)
-
-
-class ContentTests(SynchronousTestCase):
-    """What a POST may bring, as it arrives at a subscriber."""
-
-    def setUp(self) -> None:
-        self.server = MemoryServer(body_limit=10_000)
-        self.subscriber = RecordingSubscriber()
-        admitted = self.server.plumber.hub.admit("a")
-        self.server.settle()
-        self.successResultOf(admitted).subscribe(self.subscriber).start(None)
-
-    def post(self, body: bytes, kind: str = "", **headers: str) -> tuple[int, Any]:
-        """Status and JSON of the answer."""
-        named = [(name.replace("_", "-"), value) for name, value in headers.items()]
-        reply = self.server.post("a", body, *named, *([("Content-Type", kind)] if kind else []))
-        return reply.status, json.loads(reply.body)
-
-    def test_bodies_of_every_kind(self) -> None:
-        """JSON stays JSON, text becomes a string, other bytes stay bytes."""
-        for body, kind, data in (
-            (b'{"a": [1]}', "application/json", {"a": [1]}),
-            (b'{"a": 1}', "", {"a": 1}),
-            (b"done", "", "done"),
-            (b"a=1&b=2", "application/x-www-form-urlencoded", "a=1&b=2"),
-            ("héllo".encode("latin-1"), "text/plain; charset=latin-1", "héllo"),
-            (b"\xff\x00", "application/octet-stream", b"\xff\x00"),
-            (b"\xff\xfe", "", b"\xff\xfe"),
-            (b"", "", ""),
-        ):
-            self.assertEqual(self.post(body, kind)[0], 201, body)
-            self.assertEqual(self.subscriber.events[-1].data, data)
-
-    def test_json_that_is_none(self) -> None:
-        """400, with the reason."""
-        for body in (b"{", b"NaN", b"", b"\xff", b"[" * 5000, b"1 2", b"\xef\xbb\xbf1"):
-            self.assertEqual(self.post(body, "application/json")[0], 400, body)
-        self.assertEqual(self.subscriber.events, [])
-
-    def test_cloudevents(self) -> None:
-        """Structured, binary and in batches."""
-        event = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "data": {"n": 1}}
-        self.assertEqual(
-            self.post(json.dumps(event).encode(), "application/cloudevents+json")[0], 201
-        )
-        binary = {"ce_specversion": "1.0", "ce_id": "2", "ce_source": "/s", "ce_type": "t%20u"}
-        self.assertEqual(self.post(b'{"n":2}', "application/json", **binary)[0], 201)
-        batch = json.dumps([{**event, "id": "3"}, {**event, "id": "1"}]).encode()
-        status, answer = self.post(batch, "application/cloudevents-batch+json")
-        self.assertEqual(
-            (status, [receipt["duplicate"] for receipt in answer["receipts"]]), (201, [False, True])
-        )
-        told = [(event.id, event.type) for event in self.subscriber.events]
-        self.assertEqual(told, [("1", "t"), ("2", "t u"), ("3", "t")])
-        self.assertEqual(self.post(b"<x/>", "application/cloudevents+xml")[0], 415)
-
-    def test_a_result_a_line(self) -> None:
-        """Newline-delimited JSON; all of it or nothing."""
-        status, answer = self.post(b'1\n\n{"a":\t2}\r\n', "application/x-ndjson", Webhook_Id="run")
-        self.assertEqual(
-            (status, [receipt["id"] for receipt in answer["receipts"]]), (201, ["run.1", "run.2"])
-        )
-        self.assertEqual([event.data for event in self.subscriber.events], [1, {"a": 2}])
-        self.assertEqual(self.post(b"1\nx\n", "application/x-ndjson")[0], 400)
-        self.assertEqual(len(self.subscriber.events), 2)
 
 
 class PlainSiteTests(SynchronousTestCase):
