@@ -4,7 +4,7 @@ own_application.py``.
 
 It keeps the last result of each account in a page of its own.  Tasks post to
 /plumber/hooks/{account}, on this instance or any other that uses the same store, and
-`Latest.arrived` is called here.
+`Latest.arrived` is called here.  Browsers subscribe at /plumber/events/{account}.
 """
 
 import json
