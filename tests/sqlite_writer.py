@@ -1,6 +1,4 @@
-"""
-A process that appends as fast as it can, and says what was accepted: for a test that kills it.
-"""
+"""A process that appends as fast as it can and prints what was accepted, until a test kills it."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from tests.contracts import append, drafts
 
 
 async def write(uri: str, life: str) -> None:
-    """Print the ids of the events of each answered append on a line."""
+    """Print a line for each append that was answered, with the ids of its events."""
     store = open_store(uri, Retention(length=100_000), reactor)
     await store.start()
     turn = 0

@@ -1,4 +1,4 @@
-"""The machine's clock is set, back or forward, while instances work: nobody notices."""
+"""The machine's clock is set, back or forward, while instances work, and nothing goes wrong."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 
 class SteadyTests(SynchronousTestCase):
-    """`steady`, for the reactors that Twisted has everywhere."""
+    """`steady`, for the reactors that Twisted has on every system."""
 
     def assert_steady(self, reactor) -> None:
-        """A timer is called in time although the clock is set back before it is due."""
+        """Check that timers are called in time although the clock is set back before."""
         self.addCleanup(reactor.removeAll)
         called: list[str] = []
         ahead = [0.0]
@@ -45,7 +45,7 @@ class SteadyTests(SynchronousTestCase):
         self.assertEqual(sorted(called), ["after", "before", "later"])
 
     def test_select(self) -> None:
-        """The reactor that is there on every system."""
+        """The reactor that exists on every system."""
         self.assert_steady(SelectReactor())
 
     def test_epoll(self) -> None:
@@ -63,7 +63,7 @@ class SteadyTests(SynchronousTestCase):
         self.assert_steady(AsyncioSelectorReactor(loop))
 
     def test_a_second_call_changes_nothing(self) -> None:
-        """Its time goes on, although the time of day has changed in between."""
+        """Its time goes on, although the time of day was set in between."""
         reactor = SelectReactor()
         steady(reactor)
         before = reactor.seconds
@@ -71,7 +71,7 @@ class SteadyTests(SynchronousTestCase):
         self.assertIs(reactor.seconds, before)
 
     def test_stamps_follow_the_time_of_day(self) -> None:
-        """An event that comes after the clock was set right has the right time."""
+        """`WallClock` is the time of day."""
         self.assertApproximates(WallClock.seconds(), time.time(), 1)
 
 
@@ -99,7 +99,7 @@ class StepTests(TestCase):
             node.step(seconds)
 
     def leases(self) -> dict[str, float]:
-        """When each lease ends, in seconds from the time that the instances think it is."""
+        """Return when each lease ends, in seconds from the time that the instances see."""
         with closing(sqlite3.connect(self.path)) as connection:
             rows = connection.execute("SELECT id, expires FROM instances").fetchall()
         return {id: expires - time.time() - self.nodes[0].skew for id, expires in rows}
@@ -146,11 +146,11 @@ class StepTests(TestCase):
         await self.assert_step(-HOUR)
 
     async def test_forward_by_an_hour(self) -> None:
-        """No live instance is taken for dead for longer than until it renews its lease."""
+        """A live instance counts as dead only until it renews its lease."""
         await self.assert_step(HOUR)
 
-    async def test_the_dead_are_forgotten_after_a_step_back(self) -> None:
-        """The lease of an instance that died before the step does not run for another hour."""
+    async def test_a_dead_instance_is_removed_after_a_step_back(self) -> None:
+        """Its lease does not last for another hour."""
         self.nodes[1].kill()
         self.step(-HOUR)
 
@@ -161,10 +161,7 @@ class StepTests(TestCase):
 
 
 class WholeProcessTests(TestCase):
-    """
-    What ``twistd asyncplumber`` starts, parent and workers, under libfaketime: every library sees
-    the step.
-    """
+    """All processes of ``twistd asyncplumber`` under libfaketime: every library sees the step."""
 
     timeout = 60
     if LIBFAKETIME is None:

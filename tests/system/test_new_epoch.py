@@ -1,6 +1,4 @@
-"""
-A store that was put back from a backup, as an operator does it: with commands, and real servers.
-"""
+"""A store restored from a backup, with the documented commands and real servers."""
 
 from __future__ import annotations
 
@@ -22,24 +20,21 @@ LEASE = 1.0
 
 
 def documented(word: str) -> str:
-    """
-    The command of the page in which this word occurs, for the file ``plumber.sqlite`` of the
-    current folder.
-    """
+    """Return the page's command that contains this word, for a file in the current directory."""
     found = [line.strip() for line in PAGE.splitlines() if line.startswith("    ") and word in line]
     assert len(found) == 1, found
     return re.sub(r"/var/\S+/(?=[a-z.]+)", "", found[0])
 
 
 class RestoreTests(SynchronousTestCase):
-    """The page's commands, on SQLite."""
+    """The documented commands, on SQLite."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir()
 
     def run_command(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run a documented command in the store's folder."""
+        """Run a command in the directory of the store."""
         bin = Path(sys.executable).parent
         words = re.sub(r"^python3? ", lambda _: f"{sys.executable} ", command)
         environ = {"PYTHONPATH": str(ROOT), "PATH": f"{bin}:/usr/bin:/bin"}
@@ -61,7 +56,7 @@ class RestoreTests(SynchronousTestCase):
         return server
 
     def post(self, server: Server, count: int) -> str:
-        """Post so many events.  The last one's cursor."""
+        """Post so many events, and return the cursor of the last one."""
         for _ in range(count):
             request = Request(f"{server.url}/hooks/a", b"1")
             receipt = json.loads(urlopen(request, timeout=20).read())
@@ -71,11 +66,8 @@ class RestoreTests(SynchronousTestCase):
         with urlopen(f"{server.url}/events/a?after={cursor}&wait=0", timeout=20) as answer:
             return list(json.loads(answer.read())["events"])
 
-    def test_a_backup_that_was_put_back_is_a_gap_for_who_was_ahead(self) -> None:
-        """
-        A client at 10, the file put back to 5, and 8 new events before it returns: it is told, and
-        can begin anew.
-        """
+    def test_after_a_restore_a_client_that_was_ahead_gets_a_gap(self) -> None:
+        """A client has 10 events, the backup has 5, and 8 new ones come before it returns."""
         server = self.start()
         self.post(server, 5)
         backup = self.run_command(documented("VACUUM INTO"))
@@ -105,8 +97,8 @@ class RestoreTests(SynchronousTestCase):
         self.assertNotIn("Traceback", refused.stderr)
         self.assertEqual(self.post(server, 1).partition(".")[0], cursor.partition(".")[0])
 
-    def test_wrong_words_are_refused(self) -> None:
-        """With the usage."""
+    def test_wrong_arguments_are_refused(self) -> None:
+        """The message is the usage."""
         for words in ("", " memory:", " sqlite:a mongodb://b"):
             refused = self.run_command(f"python -m asyncplumber.new_epoch{words}")
             self.assertEqual(refused.returncode, 1)

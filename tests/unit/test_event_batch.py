@@ -1,4 +1,4 @@
-"""What one instance sends to another."""
+"""The batches that instances send to each other."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ events = st.builds(
 )
 
 
-class ParcelTests(SynchronousTestCase):
-    """Packed there, unpacked here."""
+class BatchTests(SynchronousTestCase):
+    """One instance packs, another one unpacks."""
 
     @given(st.lists(events, min_size=1, max_size=5))
-    def test_what_is_unpacked_is_what_was_packed(self, given: list[Event]) -> None:
+    def test_unpacking_returns_the_events_that_were_packed(self, given: list[Event]) -> None:
         """Every field of every event, in order."""
         self.assertEqual(unpack(pack(given)), given)
 
     @given(st.binary(max_size=60))
     def test_anything_else_is_refused(self, body: bytes) -> None:
-        """And by nothing else than `BadRequest`."""
+        """With `BadRequest`, and no other exception."""
         with self.assertRaises(BadRequest):
             unpack(body)
 
-    def test_nearly_right_is_refused(self) -> None:
-        """Fields that are missing, of another type, or out of range; all or nothing."""
+    def test_a_batch_with_one_wrong_field_is_refused(self) -> None:
+        """A field that is missing, of another type, or out of range refuses the whole batch."""
         good = json.loads(pack([event(1)]))
         for place, value in (
             (0, None),
@@ -76,10 +76,7 @@ class ParcelTests(SynchronousTestCase):
                 unpack(body)
 
     def test_each_event_is_one_that_a_post_can_bring(self) -> None:
-        """
-        Whatever could break out of its place in an envelope or an event stream is refused, and the
-        batch with it.
-        """
+        """A value that could break out of its place in an envelope or a record is refused."""
         bad: dict[str, list[Any]] = {
             "account": ["", "x" * 257, "a\nb", "a\x7f"],
             "epoch": ["", "E", "e.", "e\n", "x" * 33],
@@ -122,8 +119,8 @@ class ParcelTests(SynchronousTestCase):
                 with self.assertRaises(BadRequest, msg=f"{field}: {value!r}"):
                     unpack(pack([event(1), event(2)._replace(**{field: value})]))
 
-    def test_each_event_that_a_post_can_bring_is_taken(self) -> None:
-        """At the edge of what is allowed."""
+    def test_each_event_that_a_post_can_bring_is_accepted(self) -> None:
+        """Up to the limits of what is allowed."""
         good: dict[str, list[Any]] = {
             "account": ["ä/ö?%2F#", "x" * 256],
             "epoch": ["0", "z" * 32],
@@ -145,8 +142,8 @@ class ParcelTests(SynchronousTestCase):
                 changed = event(2)._replace(**{field: value})
                 self.assertEqual(unpack(pack([changed])), [changed], value)
 
-    def test_a_time_of_long_ago_is_a_time(self) -> None:
-        """A year has four digits, also before the year 1000."""
+    def test_a_year_has_four_digits(self) -> None:
+        """Also before the year 1000."""
         now = drafts_of(
             "a",
             CLOUD,

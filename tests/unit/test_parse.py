@@ -35,21 +35,21 @@ values = st.recursive(
 
 
 def one(body: bytes, content_type: str = JSON, **headers: str) -> Draft:
-    """The draft of a POST."""
+    """Return the draft of a POST."""
     named = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     [draft] = drafts_of("a", {b"content-type": content_type.encode(), **named}, body, TIME)
     return draft
 
 
 def told(draft: Draft) -> Any:
-    """What a subscriber reads."""
+    """Return what a subscriber reads."""
     text = envelope(Event.from_draft(draft, "e", 1))
     assert b"\n" not in text
     assert b"\r" not in text
     return json.loads(text)
 
 
-class PostedCase(SynchronousTestCase):
+class PostCase(SynchronousTestCase):
     def refused(
         self,
         body: bytes,
@@ -57,18 +57,20 @@ class PostedCase(SynchronousTestCase):
         error: type[PlumberError] = BadRequest,
         **headers: str,
     ) -> str:
-        """The words of the refusal."""
+        """Return the message of the refusal."""
         with self.assertRaises(error, msg=f"{body[:60]!r} {headers}") as refusal:
             one(body, content_type, **headers)
         return refusal.exception.message
 
 
-class JsonTests(PostedCase):
-    """JSON stays JSON, as it came."""
+class JsonTests(PostCase):
+    """JSON is passed on as it was sent."""
 
     @given(values, st.sampled_from([None, 1, "\t"]), st.booleans())
-    def test_any_json_comes_out_as_it_went_in(self, value: Any, indent: Any, ascii: bool) -> None:
-        """In one line, whatever its layout."""
+    def test_any_json_has_the_same_value_afterwards(
+        self, value: Any, indent: Any, ascii: bool
+    ) -> None:
+        """In one line, with any layout."""
         body = json.dumps(value, indent=indent, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
         try:
             body.decode()
@@ -81,7 +83,7 @@ class JsonTests(PostedCase):
     def test_the_envelope_of_any_accepted_body_is_one_line_of_json(
         self, body: bytes, content_type: str
     ) -> None:
-        """Whatever it is, and whatever it says that it is."""
+        """With any body and any content type."""
         try:
             draft = one(body, content_type)
         except BadRequest:
@@ -90,7 +92,7 @@ class JsonTests(PostedCase):
             self.assertIn("data" if b'"data"' in draft.payload[:6] else "data_base64", told(draft))
 
     def test_what_is_not_json_is_refused(self) -> None:
-        """Although Python would take some of it."""
+        """Although Python would accept some of it."""
         for body in (
             b"",
             b"NaN",
@@ -108,7 +110,7 @@ class JsonTests(PostedCase):
             self.refused(body)
 
     def test_other_encodings_are_refused(self) -> None:
-        """JSON travels in UTF-8, without a mark before it."""
+        """JSON is in UTF-8, without a byte order mark."""
         for body in (
             '{"a":1}'.encode("utf-16"),
             '"ä"'.encode("latin-1"),
@@ -118,13 +120,13 @@ class JsonTests(PostedCase):
             self.refused(body)
         self.assertIn("UTF-8", self.refused('"ä"'.encode("latin-1")))
 
-    def test_numbers_stay_as_they_came(self) -> None:
-        """Of any length and precision: they are not ours to round, nor may they cost time."""
+    def test_numbers_stay_as_they_are(self) -> None:
+        """Of any length and precision: they are not rounded, and cost no time."""
         for number in (b"1" * 100_000, b"1e400", b"-0.10", b"1.00000000000000000001"):
             self.assertEqual(one(number).payload, b'"data":' + number)
 
-    def test_depth_is_refused_and_does_no_harm(self) -> None:
-        """A million brackets are no reason to die."""
+    def test_deep_nesting_is_refused(self) -> None:
+        """A million brackets do no harm."""
         self.assertIn("deep", self.refused(b"[" * 1_000_000 + b"]" * 1_000_000))
         self.assertIn(
             "deep",
@@ -133,16 +135,13 @@ class JsonTests(PostedCase):
             ),
         )
 
-    def test_doubled_keys_and_half_characters_in_escapes_pass_as_they_are(self) -> None:
-        """They are JSON's own business; what goes out is ASCII."""
+    def test_repeated_keys_and_escaped_surrogates_pass(self) -> None:
+        """JSON allows both, and the escape is ASCII."""
         self.assertEqual(one(b'{"a":1,"a":2}').payload, b'"data":{"a":1,"a":2}')
         self.assertEqual(told(one(b'"\\ud800"'))["data"], "\ud800")
 
-    def test_half_characters_pass_in_a_body_of_any_size(self) -> None:
-        """
-        What JSON is does not depend on how much of it there is; and what is none is none beside
-        them.
-        """
+    def test_escaped_surrogates_pass_in_a_body_of_any_size(self) -> None:
+        """And a body that is not JSON is refused also if it has some."""
         rest = b'"x",' * (SLOW_BYTES // 2)
         for half in (b'"\\ud800"', b'"\\\\ud800"', b'"\\uDFFF\\uD800"'):
             body = b"[" + rest + half + b"]"
@@ -150,16 +149,16 @@ class JsonTests(PostedCase):
         for wrong in (b'"\\ud800', b'"\\ud80"', b'"\\ud800",', b"\\ud800", b'"\\ud800\\x"'):
             self.assertIn("not", self.refused(b"[" + rest + wrong + b"]"))
 
-    def test_layout_goes_and_strings_stay(self) -> None:
-        """Escaped line breaks are no line breaks."""
+    def test_layout_is_removed_and_strings_stay(self) -> None:
+        """An escaped line break is no line break."""
         self.assertEqual(one(b'\r\n{"a":\n"x\\r\\ny"}\n').payload, b'"data":{"a": "x\\r\\ny"}')
 
 
-class OtherBodyTests(PostedCase):
+class OtherBodyTests(PostCase):
     """Text becomes a string, everything else base64."""
 
-    def test_what_curl_says_of_a_body_says_nothing(self) -> None:
-        """Then it is JSON if it looks like it, and text otherwise."""
+    def test_a_body_without_a_content_type_is_json_or_text(self) -> None:
+        """And so is one with the content type that curl sends."""
         for kind in ("", "application/x-www-form-urlencoded"):
             self.assertEqual(payload_of(kind, b'{"a":1}'), (JSON, b'"data":{"a":1}'))
             self.assertEqual(payload_of(kind, b"a=1")[1], b'"data":"a=1"')
@@ -167,8 +166,8 @@ class OtherBodyTests(PostedCase):
         self.assertEqual(payload_of("", b"\xff"), ("text/plain", b'"data_base64":"/w=="'))
         self.assertEqual(drafts_of("a", {}, b"1", TIME)[0].content_type, JSON)
 
-    def test_the_charset_is_found_however_it_is_written(self) -> None:
-        """And believed only if the bytes agree."""
+    def test_the_charset_of_text_is_found(self) -> None:
+        """In any spelling; bytes that are not in it are base64."""
         for words in (
             "charset=latin-1",
             "Charset=ISO-8859-1",
@@ -182,7 +181,7 @@ class OtherBodyTests(PostedCase):
         self.assertEqual(told(one(b"\xff", "text/plain"))["data_base64"], "/w==")
 
     def test_pythons_own_codecs_are_not_charsets(self) -> None:
-        """One raises strangely, one is no text, some take minutes for a body within the limit."""
+        """Some raise, some make no text, some take minutes for a body within the limit."""
         for charset in (
             "undefined",
             "idna",
@@ -199,23 +198,23 @@ class OtherBodyTests(PostedCase):
                 "data_base64", told(one(b"ab-", f"text/plain; charset={charset}")), charset
             )
 
-    def test_a_content_type_that_is_none_is_refused(self) -> None:
-        """It would travel in every envelope."""
+    def test_a_wrong_content_type_is_refused(self) -> None:
+        """It would be in every envelope."""
         self.refused(b"1", "x" * 257)
         self.refused(b"1", "text/\x01")
 
 
-class HeaderTests(PostedCase):
-    """Id and type, by header."""
+class HeaderTests(PostCase):
+    """The id and the type, in headers."""
 
     def test_ids_and_types_are_taken_from_headers(self) -> None:
-        """Webhook-Id comes first; without any, an id is made up."""
+        """Webhook-Id is preferred to Idempotency-Key."""
         draft = one(b"1", webhook_id="w", idempotency_key="i", event_type="progress")
         self.assertEqual((draft.id, draft.key, draft.type), ("w", "w", "progress"))
         self.assertEqual(one(b"1", idempotency_key="i").id, "i")
 
     def test_an_idempotency_key_is_a_structured_string(self) -> None:
-        """RFC 8941: with its quotes, or without as many clients send it, it is one key."""
+        """RFC 8941: with quotes, or without as many clients send it, it is the same key."""
         for text, id in (
             ('"i"', "i"),
             ("i", "i"),
@@ -231,8 +230,8 @@ class HeaderTests(PostedCase):
         self.assertNotEqual(first.id, second.id)
         self.assertEqual((first.type, first.time), ("result", TIME))
 
-    def test_what_cannot_be_a_name_is_refused(self) -> None:
-        """Empty, endless, with control characters, or the plumber's own."""
+    def test_a_wrong_name_is_refused(self) -> None:
+        """Empty, too long, with control characters, or reserved."""
         for name in ("", "x" * 257, "a\x00", "a\x7f", "a\u2028"):
             self.refused(b"1", webhook_id=name)
             self.refused(b"1", event_type=name)
@@ -243,11 +242,11 @@ class HeaderTests(PostedCase):
             drafts_of("a\n", {}, b"1", TIME)
 
 
-class LinesTests(PostedCase):
+class LinesTests(PostCase):
     """Newline-delimited JSON."""
 
     def test_each_line_is_a_result(self) -> None:
-        """Empty ones are none; ids are numbered."""
+        """Empty lines are skipped; ids are numbered."""
         drafts = drafts_of(
             "a",
             {b"content-type": b"application/x-ndjson", b"webhook-id": b"w"},
@@ -259,8 +258,8 @@ class LinesTests(PostedCase):
             [("w.1", b'"data":1'), ("w.2", b'"data":"x"')],
         )
 
-    def test_one_bad_line_refuses_all_by_its_number(self) -> None:
-        """Nothing half-done; nor is nothing at all a batch."""
+    def test_one_bad_line_refuses_all(self) -> None:
+        """With its number; no line at all is refused as well."""
         self.assertIn("line 2", self.refused(b"1\nx\n", "application/jsonl"))
         self.refused(b"\n \n", "application/jsonl")
         self.refused(b"1", "application/jsonl", webhook_id="x" * 256)
@@ -271,8 +270,8 @@ class LinesTests(PostedCase):
         self.refused(b"1\n2\n3", "application/jsonl", TooLarge)
 
 
-class CloudEventTests(PostedCase):
-    """CloudEvents 1.0, in its three modes."""
+class CloudEventTests(PostCase):
+    """CloudEvents 1.0, in three modes."""
 
     EVENT = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
     KIND = "application/cloudevents+json"
@@ -280,8 +279,8 @@ class CloudEventTests(PostedCase):
     def structured(self, **changes: Any) -> Draft:
         return one(json.dumps({**self.EVENT, **changes}).encode(), self.KIND)
 
-    def test_a_structured_event_is_taken_apart(self) -> None:
-        """Id, type, time and data are the event's own."""
+    def test_a_structured_event(self) -> None:
+        """Its id, type, time and data are those of the event."""
         draft = self.structured(
             time="2026-02-03T04:05:06.7891+02:00", data={"a": "ä"}, datacontenttype="x/y"
         )
@@ -293,8 +292,8 @@ class CloudEventTests(PostedCase):
         self.assertIsNone(told(self.structured())["data"])
         self.assertEqual(told(self.structured(data_base64="AP8="))["data_base64"], "AP8=")
 
-    def test_its_data_stays_as_it_came(self) -> None:
-        """Infinity is no JSON, and digits are not ours to drop."""
+    def test_its_data_stays_as_it_is(self) -> None:
+        """With all digits of numbers, and with any layout around it."""
         for data in (
             b"1e400",
             b"1.00000000000000000001",
@@ -310,8 +309,8 @@ class CloudEventTests(PostedCase):
             )
             self.assertEqual(one(body, self.KIND).payload, b'"data":' + data)
 
-    def test_what_is_missing_or_wrong_is_refused(self) -> None:
-        """Each attribute by name."""
+    def test_a_missing_or_wrong_attribute_is_refused(self) -> None:
+        """The message names the attribute."""
         for name, value in (
             ("specversion", "0.3"),
             ("specversion", None),
@@ -338,7 +337,7 @@ class CloudEventTests(PostedCase):
             self.refused(body, self.KIND)
 
     def test_the_same_id_of_two_sources_is_two_events(self) -> None:
-        """And no pair can be taken for another, nor for a plain id."""
+        """No pair has the same key as another one, or as a plain id."""
         pairs = [("a", "b c"), ("a b", "c"), ("a", "b")]
         keys = {self.structured(source=source, id=id).key for source, id in pairs} | {
             one(b"1", webhook_id="a b").key
@@ -346,7 +345,7 @@ class CloudEventTests(PostedCase):
         self.assertEqual(len(keys), 4)
 
     def test_a_batch_is_one_draft_for_each(self) -> None:
-        """All or none."""
+        """All are accepted, or none."""
         kind = "application/cloudevents-batch+json"
         body = json.dumps(
             [{**self.EVENT, "id": str(n), "data": n} for n in range(3)], indent=1
@@ -360,7 +359,7 @@ class CloudEventTests(PostedCase):
         self.refused(b"x", "application/cloudevents+avro", UnsupportedMediaType)
 
     def test_a_binary_event_is_in_the_headers(self) -> None:
-        """Percent-encoded, as the HTTP binding has it."""
+        """Percent-encoded, as the HTTP binding says."""
         ce = {
             "ce_specversion": "1.0",
             "ce_id": "%C3%A4",
@@ -378,11 +377,11 @@ class CloudEventTests(PostedCase):
         self.refused(b"1", ce_specversion="1.0", ce_source="s", ce_type="t")
 
 
-class SkyhooksTests(PostedCase):
-    """skyhooks' own payload."""
+class SkyhooksTests(PostCase):
+    """The payload of skyhooks."""
 
     def test_the_account_is_in_the_body(self) -> None:
-        """As text or as a number; the data passes as it is."""
+        """As text or as a number; the data stays as it is."""
         for account, name in (('"42"', "42"), ("42", "42"), ('"ä"', "ä")):
             body = b'{"keys": {"account_id": %b}, "data": {"a": 1e400}}' % account.encode()
             draft = skyhooks_draft(
@@ -396,7 +395,7 @@ class SkyhooksTests(PostedCase):
         )
 
     def test_anything_else_is_refused(self) -> None:
-        """With a sentence that shows how it is done."""
+        """With a sentence that shows the form."""
         for keys in (
             b"{}",
             b"[]",

@@ -1,4 +1,4 @@
-"""What clients do wrong cannot fill the log."""
+"""The log that clients cannot fill."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RateLimitedLogTests(SynchronousTestCase):
         self.log = RateLimitedLog(Logger(), self.clock.seconds)
 
     def lines(self, count: int) -> list[str]:
-        """What is logged when so many clients do the same."""
+        """Return what is logged when so many clients do the same."""
         with capturedLogs() as events:
             for number in range(count):
                 self.log.warn("client {peer} did it", peer=number)
@@ -33,7 +33,7 @@ class RateLimitedLogTests(SynchronousTestCase):
         self.assertEqual(self.lines(1), ["client 0 did it"])
 
     def test_one_line_in_an_interval_and_it_counts_the_others(self) -> None:
-        """Just before the end of the interval nothing is written, at its end one line is."""
+        """Nothing is written just before the end of the interval, and one line at its end."""
         self.assertEqual(self.lines(1000), ["client 0 did it"])
         self.clock.advance(INTERVAL - 0.001)
         self.assertEqual(self.lines(1), [])
@@ -51,7 +51,7 @@ class RateLimitedLogTests(SynchronousTestCase):
         self.assertEqual(len(self.lines(3)), 3)
 
     def test_peers_have_names(self) -> None:
-        """Of each kind of address."""
+        """For each kind of address."""
         addresses: list[tuple[Any, str]] = [
             (IPv4Address("TCP", "192.0.2.7", 80), "192.0.2.7:80"),
             (IPv6Address("TCP", "2001:db8::7", 80), "[2001:db8::7]:80"),

@@ -1,4 +1,4 @@
-"""Bytes for the wire."""
+"""Envelopes, frames, records, and the deliveries that have them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.event import Cursor, Event, Position, is_plain
-from asyncplumber.wire.delivery import Delivery
+from asyncplumber.wire.delivery import OVERHEAD, Delivery
 from asyncplumber.wire.envelope import envelope, gap, notice
 from asyncplumber.wire.sse import record
 from asyncplumber.wire.websocket_frames import frame
@@ -24,10 +24,10 @@ class EnvelopeTests(SynchronousTestCase):
     @given(
         plain, plain, plain, plain, st.recursive(st.none() | st.integers() | st.text(), st.lists)
     )
-    def test_it_says_everything_in_one_line(
+    def test_it_has_every_field_in_one_line(
         self, account: str, id: str, type: str, content_type: str, data: object
     ) -> None:
-        """Whatever the names and the data are."""
+        """For any names and data."""
         payload = b'"data":' + json.dumps(data).encode()
         text = envelope(Event(account, "e", 3, id, type, TIME, content_type, payload))
         self.assertNotIn(b"\n", text)
@@ -44,15 +44,15 @@ class EnvelopeTests(SynchronousTestCase):
         self.assertEqual(json.loads(text), fields)
 
     def test_an_event_in_no_history_has_no_cursor(self) -> None:
-        """A client that stored one would come back to nowhere."""
+        """A client that stored one could not resume after it."""
         self.assertIsNone(json.loads(envelope(event(0, epoch="")))["cursor"])
         self.assertEqual(Delivery([event(0, epoch="")]).records.split(b"\n")[0], b"event: result")
 
 
 class FrameTests(SynchronousTestCase):
-    """RFC 6455, 5.2: three ways to say a length."""
+    """RFC 6455, 5.2: three forms of a length."""
 
-    def test_lengths_are_written_as_short_as_they_can_be(self) -> None:
+    def test_a_length_has_the_shortest_form(self) -> None:
         """At and around each limit."""
         for size, head in (
             (0, b"\x81\x00"),
@@ -68,16 +68,16 @@ class RecordTests(SynchronousTestCase):
     """Server-Sent Events."""
 
     def test_a_record_is_lines_and_an_empty_one(self) -> None:
-        """The id first, if there is one."""
+        """The id comes first, if there is one."""
         self.assertEqual(record("e.1", "ty", b"{}"), b"id: e.1\nevent: ty\ndata: {}\n\n")
         self.assertEqual(record("", "ty", b"{}"), b"event: ty\ndata: {}\n\n")
 
 
-class BatchTests(SynchronousTestCase):
+class DeliveryTests(SynchronousTestCase):
     """Several events that go out as one write."""
 
-    def test_each_kind_of_bytes_is_made_once(self) -> None:
-        """A thousand subscribers share one object."""
+    def test_each_kind_of_bytes_is_built_once(self) -> None:
+        """All subscribers share one object."""
         batch = Delivery([event(1), event(2)])
         self.assertIs(batch.frames, batch.frames)
         self.assertIs(batch.records, batch.records)
@@ -87,19 +87,30 @@ class BatchTests(SynchronousTestCase):
             [b"id: e.1", b"id: e.2"],
         )
 
+    def test_a_page_is_what_fits_or_one_event(self) -> None:
+        """With what each transport adds; a single event may be larger than the page."""
+        events = [event(seq, payload=b'"data":"%b"' % (b"x" * 1000)) for seq in range(1, 5)]
+        size = len(envelope(events[0])) + len("result") + OVERHEAD
+        for limit, count in ((4 * size, 4), (3 * size, 3), (3 * size - 1, 2), (1, 1)):
+            page = Delivery.page(events, limit)
+            self.assertEqual(list(page.events), events[:count], str(limit))
+            self.assertEqual(page.envelopes, [*map(envelope, events[:count])])
+            for written in (page.frames, page.chunk):
+                self.assertLessEqual(len(written), max(limit, size))
+
 
 class NoticeTests(SynchronousTestCase):
     """Events about the stream itself."""
 
-    def test_a_notice_says_where_you_stand(self) -> None:
-        """With its own data beside it."""
+    def test_a_notice_has_the_cursor_of_the_subscriber(self) -> None:
+        """Beside its own data."""
         told = json.loads(notice("plumber.open", "ä", Cursor("e", 4), more=1))
         self.assertEqual(
             told, {"type": "plumber.open", "account": "ä", "cursor": "e.4", "data": {"more": 1}}
         )
 
-    def test_a_gap_names_the_oldest_event_that_is_left(self) -> None:
-        """Or null, if none is."""
+    def test_a_gap_names_the_oldest_event_that_is_kept(self) -> None:
+        """Or null, if none is kept."""
         told = json.loads(gap("a", Cursor("e", 2), Position("e", 9, 6)))
         self.assertEqual(
             (told["cursor"], told["data"]), ("e.9", {"from": "e.2", "to": "e.9", "oldest": "e.7"})
