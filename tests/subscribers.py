@@ -1,7 +1,7 @@
-"""
-What every subscriber may rely on, whichever way it is connected and whatever the store is.
+"""What every subscriber may rely on, on each transport and each store.
 
-One suite, ``SubscriberContract``; ``test_transports`` runs it for each transport on each store.
+``SubscriberContract`` is the suite.  ``test_transports`` runs it for each transport: in
+``tests/unit`` on stores in memory, in ``tests/system`` on SQLite and MongoDB.
 """
 
 from __future__ import annotations
@@ -19,36 +19,39 @@ from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
 from asyncplumber.testing import MemoryServer, Reply, replies
 from harness.delayed_store import DelayedStore
-from harness.memory_subscribers import MemorySubscriber
+from harness.memory_subscribers import (
+    MemoryEventSource,
+    MemoryLongPoll,
+    MemorySubscriber,
+    MemoryWebSocket,
+)
 from harness.mongod import fresh_uri
 from tests.contracts import RealReactorWithFakeClock
 
 
 class ServerCase:
-    """
-    A server in memory, and what a test does with it.  For what is not crossed with the stores.
-    """
+    """A server in memory, for tests that need one store only."""
 
     make_server: type[MemoryServer] = MemoryServer
     server: MemoryServer
     assertIn: Any
 
     def setUp(self) -> None:
-        """A server of its own for each fact."""
+        """Make a server."""
         self.server = self.make_server(plumber={"retention": Retention(length=500), "linger": 1.0})
 
     def post(self, *results: object, account: str = "a") -> None:
-        """Results, one after the other."""
+        """Post results, one after the other."""
         for result in results:
             self.assertIn(self.server.post(account, json.dumps(result).encode()).status, (201, 202))
 
     def data(self, subscriber: MemorySubscriber) -> list[object]:
-        """The results that came."""
+        """Return the data of the events that came."""
         return [envelope["data"] for envelope in subscriber.results()]
 
 
 class StoreCase(ABC):
-    """A server in memory on a store that may take its time."""
+    """A server in memory, on a store that may need some turns of the reactor to answer."""
 
     retention = Retention(length=500)
     visits = 1000  # of the test that looks for leaks
@@ -60,10 +63,10 @@ class StoreCase(ABC):
 
     @abstractmethod
     def make(self, clock: Any) -> IStore:
-        """The store; `clock` is the server's."""
+        """Make the store; ``clock`` is the server's."""
 
     async def setUp(self) -> None:
-        """A server and a store of its own for each fact."""
+        """Make a store and a server."""
 
         def make(clock: Any) -> Any:
             store = self.make(clock)
@@ -77,7 +80,7 @@ class StoreCase(ABC):
         await self.settle()
 
     async def settle(self) -> None:
-        """Let the reactor turn until nothing is due and the store has answered everything."""
+        """Let the reactor turn until nothing is due and the store has answered."""
         self.server.settle()
         while self.store.pending:
             await deferLater(reactor, 0.0005, lambda: None)
@@ -93,7 +96,7 @@ class StoreCase(ABC):
     async def request(
         self, method: str, path: str, *headers: tuple[str, str], body: bytes = b""
     ) -> Reply:
-        """What is answered to one request, however long the store takes."""
+        """Send a request, and return the response, however long the store takes."""
         client = self.server.connect()
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers]
@@ -112,7 +115,7 @@ class OnMemory(StoreCase):
 
 
 class OnDelayed(StoreCase):
-    """A store that is asked, and answers, some turns of the reactor later."""
+    """A store that answers some turns of the reactor later."""
 
     def make(self, clock: Any) -> IStore:
         return DelayedStore(MemoryStore(self.retention, clock, shared=True), clock, 3)
@@ -137,24 +140,24 @@ class OnMongo(StoreCase):
 
 
 class SubscriberContract(StoreCase):
-    """Facts about subscribers.  A test case mixes it in and says how one is connected."""
+    """The suite.  A test case mixes in a store, and how a client connects."""
 
     assertEqual: Any
     assertIn: Any
     assertLess: Any
 
     def connect(self, account: str, after: str) -> MemorySubscriber:
-        """A client that asks for the account's events."""
+        """Connect a client that asks for the account's events."""
         raise NotImplementedError
 
     async def subscribe(self, account: str = "a", after: str = "") -> MemorySubscriber:
-        """A client that is connected, and stands somewhere."""
+        """Connect a client, and wait until it has a position."""
         subscriber = self.connect(account, after)
         await self.settle()
         return subscriber
 
     async def post(self, *results: object, account: str = "a") -> None:
-        """Results, one after the other."""
+        """Post results, one after the other."""
         for result in results:
             reply = await self.request(
                 "POST", f"/hooks/{account}", body=json.dumps(result).encode()
@@ -162,7 +165,7 @@ class SubscriberContract(StoreCase):
             self.assertIn(reply.status, (201, 202))
 
     async def envelopes(self, subscriber: MemorySubscriber) -> list[dict[str, Any]]:
-        """Everything that came, notices among it."""
+        """Return the events and notices that came."""
         found: list[dict[str, Any]] = []
         while True:
             await self.settle()
@@ -172,7 +175,7 @@ class SubscriberContract(StoreCase):
             found += news
 
     async def results(self, subscriber: MemorySubscriber) -> list[dict[str, Any]]:
-        """The events that came."""
+        """Return the events that came."""
         return [
             each
             for each in await self.envelopes(subscriber)
@@ -180,19 +183,19 @@ class SubscriberContract(StoreCase):
         ]
 
     async def data(self, subscriber: MemorySubscriber) -> list[object]:
-        """The results that came."""
+        """Return the data of the events that came."""
         return [envelope["data"] for envelope in await self.results(subscriber)]
 
     async def test_live_events_come_in_order_once(self) -> None:
-        """And nothing of what was there before."""
+        """And none from before the client subscribed."""
         await self.post("before")
         subscriber = await self.subscribe()
         await self.post(1, 2, 3)
         self.assertEqual(await self.data(subscriber), [1, 2, 3])
         self.assertEqual(await self.data(subscriber), [])
 
-    async def test_an_envelope_tells_everything(self) -> None:
-        """The same by every way."""
+    async def test_an_envelope_is_the_same_on_every_transport(self) -> None:
+        """It has everything about the event."""
         subscriber = await self.subscribe()
         words = (
             ("Webhook-Id", "e1"),
@@ -214,11 +217,8 @@ class SubscriberContract(StoreCase):
             },
         )
 
-    async def test_odd_results_arrive_as_they_were(self) -> None:
-        """
-        Line breaks of every kind, text of every script, bytes that are none, and what looks like
-        the protocol itself.
-        """
+    async def test_unusual_results_arrive_unchanged(self) -> None:
+        """Line breaks of every kind, other scripts, invalid UTF-8, text like the protocol."""
         subscriber = await self.subscribe()
         odd = [
             "a\nb\r\nc\rd",
@@ -239,15 +239,15 @@ class SubscriberContract(StoreCase):
             [envelope["data_base64"] for envelope in await self.results(subscriber)], ["/woKAA=="]
         )
 
-    async def test_accounts_are_apart(self) -> None:
-        """Nobody gets what is for others."""
+    async def test_accounts_are_separate(self) -> None:
+        """A client gets no event of another account."""
         one, other = await self.subscribe("a"), await self.subscribe("b")
         await self.post(1)
         await self.post(2, account="b")
         self.assertEqual((await self.data(one), await self.data(other)), ([1], [2]))
 
-    async def test_who_comes_back_carries_on(self) -> None:
-        """What was missed, each once, then what is new; many pages of it if need be."""
+    async def test_a_client_resumes_from_its_cursor(self) -> None:
+        """It gets each missed event once, many pages if necessary, and then new ones."""
         first = await self.subscribe()
         await self.post(0)
         self.assertEqual(await self.data(first), [0])
@@ -258,14 +258,14 @@ class SubscriberContract(StoreCase):
         await self.post("live")
         self.assertEqual(await self.data(second), ["live"])
 
-    async def test_all_that_is_kept_can_be_had(self) -> None:
-        """From the earliest event on."""
+    async def test_all_kept_events_can_be_replayed(self) -> None:
+        """From the earliest one."""
         await self.post(1, 2)
         subscriber = await self.subscribe(after="earliest")
         self.assertEqual(await self.data(subscriber), [1, 2])
 
-    async def test_a_gap_is_told_and_nothing_is_replayed_in_part(self) -> None:
-        """The notice says what is lost, and where to go on."""
+    async def test_a_gap_is_reported_and_nothing_is_replayed_in_part(self) -> None:
+        """The notice tells what is lost and where the client continues."""
         first = await self.subscribe()
         await self.post(0)
         await self.envelopes(first)
@@ -284,8 +284,8 @@ class SubscriberContract(StoreCase):
         await self.post("live")
         self.assertEqual(await self.data(second), ["live"])
 
-    async def test_a_cursor_that_no_history_gave_out_is_a_gap(self) -> None:
-        """Beyond the head, or of another numbering: told so, and live from there."""
+    async def test_a_cursor_that_was_never_issued_is_a_gap(self) -> None:
+        """One beyond the head or of another epoch; the client continues at the head."""
         await self.post(1, 2)
         head = json.loads((await self.request("GET", "/events/a?wait=0")).body)["cursor"]
         for cursor in (f"{head[:-1]}9", "0.1", "zzzzzzzzzzzzzzz.1"):
@@ -306,10 +306,8 @@ class SubscriberContract(StoreCase):
             (gap["type"], gap["cursor"][-2:], gap["data"]["from"]), ("plumber.gap", ".0", head)
         )
 
-    async def test_a_receipt_counts_who_was_given_the_event(self) -> None:
-        """
-        By whatever way: also one whose answer is written, and who is gone when the receipt is.
-        """
+    async def test_a_receipt_counts_the_subscribers(self) -> None:
+        """Also long-polls, which have left when the receipt is written."""
         for count in (1, 3, 0):
             subscribers = [await self.subscribe() for _ in range(count)]
             receipt = json.loads((await self.request("POST", "/hooks/a", body=b"1")).body)
@@ -319,20 +317,20 @@ class SubscriberContract(StoreCase):
                 self.assertEqual(await self.data(subscriber), [1])
                 subscriber.leave()
 
-    async def test_whispers_arrive_and_move_nobody(self) -> None:
-        """What is in no history has no cursor, and leaves the client's where it was."""
+    async def test_an_ephemeral_event_arrives_and_moves_no_cursor(self) -> None:
+        """It is in no history, so it has no cursor."""
         subscriber = await self.subscribe()
         instance = self.server.plumber.leases.instance.id
-        reply = await self.request("POST", f"/instances/{instance}/hooks/a", body=b'"psst"')
+        reply = await self.request("POST", f"/instances/{instance}/hooks/a", body=b'"ephemeral"')
         self.assertEqual(reply.status, 201)
         (envelope,) = await self.results(subscriber)
-        self.assertEqual((envelope["data"], envelope["cursor"]), ("psst", None))
+        self.assertEqual((envelope["data"], envelope["cursor"]), ("ephemeral", None))
         await self.post("kept")
         again = await self.subscribe(after=subscriber.cursor)
         self.assertEqual(await self.data(again), ["kept"])
 
-    async def test_who_leaves_leaves_nothing_behind(self) -> None:
-        """Early, live, or amid a replay: no subscriber, no channel, no timer."""
+    async def test_a_client_that_leaves_leaves_nothing_behind(self) -> None:
+        """Early, live or amid a replay: no subscriber, no channel, no timer."""
         quiet = len(self.server.clock.getDelayedCalls())
         await self.post(*range(300))
         for after in ("", "earliest"):
@@ -347,9 +345,7 @@ class SubscriberContract(StoreCase):
         self.assertEqual(len(self.server.clock.getDelayedCalls()), quiet)
 
     async def test_a_thousand_visits_leak_nothing(self) -> None:
-        """
-        Coming, getting something, going.  (Fewer than a thousand on a store that takes its time.)
-        """
+        """Fewer than a thousand on a store that takes its time."""
         quiet = len(self.server.clock.getDelayedCalls())
         await self.post("first")
         cursor = ""
@@ -363,3 +359,66 @@ class SubscriberContract(StoreCase):
         await self.advance(2)
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
         self.assertEqual(len(self.server.clock.getDelayedCalls()), quiet)
+
+
+class ByWebSocket(SubscriberContract):
+    """WebSocket subscribers."""
+
+    def connect(self, account: str, after: str) -> MemoryWebSocket:
+        return MemoryWebSocket(self.server, account, after)
+
+
+class BySse(SubscriberContract):
+    """Subscribers of Server-Sent Events."""
+
+    def connect(self, account: str, after: str) -> MemoryEventSource:
+        return MemoryEventSource(self.server, account, after)
+
+
+class ByLongPoll(SubscriberContract):
+    """Long-poll subscribers, which poll again after each response."""
+
+    def connect(self, account: str, after: str) -> MemoryLongPoll:
+        return MemoryLongPoll(self.server, account, after)
+
+    async def subscribe(self, account: str = "a", after: str = "") -> MemoryLongPoll:
+        # Without a cursor it begins at the head, so that no event is missed between two polls.
+        after = after or (await self.poll("wait=0", account))["cursor"]
+        subscriber = self.connect(account, after)
+        await self.settle()
+        return subscriber
+
+    async def poll(self, query: str, account: str = "a") -> dict[str, Any]:
+        """Return the response to a long-poll that does not wait."""
+        reply = await self.request("GET", f"/events/{account}?{query}")
+        self.assertEqual(reply.status, 200)
+        answer: dict[str, Any] = json.loads(reply.body)
+        return answer
+
+    async def test_a_poll_that_does_not_wait_is_answered_with_what_is_kept(self) -> None:
+        """However slow the store is: the wait begins when the replay is done."""
+        empty = await self.poll("wait=0")
+        await self.post(1, 2, 3)
+        for _ in range(20):
+            for after in (empty["cursor"], "earliest"):
+                answer = await self.poll(f"wait=0&after={after}")
+                self.assertEqual([event["data"] for event in answer["events"]], [1, 2, 3])
+                self.assertEqual(answer["events"][-1]["cursor"], answer["cursor"])
+            self.assertEqual(
+                await self.poll(f"wait=0&after={answer['cursor']}"), {**answer, "events": []}
+            )
+
+    async def test_the_wait_is_counted_from_the_end_of_the_replay(self) -> None:
+        """A long-poll that found nothing waits as long as it was asked to."""
+        cursor = (await self.poll("wait=0"))["cursor"]
+        client = self.server.connect()
+        client.say(
+            f"GET /events/a?after={cursor}&wait=3 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        )
+        await self.settle()
+        await self.advance(2.5)
+        self.assertEqual(client.heard(), b"")
+        await self.advance(1)
+        self.assertEqual(
+            json.loads(replies(client.heard())[0].body), {"events": [], "cursor": cursor}
+        )
