@@ -1,4 +1,4 @@
-"""
-What we claim about speed, reproducible with one command: ``python benchmarks/run.py`` (see
-benchmarks/results/results.rst).
+"""Measurements of what this project says about its speed: ``python benchmarks/run.py``.
+
+The results are in ``benchmarks/results/results.rst``.
 """

@@ -1,9 +1,7 @@
-"""
-What MongoDB's drivers do with the very documents that the project has written, as many of them in
-one insert.
+"""The upper limit: what MongoDB's drivers alone do with the documents that the project wrote.
 
-Run as ``python ceiling.py DRIVER URI SIZE`` it is one such driver, in a process of its own, and
-prints documents a second.
+``python ceiling.py DRIVER URI SIZE`` runs one driver in a process of its own, with ``SIZE``
+documents in an insert, and prints documents per second.
 """
 
 from __future__ import annotations
@@ -30,8 +28,9 @@ def _documents(database: Any) -> list[dict[str, Any]]:
 
 
 def _batches(documents: list[dict[str, Any]], size: int) -> Any:
-    """
-    The documents again and again, each time under other epochs: the index wants them to be new.
+    """Yield the documents again and again, under other epochs each time.
+
+    The unique index needs them to be new.
     """
     turn, rows = 0, []
     while True:
@@ -107,12 +106,11 @@ def _journalled(uri: str) -> str:
 def ceilings(
     uri: str, name: str, load: Callable[[], Any], *, drop: bool = False
 ) -> tuple[Any, dict[str, float]]:
-    """
-    Run `load`; then have each driver write the documents that it left.
+    """Run ``load``, then let each driver write the documents that it left.
 
-    @return: what `load` answered, and ``size_NAME`` (documents in an insert, by the server's own
-    count), ``pymongo_NAME`` and
-        ``txmongo_NAME`` (documents a second).
+    Returns:
+        The result of ``load``, and the figures ``size_NAME`` (documents in an insert, as the server
+        counted them), ``pymongo_NAME`` and ``txmongo_NAME`` (documents per second).
     """
     with _connected(uri) as client:
         database = client.get_default_database()

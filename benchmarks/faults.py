@@ -1,11 +1,9 @@
-"""
-What faults do to a cluster, and what the cluster itself costs: ``python benchmarks/faults.py --seed
-1``.
+"""What faults do to a cluster, and what it costs: ``python benchmarks/faults.py --seed 1``.
 
 Four instances on one MongoDB are under load from publishers that repeat a POST until it is
-accepted, and subscribers of every transport that come back with their cursor; each fault is
-injected again and again at random moments.  Then every subscriber must have every accepted event
-once and in order, or this ends with status 1.
+accepted, and from subscribers of every transport that resume with their cursors.  Each fault is
+injected several times at random moments.  In the end every subscriber must have every accepted
+event once and in order; otherwise the command ends with status 1.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ Fault = Callable[["Trial", random.Random], Awaitable[None]]
 
 
 class Trial:
-    """A cluster whose instances reach each other by wires that can be cut, and a crowd."""
+    """A cluster whose instances reach each other through proxies that can be cut, under load."""
 
     def __init__(self, length: int, skews: tuple[float, ...] = (), uri: str = "") -> None:
         self.cluster = Cluster(4, "--history-length", str(length), skews=skews, uri=uri)
@@ -53,7 +51,7 @@ class Trial:
         self.wires: list[TcpProxy] = []
 
     async def begin(self, round: str) -> None:
-        """Everything up, everybody connected, publishers at work."""
+        """Start everything that is down, connect the subscribers, and start the publishers."""
         if not self.wires:
             self.wires = [await TcpProxy().open() for _ in self.cluster.nodes]
             for wire, node in zip(self.wires, self.cluster.nodes, strict=True):
@@ -68,7 +66,11 @@ class Trial:
                 self.crowd.publisher(ports, f"{round}-{account}").run(pause=0.005)
 
     async def end(self) -> None:
-        """Publishers stop, everybody gets everything.  Raises AssertionError."""
+        """Stop the publishers and wait until everything is delivered.
+
+        Raises:
+            AssertionError: something is missing, doubled or out of order.
+        """
         for wire in self.wires:
             if not wire.whole:
                 wire.mend()
@@ -84,12 +86,12 @@ class Trial:
 
 
 async def nothing(trial: Trial, dice: random.Random) -> None:
-    """Only time goes by."""
+    """Let a second pass."""
     await sleep(1)
 
 
 async def kill_instance(trial: Trial, dice: random.Random) -> None:
-    """SIGKILL, and a new start some time later."""
+    """Kill an instance (SIGKILL), and start it some time later."""
     node = dice.choice(trial.cluster.nodes)
     node.kill()
     await sleep(dice.uniform(0, 4))
@@ -97,14 +99,14 @@ async def kill_instance(trial: Trial, dice: random.Random) -> None:
 
 
 async def kill_database(trial: Trial, dice: random.Random) -> None:
-    """SIGKILL, and a new start with what is on disk."""
+    """Kill mongod (SIGKILL), and start it again with what is on disk."""
     trial.cluster.mongod.kill()
     await sleep(dice.uniform(0, 3))
     trial.cluster.mongod.restart()
 
 
 async def hang(trial: Trial, dice: random.Random) -> None:
-    """SIGSTOP and SIGCONT."""
+    """Stop an instance (SIGSTOP), and let it continue (SIGCONT)."""
     node = dice.choice(trial.cluster.nodes)
     node.signal(signal.SIGSTOP)
     try:
@@ -114,7 +116,7 @@ async def hang(trial: Trial, dice: random.Random) -> None:
 
 
 async def hang_database(trial: Trial, dice: random.Random) -> None:
-    """The same for mongod."""
+    """Do the same to mongod."""
     trial.cluster.mongod.pause()
     try:
         await sleep(dice.uniform(0.5, 4))
@@ -123,7 +125,7 @@ async def hang_database(trial: Trial, dice: random.Random) -> None:
 
 
 async def part(trial: Trial, dice: random.Random) -> None:
-    """What is sent to two of the instances by the others is swallowed."""
+    """Drop what the others send to two of the instances."""
     wires = dice.sample(trial.wires, 2)
     for wire in wires:
         wire.cut()
@@ -133,14 +135,14 @@ async def part(trial: Trial, dice: random.Random) -> None:
 
 
 async def restart(trial: Trial, dice: random.Random) -> None:
-    """One after the other, by SIGTERM."""
+    """Restart all instances, one after the other (SIGTERM)."""
     for node in trial.cluster.nodes:
         await node.stop()
         await node.start()
 
 
 async def lose_hooks(trial: Trial, dice: random.Random) -> None:
-    """The instances are not told."""
+    """Delete all hooks, without telling the instances."""
     collection = trial.cluster.collection("hooks")
     try:
         collection.delete_many({})
@@ -150,14 +152,14 @@ async def lose_hooks(trial: Trial, dice: random.Random) -> None:
 
 
 async def step_clock(trial: Trial, dice: random.Random) -> None:
-    """The clock of an instance is set back, or forward, by up to an hour."""
+    """Set the clock of an instance back or forward by up to an hour."""
     node = dice.choice(trial.cluster.nodes)
     node.step(dice.choice((-1, 1)) * dice.uniform(60, 3600))
     await sleep(dice.uniform(1, 4))
 
 
 async def stall(trial: Trial, dice: random.Random) -> None:
-    """Readers stop reading while 8 MB are sent, and go on."""
+    """Stop reading at three subscribers while 8 MB are sent, then continue."""
     lazy = [each for each in trial.crowd.ledger.subscribers if isinstance(each, WebSocket)]
     for each in dice.sample(lazy, 3):
         if each.connection is not None:
@@ -195,16 +197,16 @@ async def replay_batches(trial: Trial, dice: random.Random) -> None:
 
 
 class _GivesUp(Protocol):
-    """A client that asks for a replay, and reads nothing."""
+    """A client that requests a replay and reads nothing."""
 
     def connectionMade(self) -> None:
         self.transport.write(self.factory.request)
 
 
 async def give_up_replays(trial: Trial, dice: random.Random) -> None:
-    """
-    1,500 clients ask one instance for a replay while mongod hangs, and give up; others come back
-    meanwhile.
+    """Let 1,500 clients request a replay and give up while mongod hangs.
+
+    Other subscribers reconnect meanwhile.
     """
     node = trial.cluster.nodes[0]  # always the same: what one round leaves behind adds up
     factory = Factory.forProtocol(_GivesUp)
@@ -253,13 +255,12 @@ FAULTS: dict[str, Fault] = {
 
 def header() -> None:
     """The columns of the table."""
-    print(
-        f"{'fault':<42}{'times':>6}{'accepted':>11}{'owed':>11}{'delivered':>11}{'duplicates':>11}{'delay, s':>11}"
-    )
+    columns = ("accepted", "owed", "delivered", "duplicates", "delay, s")
+    print(f"{'fault':<42}{'times':>6}" + "".join(f"{column:>11}" for column in columns))
 
 
 def row(name: str, times: int, crowd: Crowd) -> None:
-    """A line of the table."""
+    """Print a row of the table."""
     ledger = crowd.ledger
     owed = sum(len(ledger.accepted.get(each.account, ())) for each in ledger.subscribers)
     cells = (
@@ -273,9 +274,7 @@ def row(name: str, times: int, crowd: Crowd) -> None:
 
 
 async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -> None:
-    """
-    One line per fault, then all of them mixed, the clocks of two instances being five minutes off.
-    """
+    """Print a row for each fault, then one for all of them mixed.  Two clocks are wrong."""
     trial = Trial(10**6, skews=(-300.0, 300.0, 0.0, 0.0))
     try:
         for number, (name, fault) in enumerate(FAULTS.items()):
@@ -303,9 +302,9 @@ async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -
 
 
 async def replace_primary(set: ReplicaSet, trial: Trial, dice: random.Random) -> None:
-    """
-    The primary hangs, another one is elected; the old one wakes up cut off, and one instance sees
-    only it.
+    """Let another member become primary while an instance sees only the old one.
+
+    The old primary hangs during the election, and continues while it is cut off.
     """
     old = await set.primary()
     others = [member for member in set.members if member is not old]
@@ -340,7 +339,8 @@ async def primary_table(dice: random.Random, rounds: int) -> None:
         row("an old primary, and who sees only it", rounds, trial.crowd)
         doubts = sum(node.output.count("cannot catch up yet") for node in trial.cluster.nodes)
         print(
-            f"  comparisons with the old primary that were not believed: {doubts} (a gap would have ended this)"
+            f"  comparisons with the old primary that were not believed: {doubts} "
+            "(a gap would have ended this)"
         )
     finally:
         await trial.down()
@@ -348,10 +348,7 @@ async def primary_table(dice: random.Random, rounds: int) -> None:
 
 
 async def relay(batch: int = 500, batches: int = 40) -> None:
-    """
-    From one instance to another: events a second when they pile up, and what the way adds to one
-    alone.
-    """
+    """Measure events per second between two instances, and the delay of a single event."""
     cluster = Cluster(2, "--history-length", "100000")
     await cluster.up()
     crowd = Crowd()
@@ -387,10 +384,12 @@ async def relay(batch: int = 500, batches: int = 40) -> None:
         spent = time.monotonic() - began
         line.close()
         print(
-            f"relay between two instances: {batch * batches / spent:,.0f} events/s, accepted, kept, and delivered at both"
+            f"relay between two instances: {batch * batches / spent:,.0f} events/s, "
+            "accepted, kept, and delivered at both"
         )
         print(
-            f"  added by the relay to one event: median {statistics.median(added):.2f} ms, 99 % {sorted(added)[-4]:.2f} ms"
+            f"  added by the relay to one event: median {statistics.median(added):.2f} ms, "
+            f"99 % {sorted(added)[-4]:.2f} ms"
         )
     finally:
         await crowd.leave()
@@ -400,7 +399,7 @@ async def relay(batch: int = 500, batches: int = 40) -> None:
 async def timed(
     what: str, times: int, work: Callable[[], Awaitable[Any]], others: list[int]
 ) -> None:
-    """Measure some calls, one after the other; `others` are the processes that work for them."""
+    """Measure calls, one after the other.  ``others`` are processes that work for them."""
     spent, ours, theirs = [], time.process_time(), machine.cpu(others)
     for _ in range(times):
         began = time.perf_counter()
@@ -415,10 +414,7 @@ async def timed(
 
 
 async def upkeep(reactor: Any, hooks: int, accounts: int) -> None:
-    """
-    What an instance does every few seconds, in this process: renew its lease, compare its
-    positions.
-    """
+    """Measure what an instance does every few seconds: renew its lease, compare positions."""
     cluster = Cluster(0)
     await cluster.up()
     folder = tempfile.TemporaryDirectory()

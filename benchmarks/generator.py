@@ -1,4 +1,4 @@
-"""The load generator in C (``load/``): compiled when it is first used, and run."""
+"""The load generator in C (``load/``): compile it when it is first used, and run it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Figures = dict[str, Any]
 
 
 class NoCompiler(Exception):
-    """There is no C compiler on this machine."""
+    """This machine has no C compiler."""
 
 
 def compiler() -> str | None:
-    """The C compiler: ``$CC``, or cc, gcc or clang; None if there is none."""
+    """Return the C compiler: ``$CC``, cc, gcc or clang.  None if there is none."""
     return next(
         filter(None, map(shutil.which, filter(None, [os.environ.get("CC"), "cc", "gcc", "clang"]))),
         None,
@@ -30,7 +30,11 @@ def compiler() -> str | None:
 
 
 def build() -> Path:
-    """The compiled load generator, made anew if its source is younger.  Raises `NoCompiler`."""
+    """Return the path of the load generator.  Compile it if its source is newer.
+
+    Raises:
+        NoCompiler: there is no C compiler.
+    """
     folder = (
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asyncplumber-benchmarks"
     )
@@ -54,7 +58,7 @@ def build() -> Path:
 
 
 class Load:
-    """A run of the load generator, under way."""
+    """A running load generator."""
 
     def __init__(self, port: int, pids: Sequence[int], arguments: str) -> None:
         command = [
@@ -70,7 +74,10 @@ class Load:
         )
 
     def result(self) -> Figures:
-        """What it measured, with ``ok``: whether everyone got everything.  Waits for its end."""
+        """Wait for its end, and return the figures.
+
+        ``ok`` tells whether every subscriber got every event once and in order.
+        """
         output, errors = self._process.communicate()
         try:
             figures: Figures = json.loads(output)

@@ -1,7 +1,4 @@
-"""
-Where the server's time goes: a sampling profile (py-spy) of one scenario, in microseconds for each
-event.
-"""
+"""Where the CPU time of the server goes: a sampling profile (py-spy) of one scenario."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _ROWS = 25
 
 
 def _functions(stack: str) -> list[str]:
-    """``function (module)`` for each frame, the outermost first."""
+    """Return ``function (module)`` for each frame, the outermost first."""
     return [
         f"{frame.rpartition(':')[0]})" if frame.endswith(")") else frame
         for frame in stack.split(";")
@@ -43,10 +40,10 @@ def _table(samples: list[tuple[list[str], int]], each: float, unit: str) -> str:
 
 
 def hotspots(scenario: Scenario, contestant: Contestant, seconds: float) -> tuple[Figures, str]:
-    """
-    Profile `contestant` while `scenario` runs.
+    """Profile a contestant while a scenario runs.
 
-    @return: the figures (slowed down a little by the profiler), and the functions that cost most.
+    Returns:
+        The figures, which the profiler slows down a little, and a table of the costliest functions.
     """
     spy = shutil.which("py-spy")
     if spy is None:
@@ -74,5 +71,7 @@ def hotspots(scenario: Scenario, contestant: Contestant, seconds: float) -> tupl
         (column.key for column in scenario.columns if column.key.startswith("us_per_")),
         "us_per_event",
     )
-    unit = f"CPU µs per {key.rsplit('_', 1)[-1]}: {scenario.name}, {contestant.name}, {figures.get(key, 0):.1f} together"
-    return figures, _table(samples, figures.get(key, 0), unit)
+    total = figures.get(key, 0)
+    what = key.rsplit("_", 1)[-1]
+    title = f"CPU µs per {what}: {scenario.name}, {contestant.name}, {total:.1f} together"
+    return figures, _table(samples, total, title)

@@ -11,7 +11,10 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def _stat(pid: str) -> tuple[int, float] | None:
-    """Parent and CPU seconds of a process; None if there is no such process, or only its shell."""
+    """Return the parent and the CPU seconds of a process.
+
+    None if it does not exist or is a zombie.
+    """
     try:
         fields = Path("/proc", pid, "stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):
@@ -22,7 +25,7 @@ def _stat(pid: str) -> tuple[int, float] | None:
 
 
 def family(root: int) -> list[int]:
-    """`root` and all processes that descend from it."""
+    """Return the ids of a process and of all its descendants."""
     parents = {
         int(pid): stat[0] for pid in os.listdir("/proc") if pid.isdigit() and (stat := _stat(pid))
     }
@@ -33,12 +36,12 @@ def family(root: int) -> list[int]:
 
 
 def cpu(pids: list[int]) -> float:
-    """Seconds that these processes have computed, in ticks of 10 ms."""
+    """Return the CPU seconds of these processes, in ticks of 10 ms."""
     return sum(stat[1] for pid in pids if (stat := _stat(str(pid))))
 
 
 def rss(pids: list[int]) -> int:
-    """KiB of memory that these processes hold."""
+    """Return the resident memory of these processes, in KiB."""
     pages = 0
     for pid in pids:
         try:
@@ -49,14 +52,14 @@ def rss(pids: list[int]) -> int:
 
 
 def busy() -> float:
-    """Seconds that all CPUs of the machine together have computed since it was started."""
+    """Return the CPU seconds of all CPUs of the machine since it started."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     user, nice, system, _idle, _iowait, interrupts, soft_interrupts, stolen = fields[:8]
     return (user + nice + system + interrupts + soft_interrupts + stolen) / _TICK
 
 
 def description() -> str:
-    """The machine in a line."""
+    """Describe the machine in a line."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     model = names[0] if names else platform.machine()
@@ -67,4 +70,5 @@ def description() -> str:
         if "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
         else " (not an optimized build)"
     )
-    return f"{os.cpu_count()} × {model}, Linux {platform.release()}, Python {platform.python_version()}{plain}"
+    python = f"Python {platform.python_version()}{plain}"
+    return f"{os.cpu_count()} × {model}, Linux {platform.release()}, {python}"

@@ -1,6 +1,4 @@
-"""
-A bar for each contestant in each scenario: how many times the baseline, to the right is better.
-"""
+"""A picture with a bar for each contestant in each scenario, relative to the baseline."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ def _bars(run: Figures, names: list[str]) -> tuple[list[str], float]:
 
 
 def svg(run: Figures) -> str:
-    """The picture, or one that says that there is nothing to compare."""
+    """Return the picture as SVG."""
     names = [
         name
         for name in dict.fromkeys(row["contestant"] for row in run["results"])
@@ -76,9 +74,8 @@ def svg(run: Figures) -> str:
     legend = []
     for index, name in enumerate(names):
         x = 12 + index * 150
-        legend.append(
-            f'<rect x="{x}" y="14" width="11" height="11" fill="{_COLOURS[index % len(_COLOURS)]}"/>'
-        )
+        colour = _COLOURS[index % len(_COLOURS)]
+        legend.append(f'<rect x="{x}" y="14" width="11" height="11" fill="{colour}"/>')
         legend.append(_text(x + 16, 24, name))
     title = (
         f"times {run['baseline']}, to the right is better"
@@ -94,6 +91,7 @@ def svg(run: Figures) -> str:
         ]
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{bottom:.0f}" font-family="sans-serif" font-size="12">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{bottom:.0f}" '
+        'font-family="sans-serif" font-size="12">\n'
         f'<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
     )

@@ -1,7 +1,4 @@
-"""
-From what was measured to tables: medians, ratios to the baseline, spread, faults, and how calm the
-machine was.
-"""
+"""From results to tables: medians, ratios to the baseline, spread, faults, calm runs."""
 
 from __future__ import annotations
 
@@ -18,18 +15,18 @@ Results = Sequence[Figures]
 
 
 def is_calm(row: Figures) -> bool:
-    """Whether the machine was ours while this was measured."""
+    """Tell whether other processes used little CPU during a run."""
     return bool(row["others"] < DISTURBED)
 
 
 def counted(rows: Results) -> list[Figures]:
-    """The runs that count: the calm ones; all, if there is no calm one."""
+    """Return the runs that count: the calm ones, or all if none was calm."""
     good = [row for row in rows if row["ok"]]
     return [row for row in good if is_calm(row)] or good
 
 
 def chosen(results: Results, scenario: str, contestant: str) -> list[Figures]:
-    """The runs of one contestant in one scenario."""
+    """Return the runs of one contestant in one scenario."""
     return [
         row for row in results if row["scenario"] == scenario and row["contestant"] == contestant
     ]
@@ -38,7 +35,7 @@ def chosen(results: Results, scenario: str, contestant: str) -> list[Figures]:
 def ratio(
     results: Results, scenario: Scenario, column: Column, contestant: str, baseline: str
 ) -> float | None:
-    """How many times the baseline's figure; None where there is none."""
+    """Return a figure as a multiple of the baseline's.  None if one is missing."""
     mine = median(counted(chosen(results, scenario.name, contestant)), column.key)
     theirs = median(counted(chosen(results, scenario.name, baseline)), column.key)
     return mine / theirs if mine is not None and theirs else None
@@ -81,7 +78,7 @@ def _baseline(scenario: Scenario, names: Sequence[str], baseline: str) -> str:
 
 
 def table(results: Results, scenario: Scenario, baseline: str) -> str:
-    """One scenario, the fastest first, as reStructuredText that can be read as it stands."""
+    """Return the table of a scenario as reStructuredText, the fastest contestant first."""
     names = list(
         dict.fromkeys(row["contestant"] for row in results if row["scenario"] == scenario.name)
     )
@@ -110,19 +107,20 @@ def table(results: Results, scenario: Scenario, baseline: str) -> str:
 
 
 def circumstances(run: Figures) -> str:
-    """What the figures were measured on, and how busy it was."""
+    """Describe the machine and how busy it was."""
     others = sorted(row["others"] for row in run["results"])
     failed = sum(not row["ok"] for row in run["results"])
     return (
-        f"{run['machine']}.  {run['started']}, rounds: {run['rounds']}, {len(others)} runs, {failed} of them with faults.  "
-        f"Other processes used {others[len(others) // 2]:.2f} CPUs in the median and {others[-1]:.2f} at most; "
-        f"{sum(value >= DISTURBED for value in others)} runs were disturbed ({DISTURBED} CPUs or more), and count only where no "
-        f"calm one is."
+        f"{run['machine']}.  {run['started']}, rounds: {run['rounds']}, {len(others)} runs, "
+        f"{failed} of them with faults.  Other processes used {others[len(others) // 2]:.2f} CPUs "
+        f"in the median and {others[-1]:.2f} at most; "
+        f"{sum(value >= DISTURBED for value in others)} runs were disturbed ({DISTURBED} CPUs or "
+        f"more), and count only if there is no calm one."
     )
 
 
 def tables(run: Figures) -> str:
-    """Everything that was measured."""
+    """Return all tables."""
     measured = [
         scenario
         for scenario in SCENARIOS
@@ -138,9 +136,10 @@ def tables(run: Figures) -> str:
 
 
 def write_into(page: Path, mark: str, text: str) -> None:
-    """
-    Put `text` between the lines ``.. MARK: begin`` and ``.. MARK: end`` of a page.  Raises
-    ValueError if it has none.
+    """Put text between the lines ``.. MARK: begin`` and ``.. MARK: end`` of a page.
+
+    Raises:
+        ValueError: the page has no such lines.
     """
     before, begin, rest = page.read_text().partition(f".. {mark}: begin")
     _, end, after = rest.partition(f".. {mark}: end")

@@ -1,10 +1,8 @@
-"""
-One command: start each contestant in turn on the loopback interface, put the same loads on all,
-print medians and ratios.
+"""One command that measures each contestant under the same loads on the loopback interface.
 
-Every run has a freshly started server.  Contestants of one scenario are neighbours in time, and the
-rounds are interleaved, so that what else the machine does hits all alike; how much that was is
-measured, and disturbed runs are marked.
+Each run has a fresh server.  The contestants of a scenario run one after the other, and rounds are
+interleaved, so that everything else that happens on the machine affects all alike.  How much that
+was is measured, and disturbed runs are marked.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ _SQLITE = "--store sqlite:{folder}/events"
 
 
 def contestants(field: str, extra: list[Contestant]) -> list[Contestant]:
-    """Who takes part in the scenarios of this field, installed or not; the baseline comes first."""
+    """Return the contestants of a field, installed or not.  The baseline is the first."""
     if field == "stores":
         full = project("sqlite-full", _SQLITE + "?synchronous=full")
         return [project("memory"), project("sqlite", _SQLITE), full, on_mongodb()]
@@ -57,7 +55,7 @@ def contestants(field: str, extra: list[Contestant]) -> list[Contestant]:
 
 
 def measured(scenario: Scenario, contestant: Contestant, seconds: float) -> Figures:
-    """One run, with what the rest of the machine did meanwhile."""
+    """Measure one run, and how much CPU other processes used meanwhile."""
     row: Figures = {
         "scenario": scenario.name,
         "contestant": contestant.name,
@@ -85,7 +83,7 @@ def measured(scenario: Scenario, contestant: Contestant, seconds: float) -> Figu
 
 
 def progress(row: Figures, scenario: Scenario) -> str:
-    """A line while it runs."""
+    """Return the line that is printed after a run."""
     first = scenario.columns[0]
     value = f"{row[first.key]:{first.format}} {first.heading}" if first.key in row else ""
     wrong = (
@@ -93,11 +91,12 @@ def progress(row: Figures, scenario: Scenario) -> str:
         if row["ok"]
         else "  FAILED " + str(row.get("error") or {fault: row.get(fault) for fault in FAULTS})
     )
-    return f"{row['at']}  {scenario.name:11} {row['contestant']:15} {value:28} others {row['others']:.2f}{wrong}"
+    who = f"{scenario.name:11} {row['contestant']:15}"
+    return f"{row['at']}  {who} {value:28} others {row['others']:.2f}{wrong}"
 
 
 def rounds(chosen: list[Scenario], options: argparse.Namespace, run: Figures) -> None:
-    """Measure it all, round by round."""
+    """Measure everything, round by round."""
     extra = [also(text) for text in options.also]
     fields = {scenario.field: contestants(scenario.field, extra) for scenario in chosen}
     for name, missing in {
@@ -119,7 +118,7 @@ def rounds(chosen: list[Scenario], options: argparse.Namespace, run: Figures) ->
 
 
 def save(options: argparse.Namespace, run: Figures) -> None:
-    """Write what was asked for."""
+    """Write the files that the options name."""
     if options.json:
         options.json.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
     if options.plot and run["results"]:
@@ -129,22 +128,23 @@ def save(options: argparse.Namespace, run: Figures) -> None:
 
 
 def picture(options: argparse.Namespace) -> str:
-    """The plot as the page shows it; nothing if there is none."""
+    """Return the reStructuredText of the plot.  Empty if there is none."""
     if not options.plot:
         return ""
     path = os.path.relpath(options.plot, options.docs.parent)
-    return f".. image:: {path}\n   :alt: how many times {options.baseline}'s figure each reaches in each scenario\n\n"
+    alt = f"how many times the figure of {options.baseline} each server reaches in each scenario"
+    return f".. image:: {path}\n   :alt: {alt}\n\n"
 
 
 def text(run: Figures) -> str:
-    """Tables, and what the soak found."""
+    """Return the tables and the results of soaks."""
     return "\n\n".join(
         [*([report.tables(run)] if run["results"] else []), *map(sentence, run["soaks"])]
     )
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -200,7 +200,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def profile(options: argparse.Namespace) -> int:
-    """Print where the time goes."""
+    """Print where the CPU time goes."""
     scenario = next(scenario for scenario in SCENARIOS if scenario.name == options.profile)
     figures, found = hotspots(
         scenario, project(options.store, f"--store {options.store}"), options.seconds
@@ -235,7 +235,11 @@ def run_all(options: argparse.Namespace) -> Figures:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 if every run was without a fault, 1 if not, 2 if nothing can be measured here."""
+    """Run the command.
+
+    Returns:
+        0 if no run had a fault, 1 if one had, 2 if nothing can be measured on this machine.
+    """
     options = arguments().parse_args(argv)
     if options.show:
         run: Figures = json.loads(options.show.read_text())

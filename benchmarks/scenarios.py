@@ -26,7 +26,7 @@ _CROWDS = (10, 1000, 100_000)
 
 
 class Column(NamedTuple):
-    """A figure of a scenario.  `better` is 1 if more is better, -1 if less is, 0 if neither."""
+    """A figure of a scenario.  ``better`` is 1 if more is better, -1 if less is, 0 if neither."""
 
     heading: str
     key: str
@@ -36,9 +36,10 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenario:
-    """
-    `columns` begins with the figure that is compared.  `field` says who takes part: peers, stores
-    or workers.
+    """A load, and the figures that are shown.
+
+    The first of ``columns`` is the one that is compared.  ``field`` names the contestants: peers,
+    stores, workers and so on.
     """
 
     name: str
@@ -50,8 +51,9 @@ class Scenario:
 
 
 def merged(parts: Mapping[str, Figures]) -> Figures:
-    """
-    Figures of several loads as one: the keys end in the load's name, faults and times are added up.
+    """Join the figures of several loads.
+
+    Keys get the name of the load as a suffix.  Faults and times are added up.
     """
     figures: Figures = {
         f"{key}_{name}": value
@@ -68,14 +70,14 @@ def merged(parts: Mapping[str, Figures]) -> Figures:
 
 
 def loaded(arguments: str) -> Callable[[Server], Figures]:
-    """A scenario that is one load."""
+    """Return a scenario that is one load."""
     return lambda server: server.load(arguments)
 
 
 def batches(accounts: int) -> Callable[[Server], Figures]:
-    """
-    Events a hundred to a POST.  Whoever has no such way in gets single ones, for 100 accounts, as
-    in ``ingest``.
+    """Return a scenario with 100 events in a POST.
+
+    Contestants without batches get single POSTs, as in ``ingest``.
     """
     in_batches = f"--accounts {accounts} {_BATCH}"
     return lambda server: server.load(in_batches if "batch" in server.contestant.able else _INGEST)
@@ -90,10 +92,7 @@ def _quantile(values: list[float], share: float) -> float:
 
 
 def storm(server: Server) -> Figures:
-    """
-    10,000 clients come back with cursors at once, while 100 that are connected get 50 events a
-    second.
-    """
+    """Let 10,000 clients resume at once while 100 connected ones get 50 events per second."""
     probe = server.start_load(
         "--subscribers 100 --publishers 50 --rate 50 --events 500 --prefix s --trace --patience 30"
     )
@@ -121,15 +120,13 @@ def storm(server: Server) -> Figures:
 
 
 def fairness(server: Server) -> Figures:
-    """
-    One account with 10,000 subscribers is flooded; how long does an event for another account's one
-    subscriber take?
-    """
+    """Flood an account with 10,000 subscribers, and measure an event for another account."""
     probe = server.start_load(
         "--rate 50 --publishers 50 --events 500 --prefix lonely --trace --patience 30"
     )
     crowd = server.load(
-        "--subscribers 10000 --publishers 4 --events 100000 --seconds 5 --window 512 --prefix crowd --patience 30"
+        "--subscribers 10000 --publishers 4 --events 100000 --seconds 5 --window 512 "
+        "--prefix crowd --patience 30"
     )
     steady = probe.result()
     figures = merged({"crowd": crowd, "steady": steady})
@@ -147,7 +144,7 @@ def fairness(server: Server) -> Figures:
 
 
 def spread(server: Server) -> Figures:
-    """What a delivery costs the server, with more and more subscribers of one account."""
+    """Measure the cost of a delivery with more and more subscribers of one account."""
     common = "--one-by-one --seconds {seconds}"
     loads = {
         size: f"--subscribers {size} --events {500_000 // size} --prefix n{size}x {common}"
@@ -157,7 +154,7 @@ def spread(server: Server) -> Figures:
 
 
 def crowded(server: Server) -> Figures:
-    """What a POST costs the server, with more and more accounts that have a history."""
+    """Measure the cost of a POST with more and more accounts that have a history."""
     parts: dict[str, Figures] = {}
     for size in _CROWDS:
         fill = server.load(
@@ -166,7 +163,8 @@ def crowded(server: Server) -> Figures:
         server.settle()
         # The same accounts, in turn: as many of the large crowd as come up.
         part = server.load(
-            f"--accounts {size} --subscribers 0 --publishers 16 --events 30000 --prefix h --seconds {{seconds}}"
+            f"--accounts {size} --subscribers 0 --publishers 16 --events 30000 --prefix h "
+            "--seconds {seconds}"
         )
         part["ok"] = part["ok"] and fill["ok"]
         parts[str(size)] = part
@@ -354,6 +352,6 @@ SCENARIOS = [
 
 
 def median(rows: list[Figures], key: str) -> float | None:
-    """The median of a figure; None where nobody has it."""
+    """Return the median of a figure.  None if no run has it."""
     values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
     return statistics.median(values) if values else None

@@ -1,7 +1,4 @@
-"""
-Who is measured: the project with its stores, and the peers that are installed.  Each run has a
-freshly started server.
-"""
+"""The contestants: the project with its stores, and other servers that are installed."""
 
 from __future__ import annotations
 
@@ -42,15 +39,19 @@ events {{ worker_connections 20000; }}
 http {{
   access_log off;
   keepalive_requests 100000000;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   nchan_shared_memory_size 256M;
   server {{
     listen 127.0.0.1:{port} backlog=4096;
     location ~ ^/events/(\\w+)$ {{
-      nchan_subscriber websocket eventsource; nchan_channel_id $1; nchan_subscriber_first_message newest;
+      nchan_subscriber websocket eventsource; nchan_channel_id $1;
+      nchan_subscriber_first_message newest;
     }}
-    location ~ ^/hooks/(\\w+)$ {{ nchan_publisher; nchan_channel_id $1; nchan_message_buffer_length 100; }}
+    location ~ ^/hooks/(\\w+)$ {{
+      nchan_publisher; nchan_channel_id $1; nchan_message_buffer_length 100;
+    }}
   }}
 }}
 """
@@ -60,9 +61,7 @@ _ABLE = frozenset({"sse", "batch", "resume"})  # what the project can do
 
 @dataclass(frozen=True)
 class Contestant:
-    """
-    Somebody who is measured.  `command` gets a port and an empty folder, and tells what to start.
-    """
+    """A server that is measured.  ``command`` gets a port and an empty folder."""
 
     name: str
     command: Callable[[int, Path], list[str]]
@@ -78,7 +77,7 @@ def project(
     missing: str = "",
     mongodb: str = "",
 ) -> Contestant:
-    """The project itself; ``{folder}`` in the options is an empty folder of its own."""
+    """Return the project itself.  ``{folder}`` in the options is an empty folder of its own."""
 
     def command(port: int, folder: Path) -> list[str]:
         start = [
@@ -100,9 +99,9 @@ def project(
 
 
 def on_mongodb() -> Contestant:
-    """
-    The project on a MongoDB server of our own, which runs until we end, or on the one that the
-    environment names.
+    """Return the project on MongoDB.
+
+    The MongoDB server runs until this process ends, or is the one that the environment names.
     """
     from unittest import SkipTest
 
@@ -117,7 +116,7 @@ def on_mongodb() -> Contestant:
 
 
 def nchan() -> Contestant:
-    """nginx with nchan, in C: the baseline."""
+    """Return nginx with nchan, in C: the baseline."""
     nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     module = next(
         (
@@ -142,8 +141,9 @@ def nchan() -> Contestant:
 
 
 def node_ws() -> Contestant:
-    """
-    node with `ws`, found where ``NODE_PATH`` says or in a ``node_modules`` beside the project.
+    """Return a hub on node's package ``ws``.
+
+    The package is searched where ``NODE_PATH`` says, and in a ``node_modules`` beside the project.
     """
     node = shutil.which("node")
     found = False
@@ -155,7 +155,7 @@ def node_ws() -> Contestant:
     missing = (
         ""
         if found
-        else "node or its package ws is not installed (npm install ws, and NODE_PATH=…/node_modules)"
+        else "node or its package ws is not installed (npm install ws; NODE_PATH says where)"
     )
     return Contestant(
         "node-ws",
@@ -167,7 +167,7 @@ def node_ws() -> Contestant:
 
 
 def klein_hub() -> Contestant:
-    """Klein and Autobahn, as anyone would write it."""
+    """Return a hub on Klein and Autobahn, as anyone would write it."""
     return Contestant(
         "klein+autobahn",
         lambda port, folder: [sys.executable, str(PEERS / "klein_hub.py"), str(port)],
@@ -175,9 +175,9 @@ def klein_hub() -> Contestant:
 
 
 def also(text: str) -> Contestant:
-    """
-    ``NAME=COMMAND`` from the command line, with ``{port}`` and perhaps ``{folder}``: another
-    version, another hub.
+    """Return the contestant ``NAME=COMMAND`` of the command line.
+
+    The command contains ``{port}`` and may contain ``{folder}``.
     """
     name, _, command = text.partition("=")
     if not command or "{port}" not in command:
@@ -196,10 +196,13 @@ class Failed(Exception):
 
 
 class Server:
-    """A running contestant; a context manager that stops it, and only what it started."""
+    """A running contestant, as a context manager that stops only what it started."""
 
     def __init__(self, contestant: Contestant, seconds: float = 3) -> None:
-        """`seconds` is what ``{seconds}`` stands for in the arguments of a load."""
+        """Args:
+        contestant: What to start.
+        seconds: The value of ``{seconds}`` in the arguments of a load.
+        """
         self.contestant = contestant
         self._seconds = seconds
         self._loads: list[Load] = []
@@ -224,7 +227,7 @@ class Server:
         return self
 
     def _await(self) -> None:
-        """Until it answers properly: a subscriber gets an event."""
+        """Wait until a subscriber gets an event."""
         end = time.monotonic() + 30
         while time.monotonic() < end:
             if self._process.poll() is not None:
@@ -237,7 +240,8 @@ class Server:
             self.pids = machine.family(self._process.pid)
             if self.load("--events 1 --patience 2 --prefix hello --settle 0.1")["ok"]:
                 self.load(
-                    "--accounts 4 --subscribers 10 --events 200 --publishers 2 --seconds 1 --prefix warm --settle 0.1"
+                    "--accounts 4 --subscribers 10 --events 200 --publishers 2 --seconds 1 "
+                    "--prefix warm --settle 0.1"
                 )
                 self.settle()
                 return
@@ -247,18 +251,18 @@ class Server:
         )
 
     def start_load(self, arguments: str) -> Load:
-        """Have the load generator begin."""
+        """Start the load generator."""
         self.pids = machine.family(self._process.pid)
         load = Load(self.port, self.pids, arguments.replace("{seconds}", str(self._seconds)))
         self._loads.append(load)
         return load
 
     def load(self, arguments: str) -> Figures:
-        """What the load generator measures."""
+        """Run the load generator and return its figures."""
         return self.start_load(arguments).result()
 
     def settle(self) -> None:
-        """Wait until the server has nothing left to do, five seconds at most."""
+        """Wait until the server has nothing left to do, at most five seconds."""
         before, calm = machine.cpu(self.pids), 0
         for _ in range(50):
             time.sleep(0.1)

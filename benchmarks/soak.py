@@ -1,7 +1,4 @@
-"""
-Hours of work in minutes: a steady load, and clients that come and go, while the server's memory is
-watched.
-"""
+"""Hours of work in minutes: watch the memory under a steady load, with clients that come and go."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _EVERY = 2.0  # seconds between two looks
 
 
 def _growth(samples: list[tuple[float, int]]) -> float:
-    """KiB an hour, by least squares."""
+    """Return the growth in KiB per hour, by least squares."""
     times, sizes = [time for time, _ in samples], [size for _, size in samples]
     middle, mean = sum(times) / len(times), sum(sizes) / len(sizes)
     scatter = sum((time - middle) ** 2 for time in times)
@@ -28,14 +25,16 @@ def _growth(samples: list[tuple[float, int]]) -> float:
 
 
 def soak(contestant: Contestant, minutes: float) -> Figures:
-    """
-    Memory over time: ``samples`` of (seconds, KiB), and what the second half grew by, in KiB an
-    hour.
+    """Watch the memory of a server.
+
+    Returns:
+        ``samples`` of (seconds, KiB), and the growth of the second half in KiB per hour.
     """
     seconds = 60 * minutes
     with Server(contestant) as server:
         steady = server.start_load(
-            f"--accounts 100 --subscribers 10 --publishers 16 --rate {_RATE} --events {int(_RATE * seconds)} --prefix soak"
+            f"--accounts 100 --subscribers 10 --publishers 16 --rate {_RATE} "
+            f"--events {int(_RATE * seconds)} --prefix soak"
         )
         began, samples, guests = time.monotonic(), [], {"loads": 0, "bad": 0}
         while (now := time.monotonic() - began) < seconds:
@@ -62,13 +61,14 @@ def soak(contestant: Contestant, minutes: float) -> Figures:
 
 
 def sentence(row: Figures) -> str:
-    """What a soak found, in words."""
+    """Describe the result of a soak."""
     first, half, last, growth = (
         row[key] / 1024 for key in ("first_kib", "half_kib", "last_kib", "growth_kib_per_hour")
     )
     return (
-        f"Soak, {row['contestant']}: {row['minutes']:g} minutes, {row.get('deliveries', 0):,.0f} deliveries, and {row['guests']:,} "
-        f"subscribers that came and went.  Memory: {first:.1f} MiB at first, {half:.1f} after half of the time, {last:.1f} at the "
-        f"end; the second half grew by {growth:.1f} MiB an hour.  "
+        f"Soak, {row['contestant']}: {row['minutes']:g} minutes, "
+        f"{row.get('deliveries', 0):,.0f} deliveries, and {row['guests']:,} subscribers that came "
+        f"and went.  Memory: {first:.1f} MiB at first, {half:.1f} after half of the time, "
+        f"{last:.1f} at the end; the second half grew by {growth:.1f} MiB an hour.  "
         + ("Nothing was lost, doubled or out of order." if row["ok"] else "IT FAILED.")
     )

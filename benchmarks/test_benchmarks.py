@@ -1,6 +1,6 @@
-"""
-The benchmarks work, and what they count as wrong is wrong: on tiny loads, with the real load
-generator and real servers.
+"""The benchmarks work, and find what is wrong.
+
+Tiny loads, with the real load generator and real servers.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ asyncio.run(main())
 
 
 def need_compiler() -> None:
-    """Raises SkipTest where there is none: it is not needed to run the project."""
+    """Skip the test if there is no C compiler: the project does not need one."""
     if compiler() is None:
         raise SkipTest("no C compiler (cc, gcc, clang or $CC): the load generator cannot be built")
 
@@ -62,7 +62,7 @@ def need_compiler() -> None:
 def rows(
     *rates: float, others: float = 0.0, name: str = "asyncplumber", ok: bool = True
 ) -> list[dict[str, object]]:
-    """Results of the scenario fanout."""
+    """Return results of the scenario fanout."""
     return [
         {
             "scenario": "fanout",
@@ -77,16 +77,13 @@ def rows(
 
 
 class LoadTests(SynchronousTestCase):
-    """The load generator beside a real server."""
+    """The load generator with a real server."""
 
     def setUp(self) -> None:
         need_compiler()
 
     def test_it_measures_and_checks_every_way(self) -> None:
-        """
-        WebSocket, Server-Sent Events, batches and resumption: everything arrives, and there are
-        figures.
-        """
+        """All transports, batches and resumption: everything arrives, and there are figures."""
         with Server(project()) as server:
             loads = {
                 "websocket": "--accounts 3 --subscribers 4 --events 60 --publishers 2",
@@ -120,10 +117,10 @@ class LoadTests(SynchronousTestCase):
 
 
 class LiarTests(SynchronousTestCase):
-    """The load generator beside a server that does it wrong."""
+    """The load generator with a server that makes mistakes."""
 
     def liar(self, times: int, arguments: str) -> dict[str, object]:
-        """What is found about a server that delivers everything so many times, to every account."""
+        """Return the figures for a server that delivers everything ``times`` times, to every account."""
         import subprocess
 
         need_compiler()
@@ -140,24 +137,24 @@ class LiarTests(SynchronousTestCase):
                 server.kill()
 
     def test_honest_it_has_no_fault(self) -> None:
-        """The same server, when it delivers once and to the right ones."""
+        """The same server, delivering once."""
         found = self.liar(1, "--subscribers 2")
         self.assertTrue(found["ok"], found)
 
     def test_what_is_doubled_is_counted(self) -> None:
-        """Each event twice: the second ones are duplicates."""
+        """Each event arrives twice."""
         found = self.liar(2, "--subscribers 1")
         self.assertFalse(found["ok"])
         self.assertEqual(found["duplicates"], 10)
 
     def test_what_is_missing_is_counted(self) -> None:
-        """Nothing is delivered: all is missing, and it gives up."""
+        """Nothing is delivered."""
         found = self.liar(0, "--subscribers 2")
         self.assertFalse(found["ok"])
         self.assertEqual(found["missing"], 20)
 
     def test_what_others_should_get_is_counted(self) -> None:
-        """Everybody gets the events of all accounts: those of the other account are wrong."""
+        """Every account gets the events of all."""
         found = self.liar(1, "--accounts 2")
         self.assertFalse(found["ok"])
         self.assertEqual(found["wrong"], 10)
@@ -167,7 +164,7 @@ class RunTests(SynchronousTestCase):
     """The command."""
 
     def test_one_command_measures_and_writes(self) -> None:
-        """A tiny run ends with a table, JSON, a picture, and the page filled in."""
+        """A tiny run prints a table, and writes JSON, a picture and the page."""
         need_compiler()
         folder = Path(tempfile.mkdtemp(dir=self.mktemp_folder()))
         page = folder / "page.rst"
@@ -213,38 +210,38 @@ class RunTests(SynchronousTestCase):
 
 
 class ReportTests(SynchronousTestCase):
-    """From rows to tables."""
+    """From results to tables."""
 
     fanout = SCENARIOS[0]
 
     def test_medians_and_ratios(self) -> None:
-        """The median of the rounds counts, and is compared with the baseline's."""
+        """The median of the rounds counts."""
         results = [*rows(10, 30, 20), *rows(40, 40, 40, name="nchan")]
         self.assertEqual(
             report.ratio(results, self.fanout, self.fanout.columns[0], "asyncplumber", "nchan"), 0.5
         )
 
     def test_disturbed_runs_count_only_if_there_are_no_others(self) -> None:
-        """A run during which the machine was busy reads too low."""
+        """A run on a busy machine reads too low."""
         disturbed = rows(10, others=1.0)
         self.assertEqual(report.counted([*disturbed, *rows(30)]), rows(30))
         self.assertEqual(report.counted(disturbed), disturbed)
 
     def test_faulty_runs_do_not_count_and_show(self) -> None:
-        """What was measured while something was lost is no figure."""
+        """A figure that was measured while something was lost is useless."""
         table = report.table([*rows(10), *rows(99, ok=False)], self.fanout, "nchan")
         self.assertIn("7 missing", table)
         self.assertNotIn(" 99 ", table)
 
     def test_faults_of_several_loads_are_added(self) -> None:
-        """A scenario of two loads is as bad as both."""
+        """A scenario of two loads is as bad as both together."""
         both = merged(
             {"a": {"ok": True, "missing": 0}, "b": {"ok": False, "missing": 2, "error": "lost"}}
         )
         self.assertEqual((both["ok"], both["missing"], both["error"]), (False, 2, "lost"))
 
     def test_a_page_without_marks_is_left_alone(self) -> None:
-        """Rather an error than a page that is overwritten."""
+        """An error is better than a page that is overwritten."""
         page = Path(self.mktemp())
         page.write_text("a page")
         with self.assertRaises(ValueError):
@@ -252,7 +249,7 @@ class ReportTests(SynchronousTestCase):
         self.assertEqual(page.read_text(), "a page")
 
     def test_the_picture_has_a_bar_for_each_contestant(self) -> None:
-        """All but the baseline, which is the line."""
+        """The baseline is the line."""
         run = {
             "baseline": "nchan",
             "results": [*rows(20), *rows(40, name="nchan"), *rows(10, name="node-ws")],

@@ -1,8 +1,6 @@
-"""
-Celery messages as files in a folder, so that the tests need no broker.
+"""Celery messages as files in a folder: the tests need no broker.
 
-Kombu's own transport for that lets a worker read a file that is still being written, and the worker
-then ends.
+A worker with Kombu's own file transport may read a file that is still being written, and then ends.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ SCHEME = "whole-files"
 
 
 class Channel(filesystem.Channel):  # type: ignore[misc]
-    """A file has its name only when all of it is there."""
+    """Writes a file under another name and renames it when it is complete."""
 
     def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:
         path = os.path.join(self.data_folder_out, f"{time.monotonic_ns()}_{uuid.uuid4()}.{queue}")
@@ -29,7 +27,7 @@ class Channel(filesystem.Channel):  # type: ignore[misc]
 
 
 class Transport(filesystem.Transport):  # type: ignore[misc]
-    """What a URL that begins with `SCHEME` means, once this module is imported."""
+    """The transport of URLs that begin with `SCHEME`, once this module is imported."""
 
     Channel = Channel
 

@@ -1,7 +1,6 @@
-"""
-Farms for tests: real instances on one store, and what may befall them.
+"""Clusters for tests: real instances on one store, and the faults that they have to survive.
 
-Everything waits for a condition with a deadline, and nothing for a length of time.
+All functions wait for a condition with a deadline, never for a fixed time.
 """
 
 from __future__ import annotations
@@ -52,7 +51,11 @@ _TWISTD = "from twisted.scripts.twistd import run; run()"
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = LATEST) -> Any:
-    """Wait until `condition` is true, and answer what it said.  Raises AssertionError."""
+    """Wait until ``condition`` returns something true, and return it.
+
+    Raises:
+        AssertionError: it did not in time.
+    """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -64,7 +67,11 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = LATEST
 async def eventually(
     question: Callable[[], Any], right: Callable[[Any], bool], what: str, seconds: float = LATEST
 ) -> Any:
-    """Ask again and again, by a coroutine function, until the answer is right."""
+    """Call a coroutine function until its result is right, and return the result.
+
+    Raises:
+        AssertionError: it was not in time.
+    """
     deadline = time.monotonic() + seconds
     while not right(answer := await question()):
         if time.monotonic() > deadline:
@@ -76,50 +83,53 @@ async def eventually(
 
 
 class _Command(Process):
-    """A process whose end can be asked for without waiting."""
+    """A process whose exit status can be read without waiting."""
 
     @property
     def status(self) -> int | None:
-        """The exit status, or None while it runs."""
+        """The exit status.  None while it runs."""
         return self._child.poll()
 
 
 class Node:
-    """One instance, or one parent of workers, which comes back at the same port."""
+    """One instance, or the parent of some workers, that restarts at the same port."""
 
     def __init__(self, *options: str, skew: float | None = None, port: int = 0) -> None:
-        """`skew` is how many seconds its clock is ahead; None: its clock is right, and stays so."""
+        """Args:
+        options: Of ``twistd asyncplumber``.
+        skew: Seconds that its clock is ahead.  None: its clock is right and cannot be set.
+        port: Where it listens.  0 reserves a port.
+        """
         self.port = port or reserve_port()
         self._program = _TWISTD
         self.skew = 0.0  # seconds that its clock is ahead
         if skew is not None:
-            self._ahead = tempfile.NamedTemporaryFile(
-                prefix="asyncplumber-clock-"
-            )  # as long as we live
+            # Open as long as this object lives.
+            self._ahead = tempfile.NamedTemporaryFile(prefix="asyncplumber-clock-")  # noqa: SIM115
             self._program = _SKEW.format(path=self._ahead.name) + _TWISTD
             self.step(skew)
         self._options = options
         self.process: _Command | None = None
 
     def step(self, seconds: float) -> None:
-        """Somebody sets its clock forward, or back; it must have been made with a `skew`."""
+        """Set its clock forward, or back.  It must have been made with a ``skew``."""
         self.skew += seconds
         self._ahead.seek(0)
         self._ahead.write(struct.pack("d", self.skew))
         self._ahead.flush()
 
     def add_options(self, *options: str) -> None:
-        """For the next start."""
+        """Add options for the next start."""
         self._options += options
 
     def spawn(self) -> None:
-        """Start it, and do not wait."""
+        """Start it and do not wait."""
         self.kill()
         command = [sys.executable, "-c", self._program, "--nodaemon", "--pidfile=", "asyncplumber"]
         self.process = _Command([*command, "--port", str(self.port), *self._options])
 
     async def start(self) -> Node:
-        """Start it, and wait until it serves."""
+        """Start it and wait until it serves."""
         self.spawn()
         process = self._running
         await until(
@@ -161,16 +171,16 @@ class Node:
         return self._running.pid
 
     def kill(self) -> None:
-        """SIGKILL, to it and its children."""
+        """Kill it and its children (SIGKILL)."""
         if self.process is not None:
             self.process.kill()
 
     def signal(self, number: int) -> None:
-        """To this process alone."""
+        """Send a signal to this process alone."""
         os.kill(self.pid, number)
 
     async def ended(self, seconds: float = LATEST) -> int:
-        """Wait for its end.  @return: the exit status."""
+        """Wait for its end, and return the exit status."""
         try:
             await until(lambda: not self.alive, f"{self.port} ends", seconds)
         except AssertionError as error:
@@ -180,9 +190,9 @@ class Node:
         return status
 
     async def stop(self) -> int:
-        """
-        SIGTERM, and wait.  @return: the exit status; twistd ends by the signal it was sent, after
-        all is done.
+        """Send SIGTERM, wait, and return the exit status.
+
+        When everything is done, twistd ends by the signal that it received.
         """
         self.signal(signal.SIGTERM)
         return await self.ended()
@@ -194,14 +204,16 @@ class Node:
 
 
 class Cluster:
-    """A MongoDB, instances on it, and everybody who is connected."""
+    """A MongoDB server and instances on it."""
 
     def __init__(
         self, size: int, *options: str, skews: Sequence[float | None] = (), uri: str = ""
     ) -> None:
-        """
-        `uri` is that of a server that is running already, without a database; else the cluster
-        starts one.
+        """Args:
+        size: The number of instances.
+        options: Of each of them.
+        skews: Seconds that each clock is ahead; None for a clock that is right.
+        uri: A server that is already running, without a database.  Empty: start one.
         """
         self.mongod = Mongod()
         self._starts = not uri
@@ -215,7 +227,7 @@ class Cluster:
         return [node.port for node in self.nodes]
 
     async def up(self) -> None:
-        """Start what is not running, so that all are as they were."""
+        """Start what is not running."""
         if self._starts and not self.mongod.pid:
             self.mongod.start()
         await gatherResults(
@@ -223,19 +235,20 @@ class Cluster:
         )
 
     def log_news(self) -> None:
-        """What the instances have said since the last time goes into trial's log."""
+        """Write the output of the instances to the log of trial."""
         for node in self.nodes:
             log.msg(f"{node.port} says:\n{node.output}")
 
     def down(self) -> None:
-        """Everything ends."""
+        """Kill everything."""
         for node in self.nodes:
             node.kill()
         self.mongod.stop()
 
     def collection(self, name: str) -> Any:
-        """
-        As any other program with a driver sees it.  To be closed by ``.database.client.close()``.
+        """Return a collection, as any other program with a driver sees it.
+
+        Close it with ``.database.client.close()``.
         """
         return pymongo.MongoClient(self.mongod.uri, serverSelectionTimeoutMS=3000)["cluster"][name]
 
@@ -247,16 +260,17 @@ class Cluster:
             collection.database.client.close()
 
     def instance_at(self, node: Node) -> dict[str, Any]:
-        """The newest row that a node has in the registry."""
+        """Return the newest row of a node in the registry."""
         rows = self.rows("instances", url={"$regex": f":{node.port}/"})
         return max(rows, key=lambda row: row["expires_at"])
 
     def signed(self, instance: dict[str, Any], batch: bytes, skew: float = 0.0) -> dict[str, str]:
-        """
-        The headers with which this instance takes a batch for genuine: signed with the secret that
-        the store keeps.
+        """Return the headers that make a batch genuine: signed with the secret in the store.
 
-        `skew` is how many seconds its clock is ahead.
+        Args:
+            instance: The row of the instance that receives it.
+            batch: The body.
+            skew: Seconds that the receiver's clock is ahead.
         """
         (row,) = self.rows("secrets")
         target = f"POST /instances/{instance['_id']}/events".encode()
@@ -334,7 +348,7 @@ class _End(Protocol):
 
 
 class _Entrance(_End):
-    """Where somebody came in; what he says waits until the other half is there."""
+    """The half of the client.  It does not read until the other half is connected."""
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -352,9 +366,9 @@ class _Entrance(_End):
 
 
 class TcpProxy:
-    """
-    A port that leads to another one, and can be cut: then nothing arrives, and nobody is told, as
-    in a partition.
+    """A port that forwards to another one, and can be cut as in a network partition.
+
+    While it is cut, nothing arrives and neither side is told.
     """
 
     def __init__(self) -> None:
@@ -382,7 +396,7 @@ class TcpProxy:
         self.whole = False
 
     def mend(self) -> None:
-        """What was connected while it was cut stays lost."""
+        """Forward again.  Connections that were open while it was cut are aborted."""
         self.hang_up()
         self.whole = True
 
@@ -397,7 +411,7 @@ class TcpProxy:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that have this one as their parent."""
+    """Return the ids of the children of a process."""
     said = subprocess.run(
         ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
     ).stdout
@@ -406,7 +420,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process, and it is no zombie."""
+    """Tell whether a process exists and is no zombie."""
     with suppress(ProcessLookupError):
         os.kill(pid, 0)
         state = subprocess.run(
@@ -417,6 +431,6 @@ def is_alive(pid: int) -> bool:
 
 
 def kill_hard(pid: int) -> None:
-    """SIGKILL to one process that a cluster has started."""
+    """Kill one process that a cluster has started (SIGKILL)."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -1,7 +1,4 @@
-"""
-The proxies of docs/examples, as they are there but for addresses, in front of servers on this
-machine.
-"""
+"""The proxies of ``docs/examples``, unchanged except for addresses, in front of local servers."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ http {{
 
 
 class Proxy(Process):
-    """A running proxy; `port` is where it listens."""
+    """A running proxy.  ``port`` is where it listens."""
 
     port = 0
     folder: tempfile.TemporaryDirectory[str]
@@ -54,16 +51,14 @@ class Proxy(Process):
 
 
 def _replaced(pattern: str, lines: Sequence[str], text: str) -> str:
-    """The text with `lines` in place of all that match, of which there must be one or more."""
+    """Replace everything from the first match to the last by ``lines``.  There must be a match."""
     found = list(re.finditer(pattern, text, re.MULTILINE))
     assert found, f"the example has nothing like {pattern!r} any more"
     return text[: found[0].start()] + "\n".join(lines) + text[found[-1].end() :]
 
 
 def nginx_example(port: int, servers: Sequence[int]) -> str:
-    """
-    The example for nginx with these ports of 127.0.0.1; what else the lines say stays as it is.
-    """
+    """Return the example for nginx with these ports of 127.0.0.1."""
     text = (EXAMPLES / "nginx.conf").read_text(encoding="utf-8")
     match = re.search(r"^    server \S+?:8080(.*);", text, re.MULTILINE)
     assert match is not None
@@ -73,7 +68,7 @@ def nginx_example(port: int, servers: Sequence[int]) -> str:
 
 
 def haproxy_example(port: int, servers: Sequence[int]) -> str:
-    """The example for HAProxy with these ports of 127.0.0.1."""
+    """Return the example for HAProxy with these ports of 127.0.0.1."""
     text = (EXAMPLES / "haproxy.cfg").read_text(encoding="utf-8")
     lines = [f"    server s{number} 127.0.0.1:{server}" for number, server in enumerate(servers)]
     text = _replaced(r"^    server \S+ +\S+:8080$", lines, text)
@@ -94,7 +89,11 @@ def _started(command: Sequence[str], port: int, folder: tempfile.TemporaryDirect
 
 
 def start_nginx(*servers: int) -> Proxy:
-    """Start nginx with the example, in front of servers at these ports.  Raises `ProcessFailed`."""
+    """Start nginx with the example, in front of servers at these ports.
+
+    Raises:
+        ProcessFailed: it does not listen in time.
+    """
     folder = tempfile.TemporaryDirectory(prefix="asyncplumber-nginx-")
     port = reserve_port()
     path = Path(folder.name)
@@ -106,8 +105,10 @@ def start_nginx(*servers: int) -> Proxy:
 
 
 def start_haproxy(*servers: int) -> Proxy:
-    """
-    Start HAProxy with the example, in front of servers at these ports.  Raises `ProcessFailed`.
+    """Start HAProxy with the example, in front of servers at these ports.
+
+    Raises:
+        ProcessFailed: it does not listen in time.
     """
     folder = tempfile.TemporaryDirectory(prefix="asyncplumber-haproxy-")
     port = reserve_port()
