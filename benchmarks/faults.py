@@ -35,7 +35,7 @@ from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from benchmarks import machine
 from harness.clients import TRANSPORTS, HttpConnection, WebSocket, connect, sleep
-from harness.cluster import Cluster, Crowd, TcpProxy, until
+from harness.cluster import Cluster, TcpProxy, Traffic, until
 from harness.replica_set import ReplicaSet
 
 ACCOUNTS = ("a", "b", "c")
@@ -47,7 +47,7 @@ class Trial:
 
     def __init__(self, length: int, skews: tuple[float, ...] = (), uri: str = "") -> None:
         self.cluster = Cluster(4, "--history-length", str(length), skews=skews, uri=uri)
-        self.crowd = Crowd()
+        self.traffic = Traffic()
         self.wires: list[TcpProxy] = []
 
     async def begin(self, round: str) -> None:
@@ -58,12 +58,12 @@ class Trial:
                 wire.target = node.port
                 node.add_options("--advertise-url", f"http://127.0.0.1:{wire.port}")
         await self.cluster.up()
-        self.crowd = Crowd()
+        self.traffic = Traffic()
         for account in ACCOUNTS:
-            await self.crowd.gather(self.cluster.ports, f"{round}-{account}", TRANSPORTS)
+            await self.traffic.connect(self.cluster.ports, f"{round}-{account}", TRANSPORTS)
             for at in range(2):
                 ports = self.cluster.ports[at:] + self.cluster.ports[:at]
-                self.crowd.publisher(ports, f"{round}-{account}").run(pause=0.005)
+                self.traffic.publisher(ports, f"{round}-{account}").run(pause=0.005)
 
     async def end(self) -> None:
         """Stop the publishers and wait until everything is delivered.
@@ -75,11 +75,11 @@ class Trial:
             if not wire.whole:
                 wire.mend()
         await self.cluster.up()
-        await gatherResults([publisher.stop() for publisher in self.crowd.publishers])
-        await self.crowd.settled(30)
+        await gatherResults([publisher.stop() for publisher in self.traffic.publishers])
+        await self.traffic.settled(30)
 
     async def down(self) -> None:
-        await self.crowd.leave()
+        await self.traffic.disconnect()
         for wire in self.wires:
             await wire.close()
         self.cluster.down()
@@ -160,11 +160,11 @@ async def step_clock(trial: Trial, dice: random.Random) -> None:
 
 async def stall(trial: Trial, dice: random.Random) -> None:
     """Stop reading at three subscribers while 8 MB are sent, then continue."""
-    lazy = [each for each in trial.crowd.ledger.subscribers if isinstance(each, WebSocket)]
+    lazy = [each for each in trial.traffic.ledger.subscribers if isinstance(each, WebSocket)]
     for each in dice.sample(lazy, 3):
         if each.connection is not None:
             each.connection.pauseProducing()
-    publisher = trial.crowd.publisher(trial.cluster.ports, lazy[0].account)
+    publisher = trial.traffic.publisher(trial.cluster.ports, lazy[0].account)
     await publisher.run(20, data="x" * 400_000)
     for each in lazy:
         if each.connection is not None:
@@ -172,8 +172,8 @@ async def stall(trial: Trial, dice: random.Random) -> None:
 
 
 async def replay_batches(trial: Trial, dice: random.Random) -> None:
-    """Old batches again, to everybody, in any order."""
-    rows = trial.cluster.rows("events", account=trial.crowd.publishers[0].account)
+    """Send old batches again, to all instances, in any order."""
+    rows = trial.cluster.rows("events", account=trial.traffic.publishers[0].account)
     names = ("account", "epoch", "seq", "id", "type", "time", "content_type")
     rows = [row for row in rows if len(row["payload"]) < 1000]
     lines = [
@@ -211,7 +211,7 @@ async def give_up_replays(trial: Trial, dice: random.Random) -> None:
     node = trial.cluster.nodes[0]  # always the same: what one round leaves behind adds up
     factory = Factory.forProtocol(_GivesUp)
     factory.noisy = False
-    here = trial.crowd.ledger.subscribers[0]
+    here = trial.traffic.ledger.subscribers[0]
     await until(lambda: bool(here.events), "an event")
     path = f"/events/{here.account}?after={here.cursor.partition('.')[0]}.0"
     factory.request = (
@@ -227,7 +227,7 @@ async def give_up_replays(trial: Trial, dice: random.Random) -> None:
         for connected, client in asked:
             if connected:
                 client.transport.abortConnection()
-        for each in trial.crowd.ledger.subscribers:
+        for each in trial.traffic.ledger.subscribers:
             each.disconnect()
         await sleep(dice.uniform(0.5, 1))
     finally:
@@ -254,14 +254,14 @@ FAULTS: dict[str, Fault] = {
 
 
 def header() -> None:
-    """The columns of the table."""
+    """Print the heading of the table."""
     columns = ("accepted", "owed", "delivered", "duplicates", "delay, s")
     print(f"{'fault':<42}{'times':>6}" + "".join(f"{column:>11}" for column in columns))
 
 
-def row(name: str, times: int, crowd: Crowd) -> None:
+def row(name: str, times: int, traffic: Traffic) -> None:
     """Print a row of the table."""
-    ledger = crowd.ledger
+    ledger = traffic.ledger
     owed = sum(len(ledger.accepted.get(each.account, ())) for each in ledger.subscribers)
     cells = (
         ledger.events,
@@ -286,8 +286,8 @@ async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -
                 await fault(trial, dice)
                 await trial.cluster.up()
             await trial.end()
-            row(name, rounds, trial.crowd)
-            await trial.crowd.leave()
+            row(name, rounds, trial.traffic)
+            await trial.traffic.disconnect()
         if only:
             return
         await trial.begin("mixed")
@@ -296,7 +296,7 @@ async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -
             await dice.choice(list(FAULTS.values()))(trial, dice)
             await trial.cluster.up()
         await trial.end()
-        row("all of these in random order", mixed, trial.crowd)
+        row("all of these in random order", mixed, trial.traffic)
     finally:
         await trial.down()
 
@@ -327,7 +327,7 @@ async def replace_primary(set: ReplicaSet, trial: Trial, dice: random.Random) ->
 
 
 async def primary_table(dice: random.Random, rounds: int) -> None:
-    """The line of a fault that needs a replica set: nobody may be told of a gap."""
+    """Print the row of the fault that needs a replica set.  No subscriber may get a gap."""
     set = await ReplicaSet().start()
     trial = Trial(10**6, uri=set.uri)
     try:
@@ -336,7 +336,7 @@ async def primary_table(dice: random.Random, rounds: int) -> None:
             await sleep(dice.uniform(0.2, 1))
             await replace_primary(set, trial, dice)
         await trial.end()
-        row("an old primary, and who sees only it", rounds, trial.crowd)
+        row("an old primary, and who sees only it", rounds, trial.traffic)
         doubts = sum(node.output.count("cannot catch up yet") for node in trial.cluster.nodes)
         print(
             f"  comparisons with the old primary that were not believed: {doubts} "
@@ -351,12 +351,12 @@ async def relay(batch: int = 500, batches: int = 40) -> None:
     """Measure events per second between two instances, and the delay of a single event."""
     cluster = Cluster(2, "--history-length", "100000")
     await cluster.up()
-    crowd = Crowd()
+    traffic = Traffic()
     try:
-        near, far = await crowd.gather(cluster.ports, "relay", [WebSocket])
-        publisher = crowd.publisher(cluster.ports[:1], "relay")
+        near, far = await traffic.connect(cluster.ports, "relay", [WebSocket])
+        publisher = traffic.publisher(cluster.ports[:1], "relay")
         await publisher.run(50)
-        await crowd.settled()
+        await traffic.settled()
         added = []
         for _ in range(300):
             before = len(near.events)
@@ -392,7 +392,7 @@ async def relay(batch: int = 500, batches: int = 40) -> None:
             f"99 % {sorted(added)[-4]:.2f} ms"
         )
     finally:
-        await crowd.leave()
+        await traffic.disconnect()
         cluster.down()
 
 
@@ -436,7 +436,7 @@ async def upkeep(reactor: Any, hooks: int, accounts: int) -> None:
 
 
 async def leases(registry: Any, names: list[str], pids: list[int]) -> None:
-    """The registry's part."""
+    """Measure the registry."""
     instance = await registry.add_instance(Instance("bench", "http://127.0.0.1:1/instances/bench"))
     began = time.perf_counter()
     for start in range(0, len(names), 1000):
@@ -448,7 +448,7 @@ async def leases(registry: Any, names: list[str], pids: list[int]) -> None:
 
 
 async def comparison(store: IStore, names: list[str], pids: list[int], reactor: Any) -> None:
-    """The history's part."""
+    """Measure the history."""
     drafts = [
         Draft(each, "id", "id", "result", "2012-09-28T00:00:00Z", "application/json", b'"data":1')
         for each in names
@@ -463,7 +463,7 @@ async def comparison(store: IStore, names: list[str], pids: list[int], reactor: 
 
 
 async def run(reactor: Any, options: argparse.Namespace) -> None:
-    """All parts, or one."""
+    """Run all parts, or one."""
     print(machine.description())
     if not options.only or options.only == "faults":
         print(f"seed {options.seed}")

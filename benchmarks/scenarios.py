@@ -1,8 +1,6 @@
-"""
-What is measured.  Each scenario is run against a server that was started for it, and answers with
-figures.
+"""What is measured.  Each scenario gets a server that was started for it, and returns figures.
 
-Sizes are those of benchmarks/results/results.rst.  ``{seconds}`` is how long events are published at most.
+``{seconds}`` in the arguments of a load is how long it publishes at most.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class LiarTests(SynchronousTestCase):
     """The load generator with a server that makes mistakes."""
 
     def liar(self, times: int, arguments: str) -> dict[str, object]:
-        """Return the figures for a server that delivers everything ``times`` times, to every account."""
+        """Return the figures for a server that delivers each event ``times`` times, to all."""
         import subprocess
 
         need_compiler()

@@ -280,8 +280,8 @@ class Cluster:
         return {name.decode(): value.decode() for name, value in headers.items()}
 
 
-class Crowd:
-    """Publishers and subscribers of a test, with their ledger."""
+class Traffic:
+    """The publishers and subscribers of a test, and the ledger that compares them."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
@@ -292,19 +292,17 @@ class Crowd:
     ) -> Subscriber:
         return kind(self.ledger, list(ports), account, after)
 
-    async def gather(
+    async def connect(
         self, ports: Sequence[int], account: str, kinds: Sequence[type[Subscriber]] = TRANSPORTS
     ) -> list[Subscriber]:
-        """
-        One subscriber of each kind at each of the instances; all stand somewhere when it returns.
-        """
-        people = [
+        """Connect a subscriber of each kind to each instance; wait until all have a cursor."""
+        subscribers = [
             self.subscriber(kind, [*ports[at:], *ports[:at]], account)
             for at in range(len(ports))
             for kind in kinds
         ]
-        await gatherResults([each.begin() for each in people])
-        return people
+        await gatherResults([each.begin() for each in subscribers])
+        return subscribers
 
     def publisher(self, ports: Sequence[int], account: str) -> Publisher:
         name = f"{account}.{len(self.publishers)}"
@@ -313,7 +311,11 @@ class Crowd:
         return publisher
 
     async def settled(self, seconds: float = LATEST) -> None:
-        """Wait until everybody has everything that was accepted; then nothing may be wrong."""
+        """Wait until every subscriber has everything that was accepted.
+
+        Raises:
+            AssertionError: something is missing, doubled or out of order.
+        """
         deadline = time.monotonic() + seconds
         while self.ledger.missing() and not self.ledger.wrong() and time.monotonic() < deadline:
             await sleep(0.02)
@@ -321,8 +323,8 @@ class Crowd:
         if faults:
             raise AssertionError("\n".join(faults[:20]))
 
-    async def leave(self) -> None:
-        """Everybody goes."""
+    async def disconnect(self) -> None:
+        """Stop all publishers and close all subscribers."""
         await gatherResults([publisher.abandon() for publisher in self.publishers])
         await gatherResults([subscriber.end() for subscriber in self.ledger.subscribers])
 
@@ -339,7 +341,7 @@ class _End(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if self.proxy.whole and self.other is not None:
             self.other.transport.write(data)
-        # On a cut wire it is gone, and nobody is told.
+        # While it is cut, the bytes are lost and neither side is told.
 
     def connectionLost(self, reason: Any = None) -> None:
         self.proxy.ends.discard(self)

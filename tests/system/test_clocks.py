@@ -16,7 +16,7 @@ from twisted.internet.selectreactor import SelectReactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from asyncplumber.clocks import WallClock, steady
-from harness.cluster import LINGER, Crowd, Node, eventually, until
+from harness.cluster import LINGER, Node, Traffic, eventually, until
 from harness.processes import start_server
 
 HOUR = 3600.0
@@ -86,10 +86,10 @@ class StepTests(TestCase):
         self.path = f"{folder}/plumber.sqlite"
         options = ("--store", f"sqlite:{self.path}", "--lease", "2", "--linger", str(LINGER))
         self.nodes = [Node(*options, skew=0.0) for _ in range(2)]
-        self.crowd = Crowd()
+        self.traffic = Traffic()
         for node in self.nodes:
             self.addCleanup(node.kill)
-        self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.traffic.disconnect()))
         for node in self.nodes:
             await node.start()
         self.ports = [node.port for node in self.nodes]
@@ -118,7 +118,7 @@ class StepTests(TestCase):
         answers = await gatherResults([Deferred.fromCoroutine(poll) for poll in polls])
         self.assertEqual([answer.json["events"] for answer in answers], [[], []])
         self.assertLess(time.monotonic() - began, 5)
-        publisher = self.crowd.publisher(self.ports, "stepped")
+        publisher = self.traffic.publisher(self.ports, "stepped")
 
         async def counts() -> object:
             return (await publisher.post())["instances"]
@@ -126,11 +126,11 @@ class StepTests(TestCase):
         await eventually(
             counts, lambda counts: counts == {"ok": 2, "failed": 0}, "both are told", 5
         )
-        await self.crowd.settled()
+        await self.traffic.settled()
 
     async def assert_step(self, seconds: float) -> None:
-        await self.crowd.gather(self.ports, "stepped")
-        publisher = self.crowd.publisher(self.ports, "stepped")
+        await self.traffic.connect(self.ports, "stepped")
+        publisher = self.traffic.publisher(self.ports, "stepped")
         await publisher.run(5)
         self.step(seconds)
         await publisher.run(5)
@@ -139,7 +139,7 @@ class StepTests(TestCase):
         with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
             connection.execute("DELETE FROM hooks")
         await publisher.run(5)
-        await self.crowd.settled(8)
+        await self.traffic.settled(8)
 
     async def test_back_by_an_hour(self) -> None:
         """Timers go on, and an event is where it belongs."""

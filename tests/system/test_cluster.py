@@ -21,7 +21,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from harness.clients import EventSource, LongPoll, WebSocket, fetch
-from harness.cluster import LEASE, Cluster, Crowd, Node, TcpProxy, eventually, until
+from harness.cluster import LEASE, Cluster, Node, TcpProxy, Traffic, eventually, until
 from harness.mongod import with_database
 
 _shared: list[Cluster] = []
@@ -52,9 +52,9 @@ class ClusterTestCase(TestCase):
 
     async def setUp(self) -> None:  # type: ignore[override]
         self.cluster = self.make_cluster()
-        self.crowd = Crowd()
-        self.ledger = self.crowd.ledger
-        self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
+        self.traffic = Traffic()
+        self.ledger = self.traffic.ledger
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.traffic.disconnect()))
         self.addCleanup(self.cluster.log_news)
         await self.cluster.up()
         self.ports = self.cluster.ports
@@ -66,31 +66,31 @@ class RelayTests(ClusterTestCase):
 
     async def test_what_comes_in_anywhere_arrives_everywhere(self) -> None:
         """Each instance takes events in; subscribers of each kind at each instance get all."""
-        people = await self.crowd.gather(self.ports, self.account)
-        publishers = [self.crowd.publisher([port], self.account) for port in self.ports]
+        subscribers = await self.traffic.connect(self.ports, self.account)
+        publishers = [self.traffic.publisher([port], self.account) for port in self.ports]
         await gatherResults([publisher.run(50) for publisher in publishers])
-        await self.crowd.settled()
-        self.assertEqual({len(each.events) for each in people}, {200})
+        await self.traffic.settled()
+        self.assertEqual({len(each.events) for each in subscribers}, {200})
 
     async def test_four_writers_give_one_order(self) -> None:
         """Instances that append to one account at full speed give all subscribers one order."""
-        people = await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
-        writers = [self.crowd.publisher([self.ports[at % 4]], self.account) for at in range(12)]
+        subscribers = await self.traffic.connect(self.ports, self.account, [WebSocket, EventSource])
+        writers = [self.traffic.publisher([self.ports[at % 4]], self.account) for at in range(12)]
         await gatherResults([writer.run(40) for writer in writers])
-        await self.crowd.settled()
+        await self.traffic.settled()
         self.assertEqual(sorted(self.ledger.accepted[self.account]), list(range(1, 481)))
-        self.assertEqual([each.events for each in people], [people[0].events] * 8)
+        self.assertEqual([each.events for each in subscribers], [subscribers[0].events] * 8)
 
     async def test_a_receipt_counts_the_cluster(self) -> None:
         """It has the number of instances that took the event, and of their subscribers."""
-        await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
-        receipt = await self.crowd.publisher(self.ports, self.account).post()
+        await self.traffic.connect(self.ports, self.account, [WebSocket, EventSource])
+        receipt = await self.traffic.publisher(self.ports, self.account).post()
         self.assertEqual(receipt["instances"], {"ok": 4, "failed": 0})
         self.assertEqual(receipt["subscribers"], 8)
 
     async def test_each_instance_tells_the_number_of_subscribers(self) -> None:
         """Every instance counts the subscribers of the whole cluster."""
-        await self.crowd.gather(self.ports[:2], self.account, [WebSocket, EventSource])
+        await self.traffic.connect(self.ports[:2], self.account, [WebSocket, EventSource])
         for node, here in zip(self.cluster.nodes, (2, 2, 0, 0), strict=True):
             told = (await node.fetch("GET", f"/accounts/{self.account}")).json
             self.assertEqual((told["subscribers"], told["instances"], told["here"]), (4, 2, here))
@@ -101,19 +101,19 @@ class RelayTests(ClusterTestCase):
         def hooks() -> list[dict[str, Any]]:
             return self.cluster.rows("hooks", account_id=self.account)
 
-        (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        (subscriber,) = await self.traffic.connect(self.ports[:1], self.account, [WebSocket])
         (hook,) = hooks()
         self.assertEqual(urlsplit(hook["url"]).port, self.ports[0])
-        person.disconnect()
-        await until(lambda: person.connections == 2, "it comes back")
+        subscriber.disconnect()
+        await until(lambda: subscriber.connections == 2, "it comes back")
         self.assertEqual([row["_id"] for row in hooks()], [hook["_id"]])
-        await person.end()
+        await subscriber.end()
         await until(lambda: not hooks(), "the hook is withdrawn")
 
     async def test_batches_may_come_twice_and_in_any_order(self) -> None:
         """Subscribers get each event once and in order."""
-        (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
-        publisher = self.crowd.publisher(self.ports[1:], self.account)
+        (subscriber,) = await self.traffic.connect(self.ports[:1], self.account, [WebSocket])
+        publisher = self.traffic.publisher(self.ports[1:], self.account)
         instance = self.cluster.instance_at(self.cluster.nodes[0])
         path = f"/instances/{instance['_id']}/events"
         await publisher.run(20)
@@ -130,12 +130,12 @@ class RelayTests(ClusterTestCase):
                 (await fetch(self.ports[0], "POST", path, batch, signature)).status, 200
             )
         await publisher.post()
-        await self.crowd.settled()
-        self.assertEqual(len(person.events), 21)
+        await self.traffic.settled()
+        self.assertEqual(len(subscriber.events), 21)
 
     async def test_early_batches_make_an_instance_fetch_what_is_missing(self) -> None:
         """An event that is far ahead brings along everything before it."""
-        (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        (subscriber,) = await self.traffic.connect(self.ports[:1], self.account, [WebSocket])
         instance = self.cluster.instance_at(self.cluster.nodes[0])
         collection = self.cluster.collection("hooks")
         try:
@@ -143,7 +143,7 @@ class RelayTests(ClusterTestCase):
             collection.delete_many({"account_id": self.account})
         finally:
             collection.database.client.close()
-        await self.crowd.publisher(self.ports[1:], self.account).run(9)
+        await self.traffic.publisher(self.ports[1:], self.account).run(9)
         (row,) = self.cluster.rows("events", account=self.account, seq=9)
         names = ("account", "epoch", "seq", "id", "type", "time", "content_type")
         batch = json.dumps([*[row[name] for name in names], row["payload"].decode()]).encode()
@@ -152,23 +152,23 @@ class RelayTests(ClusterTestCase):
             self.cluster.signed(instance, batch),
         )
         self.assertEqual((await fetch(self.ports[0], "POST", path, batch, signature)).status, 200)
-        await self.crowd.settled()
-        self.assertEqual(len(person.events), 9)
+        await self.traffic.settled()
+        self.assertEqual(len(subscriber.events), 9)
 
     async def test_a_deleted_hook_delays_events_and_loses_none(self) -> None:
         """If its hook is deleted, an instance finds what it missed at the next comparison."""
-        await self.crowd.gather(self.ports[:1], self.account, [WebSocket, EventSource, LongPoll])
+        await self.traffic.connect(self.ports[:1], self.account, [WebSocket, EventSource, LongPoll])
         collection = self.cluster.collection("hooks")
         try:
             collection.delete_many({"account_id": self.account})
         finally:
             collection.database.client.close()
-        await self.crowd.publisher(self.ports[1:], self.account).run(10)
-        await self.crowd.settled(6)
+        await self.traffic.publisher(self.ports[1:], self.account).run(10)
+        await self.traffic.settled(6)
 
     async def test_everything_that_may_be_posted_may_be_relayed(self) -> None:
         """One event of the largest size, and thousands of small ones in one POST."""
-        await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        await self.traffic.connect(self.ports[:1], self.account, [WebSocket])
         large = json.dumps(['"'] * 170_000).encode()
         small = b"\n".join([b"1"] * 9_000)
         for body, kind in ((large, "application/json"), (small, "application/x-ndjson")):
@@ -178,8 +178,8 @@ class RelayTests(ClusterTestCase):
             )
             receipt = reply.json.get("receipts", [reply.json])[0]
             self.assertEqual(receipt["instances"].get("failed"), 0, receipt)
-        (person,) = self.ledger.subscribers
-        await until(lambda: len(person.events) == 9_001, "all arrive")
+        (subscriber,) = self.ledger.subscribers
+        await until(lambda: len(subscriber.events) == 9_001, "all arrive")
 
 
 def talk(uri: str, account: str, body: str, headers: dict[str, str] | None = None) -> list[int]:
@@ -216,37 +216,42 @@ class TalkTests(ClusterTestCase):
 
     async def test_the_plain_loop_reaches_all_subscribers(self) -> None:
         """A program that knows only the collection reaches each subscriber once."""
-        people = await self.crowd.gather(self.ports, self.account, [WebSocket, EventSource])
+        subscribers = await self.traffic.connect(self.ports, self.account, [WebSocket, EventSource])
         for number in range(3):
             self.assertEqual(await self.publish(self.account, json.dumps({"n": number})), [201] * 4)
-        await until(lambda: all(len(each.ephemeral) == 3 for each in people), "all have all")
-        self.assertEqual([each.ephemeral for each in people], [[{"n": 0}, {"n": 1}, {"n": 2}]] * 8)
+        await until(lambda: all(len(each.ephemeral) == 3 for each in subscribers), "all have all")
+        self.assertEqual(
+            [each.ephemeral for each in subscribers], [[{"n": 0}, {"n": 1}, {"n": 2}]] * 8
+        )
 
     async def test_the_loop_with_an_id_is_one_event(self) -> None:
         """Copies with the same Webhook-Id are one event: kept, in order, and delivered once."""
-        people = await self.crowd.gather(self.ports, self.account)
+        subscribers = await self.traffic.connect(self.ports, self.account)
         self.assertEqual(await self.publish(self.account, "{}", {"Webhook-Id": "only"}), [201] * 4)
-        await until(lambda: all(each.events for each in people), "all have it")
-        await self.crowd.publisher(self.ports, self.account).post()
-        await until(lambda: all(len(each.events) == 2 for each in people), "and the next")
+        await until(lambda: all(each.events for each in subscribers), "all have it")
+        await self.traffic.publisher(self.ports, self.account).post()
+        await until(lambda: all(len(each.events) == 2 for each in subscribers), "and the next")
         self.assertEqual(
-            {tuple(each.events) for each in people}, {((1, "only"), (2, f"{self.account}.0-1"))}
+            {tuple(each.events) for each in subscribers},
+            {((1, "only"), (2, f"{self.account}.0-1"))},
         )
 
     async def test_odd_accounts_have_hooks_too(self) -> None:
         """The URL alone identifies the account, whatever characters the account has."""
         account = "Jörg/№ 7?&#%2F+"
-        (person,) = await self.crowd.gather(self.ports[:1], quote(account, safe=""), [WebSocket])
+        (subscriber,) = await self.traffic.connect(
+            self.ports[:1], quote(account, safe=""), [WebSocket]
+        )
         self.assertEqual(await self.publish(account, "{}"), [201])
-        await until(lambda: person.ephemeral, "it arrives")
+        await until(lambda: subscriber.ephemeral, "it arrives")
 
     async def test_an_old_hook_is_gone(self) -> None:
         """An instance without the account answers 410, so the publisher may delete the row."""
-        (person,) = await self.crowd.gather(self.ports[:1], self.account, [WebSocket])
+        (subscriber,) = await self.traffic.connect(self.ports[:1], self.account, [WebSocket])
         (hook,) = self.cluster.rows("hooks", account_id=self.account)
         path = urlsplit(hook["url"]).path
         self.assertEqual((await fetch(self.ports[0], "POST", path, b"{}")).status, 201)
-        await person.end()
+        await subscriber.end()
         await until(
             lambda: not self.cluster.rows("hooks", account_id=self.account), "the hook is withdrawn"
         )
@@ -261,7 +266,7 @@ class FaultTests(ClusterTestCase):
     async def load(self, publishers: int = 2, ports: list[int] | None = None) -> None:
         """Let publishers send without a pause from now on."""
         for _ in range(publishers):
-            self.crowd.publisher(ports or self.ports, self.account).run(pause=0.002)
+            self.traffic.publisher(ports or self.ports, self.account).run(pause=0.002)
         await self.grown(20)
 
     async def grown(self, more: int) -> None:
@@ -273,21 +278,23 @@ class FaultTests(ClusterTestCase):
 
     async def finish(self) -> None:
         """Stop the publishers, and wait until all subscribers have everything."""
-        await gatherResults([publisher.stop() for publisher in self.crowd.publishers])
-        await self.crowd.settled()
+        await gatherResults([publisher.stop() for publisher in self.traffic.publishers])
+        await self.traffic.settled()
 
     async def test_an_instance_is_killed_during_a_broadcast(self) -> None:
         """Its subscribers and publishers carry on elsewhere, and miss nothing."""
-        people = await self.crowd.gather(self.ports, self.account)
+        subscribers = await self.traffic.connect(self.ports, self.account)
         await self.load()
         self.cluster.nodes[0].kill()
         await self.grown(100)
-        await until(lambda: all(each.connections >= 2 for each in people[:3]), "they came back")
+        await until(
+            lambda: all(each.connections >= 2 for each in subscribers[:3]), "they came back"
+        )
         await self.finish()
 
     async def test_a_dead_instance_leaves_no_hooks(self) -> None:
         """When the lease of a killed instance has ended, its hooks and its row are swept."""
-        await self.crowd.gather(self.ports[:2], self.account, [WebSocket])
+        await self.traffic.connect(self.ports[:2], self.account, [WebSocket])
         dead = self.cluster.instance_at(self.cluster.nodes[0])["_id"]
         gone = self.ledger.subscribers[0]
         await gone.end()
@@ -296,15 +303,15 @@ class FaultTests(ClusterTestCase):
             lambda: not self.cluster.rows("hooks", instance=dead), "its hooks are swept", 3 * LEASE
         )
         await until(lambda: not self.cluster.rows("instances", _id=dead), "and its row", 3 * LEASE)
-        receipt = await self.crowd.publisher(self.ports[2:], self.account).post()
+        receipt = await self.traffic.publisher(self.ports[2:], self.account).post()
         self.assertEqual(receipt["instances"], {"ok": 1, "failed": 0})
 
     async def test_a_dead_instance_does_not_delay_a_receipt(self) -> None:
         """Between its death and the end of its lease, POSTs are answered at once."""
-        (gone, _) = await self.crowd.gather(self.ports[:2], self.account, [WebSocket])
+        (gone, _) = await self.traffic.connect(self.ports[:2], self.account, [WebSocket])
         await gone.end()
         self.cluster.nodes[0].kill()
-        publisher = self.crowd.publisher(self.ports[1:2], self.account)
+        publisher = self.traffic.publisher(self.ports[1:2], self.account)
         receipt = await publisher.post()
         self.assertEqual(
             (receipt["subscribers"], receipt["instances"]), (1, {"ok": 1, "failed": 1})
@@ -312,7 +319,7 @@ class FaultTests(ClusterTestCase):
 
     async def test_mongod_is_killed_under_load_and_returns(self) -> None:
         """POSTs are answered 503 with Retry-After meanwhile, and afterwards nothing is missing."""
-        await self.crowd.gather(self.ports, self.account, [WebSocket, LongPoll])
+        await self.traffic.connect(self.ports, self.account, [WebSocket, LongPoll])
         await self.load()
         self.cluster.mongod.kill()
         await until(lambda: self.ledger.refused.get(503), "a POST is refused")
@@ -325,15 +332,17 @@ class FaultTests(ClusterTestCase):
 
     async def test_an_instance_hangs_and_goes_on(self) -> None:
         """It delays the others only for a moment, and finds what it missed when it goes on."""
-        people = await self.crowd.gather(self.ports[:2], self.account, [WebSocket, EventSource])
+        subscribers = await self.traffic.connect(
+            self.ports[:2], self.account, [WebSocket, EventSource]
+        )
         sleeper = self.cluster.nodes[0]
         sleeper.signal(signal.SIGSTOP)
         self.addCleanup(lambda: sleeper.signal(signal.SIGCONT))
-        publisher = self.crowd.publisher(self.ports[1:], self.account)
+        publisher = self.traffic.publisher(self.ports[1:], self.account)
         receipt = await publisher.post()
         self.assertEqual(receipt["instances"].get("pending"), 1)
         await until(
-            lambda: all(len(each.events) == 1 for each in people[2:]), "the others have it", 2
+            lambda: all(len(each.events) == 1 for each in subscribers[2:]), "the others have it", 2
         )
         await self.load(ports=self.ports[1:])
         await until(lambda: self.has_expired(0), "its lease runs out")
@@ -341,7 +350,7 @@ class FaultTests(ClusterTestCase):
         sleeper.signal(signal.SIGCONT)
         await self.grown(20)
         await self.finish()
-        self.assertEqual([each.connections for each in people], [1, 1, 1, 1])
+        self.assertEqual([each.connections for each in subscribers], [1, 1, 1, 1])
 
     def has_expired(self, at: int) -> bool:
         """Whether no instance relays to this one any more."""
@@ -351,37 +360,38 @@ class FaultTests(ClusterTestCase):
     async def test_a_reader_that_stalls_is_closed_and_carries_on(self) -> None:
         """It is closed with 1013, delays no other subscriber, and has everything in the end."""
         lazy, brisk = [
-            self.crowd.subscriber(WebSocket, self.ports[:1], self.account) for _ in range(2)
+            self.traffic.subscriber(WebSocket, self.ports[:1], self.account) for _ in range(2)
         ]
         await gatherResults([lazy.begin(), brisk.begin()])
         lazy.connection.pauseProducing()
-        publisher = self.crowd.publisher(self.ports[:1], self.account)
+        publisher = self.traffic.publisher(self.ports[:1], self.account)
         await publisher.run(40, data="x" * 400_000)
         await until(lambda: len(brisk.events) == 40, "the other one has everything")
         self.assertLess(len(lazy.events), 40)
         lazy.connection.resumeProducing()
-        await self.crowd.settled()
+        await self.traffic.settled()
         self.assertEqual(lazy.closes, [1013])
 
     async def test_a_rolling_restart_is_invisible(self) -> None:
         """Instances are stopped and started one by one under load; clients miss nothing."""
-        people = await self.crowd.gather(self.ports[:3], self.account)
+        subscribers = await self.traffic.connect(self.ports[:3], self.account)
         await self.load(3, ports=self.ports[:3])
         for node in self.cluster.nodes[:3]:
             self.assertEqual(await node.stop(), -signal.SIGTERM)
             await node.start()
             await self.grown(20)
         await self.finish()
-        streams = [each for each in people if not isinstance(each, LongPoll)]
+        streams = [each for each in subscribers if not isinstance(each, LongPoll)]
         self.assertTrue(
             all(each.byes == len(each.closes) for each in streams),
             [(each.byes, each.closes) for each in streams],
         )
         self.assertEqual(
-            {code for each in people if isinstance(each, WebSocket) for code in each.closes}, {1001}
+            {code for each in subscribers if isinstance(each, WebSocket) for code in each.closes},
+            {1001},
         )
         self.assertEqual(
-            {status for each in people if isinstance(each, LongPoll) for status in each.closes}
+            {status for each in subscribers if isinstance(each, LongPoll) for status in each.closes}
             - {200, 503},
             set(),
         )
@@ -408,25 +418,25 @@ class PartitionTests(TestCase):
             Node(*options, "--advertise-url", f"http://127.0.0.1:{wire.port}")
             for wire in self.wires
         ]
-        self.crowd = Crowd()
+        self.traffic = Traffic()
         for wire, node in zip(self.wires, self.nodes, strict=True):
             wire.target = node.port
             self.addCleanup(lambda wire: Deferred.fromCoroutine(wire.close()), wire)
             self.addCleanup(node.kill)
-        self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.traffic.disconnect()))
         await gatherResults([Deferred.fromCoroutine(node.start()) for node in self.nodes])
         self.ports = [node.port for node in self.nodes]
 
     async def test_events_arrive_late_rather_than_never(self) -> None:
         """During a partition each side finds events in the history, and after it by the relay."""
-        await self.crowd.gather(self.ports, "parted")
-        here, there = [self.crowd.publisher([port], "parted") for port in self.ports]
+        await self.traffic.connect(self.ports, "parted")
+        here, there = [self.traffic.publisher([port], "parted") for port in self.ports]
         await gatherResults([here.run(10), there.run(10)])
-        await self.crowd.settled()
+        await self.traffic.settled()
         for wire in self.wires:
             wire.cut()
         await gatherResults([here.run(15), there.run(15)])
-        await self.crowd.settled(8)
+        await self.traffic.settled(8)
         for wire in self.wires:
             wire.mend()
 
@@ -436,7 +446,7 @@ class PartitionTests(TestCase):
         await eventually(
             receipt, lambda counts: counts == {"ok": 2, "failed": 0}, "the relay works again"
         )
-        await self.crowd.settled()
+        await self.traffic.settled()
 
 
 class SecretTests(TestCase):
@@ -461,25 +471,25 @@ class SecretTests(TestCase):
             secret,
         )
         self.nodes = [Node(*options, skew=skew) for skew in (-300.0, 300.0)]
-        self.crowd = Crowd()
+        self.traffic = Traffic()
         for node in self.nodes:
             self.addCleanup(node.kill)
-        self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.traffic.disconnect()))
         await gatherResults([Deferred.fromCoroutine(node.start()) for node in self.nodes])
         self.ports = [node.port for node in self.nodes]
 
     async def test_clocks_may_be_minutes_apart(self) -> None:
         """Leases, order, replay and signatures do not depend on the time of day."""
-        people = await self.crowd.gather(self.ports, "skewed")
-        publishers = [self.crowd.publisher([port], "skewed") for port in self.ports]
+        subscribers = await self.traffic.connect(self.ports, "skewed")
+        publishers = [self.traffic.publisher([port], "skewed") for port in self.ports]
         await gatherResults([publisher.run(30) for publisher in publishers])
-        await self.crowd.settled()
+        await self.traffic.settled()
         receipt = await publishers[0].post()
         self.assertEqual(receipt["instances"], {"ok": 2, "failed": 0})
-        for person in people:
-            person.disconnect()
+        for subscriber in subscribers:
+            subscriber.disconnect()
         await gatherResults([publisher.run(60) for publisher in publishers])
-        await self.crowd.settled()
+        await self.traffic.settled()
         self.assertEqual(
             [
                 (await node.fetch("GET", "/accounts/skewed")).json["instances"]
@@ -488,12 +498,12 @@ class SecretTests(TestCase):
             [2, 2],
         )
         self.nodes[1].kill()
-        await self.crowd.publisher(self.ports[:1], "skewed").run(10)
-        await self.crowd.settled()
+        await self.traffic.publisher(self.ports[:1], "skewed").run(10)
+        await self.traffic.settled()
 
     async def test_a_request_without_the_secret_is_refused(self) -> None:
         """It can neither send a batch, nor ask a count, nor bypass the history."""
-        await self.crowd.gather(self.ports[:1], "guarded", [WebSocket])
+        await self.traffic.connect(self.ports[:1], "guarded", [WebSocket])
         self.assertEqual(await deferToThread(talk, self.uri, "guarded", "{}"), [403])
         client: pymongo.MongoClient[Any] = pymongo.MongoClient(self.uri)
         with client:
@@ -514,6 +524,6 @@ class SecretTests(TestCase):
                 ).status,
                 403,
             )
-        await self.crowd.publisher(self.ports[1:], "guarded").run(3)
-        await self.crowd.settled()
-        self.assertEqual(self.crowd.ledger.subscribers[0].ephemeral, [])
+        await self.traffic.publisher(self.ports[1:], "guarded").run(3)
+        await self.traffic.settled()
+        self.assertEqual(self.traffic.ledger.subscribers[0].ephemeral, [])

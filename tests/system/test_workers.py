@@ -26,7 +26,7 @@ from harness.clients import (
     fetch,
     sleep,
 )
-from harness.cluster import LINGER, Crowd, Node, children, eventually, is_alive, kill_hard, until
+from harness.cluster import LINGER, Node, Traffic, children, eventually, is_alive, kill_hard, until
 from harness.processes import Process
 from tests.system.test_tap import TWISTD
 
@@ -55,9 +55,9 @@ class EmbeddedTestCase(TestCase):
         )
         self.node = Node(*store, *self.options)
         self.addCleanup(self.node.kill)
-        self.crowd = Crowd()
-        self.ledger = self.crowd.ledger
-        self.addCleanup(lambda: Deferred.fromCoroutine(self.crowd.leave()))
+        self.traffic = Traffic()
+        self.ledger = self.traffic.ledger
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.traffic.disconnect()))
         await self.node.start()
         self.ports = [self.node.port]
 
@@ -89,7 +89,9 @@ class WorkersTests(EmbeddedTestCase):
         """So many more, one by one, with so many seconds between them."""
         for at in range(count):
             await sleep(pause)
-            await self.crowd.subscriber((WebSocket, EventSource)[at % 2], self.ports, "all").begin()
+            await self.traffic.subscriber(
+                (WebSocket, EventSource)[at % 2], self.ports, "all"
+            ).begin()
 
     async def lead(self) -> int:
         """How many subscribers the one worker has more than the other, once they all are at one."""
@@ -144,9 +146,9 @@ class WorkersTests(EmbeddedTestCase):
     async def test_both_accept_and_act_as_one(self) -> None:
         """An event that comes in at one worker reaches the subscribers of both."""
         count = await self.scattered()
-        publishers = [self.crowd.publisher(self.ports, "all") for _ in range(8)]
+        publishers = [self.traffic.publisher(self.ports, "all") for _ in range(8)]
         await gatherResults([publisher.run(25) for publisher in publishers])
-        await self.crowd.settled()
+        await self.traffic.settled()
         receipt = await publishers[0].post()
         self.assertEqual(
             (receipt["subscribers"], receipt["instances"]), (count, {"ok": 2, "failed": 0})
@@ -179,7 +181,7 @@ class WorkersTests(EmbeddedTestCase):
     async def test_a_killed_worker_is_restarted(self) -> None:
         """A worker that dies under load costs no event, and has a successor soon."""
         await self.scattered()
-        publisher = self.crowd.publisher(self.ports, "all")
+        publisher = self.traffic.publisher(self.ports, "all")
         publisher.run(pause=0.002)
         await self.grown(20)
         kill_hard(self.workers[0])
@@ -189,7 +191,7 @@ class WorkersTests(EmbeddedTestCase):
         )
         await self.grown(100)
         await publisher.stop()
-        await self.crowd.settled()
+        await self.traffic.settled()
         self.assertTrue(any(each.connections > 1 for each in self.ledger.subscribers))
 
     async def test_metrics_are_those_of_all(self) -> None:
@@ -202,8 +204,8 @@ class WorkersTests(EmbeddedTestCase):
             text = (await self.node.fetch("GET", "/metrics")).body.decode()
             return int(float(re.search(rf"^asyncplumber_{name} (\S+)$", text, re.M)[1]))  # type: ignore[index]
 
-        publishers = [self.crowd.publisher(self.ports, "all") for _ in range(4)]
-        people = await self.scattered()
+        publishers = [self.traffic.publisher(self.ports, "all") for _ in range(4)]
+        subscribers = await self.scattered()
         seen = 0
         for number in (signal.SIGTERM, signal.SIGKILL):
             await gatherResults([publisher.run(25) for publisher in publishers])
@@ -212,8 +214,10 @@ class WorkersTests(EmbeddedTestCase):
                 self.assertGreaterEqual(accepted, seen)
                 seen = accepted
             self.assertEqual(
-                await eventually(lambda: told("subscribers"), lambda count: count == people, "all"),
-                people,
+                await eventually(
+                    lambda: told("subscribers"), lambda count: count == subscribers, "all"
+                ),
+                subscribers,
             )
             await eventually(
                 lambda: told("events_accepted_total"),
@@ -225,17 +229,17 @@ class WorkersTests(EmbeddedTestCase):
             while begun(self.node) == before:
                 self.assertGreaterEqual(await told("events_accepted_total"), seen)
             await eventually(
-                lambda: told("subscribers"), lambda count: count == people, "all are back"
+                lambda: told("subscribers"), lambda count: count == subscribers, "all are back"
             )
         self.assertEqual(seen, self.ledger.events)
         self.assertEqual([await told("events_accepted_total") for _ in range(20)], [seen] * 20)
 
     async def test_workers_do_not_outlive_their_parent(self) -> None:
         """When the parent is killed its workers stop, as after a SIGTERM."""
-        (person,) = await self.crowd.gather(self.ports, "one", [WebSocket])
+        (subscriber,) = await self.traffic.connect(self.ports, "one", [WebSocket])
         kill_hard(self.node.pid)
         await until(lambda: not any(map(is_alive, self.workers)), "the workers end", 10)
-        self.assertEqual((person.byes, person.closes), (1, [1001]))
+        self.assertEqual((subscriber.byes, subscriber.closes), (1, [1001]))
         await self.port_is_free()
 
     async def test_sigterm_stops_all(self) -> None:
@@ -262,8 +266,8 @@ class WorkersTests(EmbeddedTestCase):
                 lambda name=name: self.node.output.count(f"{name} is ignored") == 3,
                 f"{name} is ignored by all",
             )
-        await self.crowd.publisher(self.ports, "all").run(5)
-        await self.crowd.settled()
+        await self.traffic.publisher(self.ports, "all").run(5)
+        await self.traffic.settled()
         self.assertEqual(children(self.node.pid), self.workers)
         self.assertTrue(all(each.connections == 1 for each in self.ledger.subscribers))
 
@@ -397,23 +401,23 @@ class SignalTests(EmbeddedTestCase):
 
     async def test_sighup_and_the_like_disturb_nobody(self) -> None:
         """The stream goes on, and the log says that the signal is ignored."""
-        (person,) = await self.crowd.gather(self.ports, "one", [WebSocket])
+        (subscriber,) = await self.traffic.connect(self.ports, "one", [WebSocket])
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             self.node.signal(number)
             name = signal.Signals(number).name
             await until(
                 lambda name=name: f"{name} is ignored" in self.node.output, f"{name} is ignored"
             )
-        await self.crowd.publisher(self.ports, "one").run(3)
-        await self.crowd.settled()
-        self.assertEqual(person.connections, 1)
+        await self.traffic.publisher(self.ports, "one").run(3)
+        await self.traffic.settled()
+        self.assertEqual(subscriber.connections, 1)
 
     async def test_sigquit_is_a_planned_stop(self) -> None:
         """Subscribers are told goodbye, and the status is that of SIGTERM."""
-        (person,) = await self.crowd.gather(self.ports, "one", [WebSocket])
+        (subscriber,) = await self.traffic.connect(self.ports, "one", [WebSocket])
         self.node.signal(signal.SIGQUIT)
         self.assertEqual(await self.node.ended(), -signal.SIGTERM)
-        self.assertEqual((person.byes, person.closes), (1, [1001]))
+        self.assertEqual((subscriber.byes, subscriber.closes), (1, [1001]))
 
     async def test_twistd_rotates_its_log_file_on_sigusr1(self) -> None:
         """Where it writes one, the signal stays with it."""
@@ -444,14 +448,14 @@ class KillTests(EmbeddedTestCase):
         """
         Killed in the midst of 1,000 POSTs, it has every event that it accepted, and each once.
         """
-        publishers = [self.crowd.publisher(self.ports, "kept") for _ in range(10)]
+        publishers = [self.traffic.publisher(self.ports, "kept") for _ in range(10)]
         sent = [publisher.run(100) for publisher in publishers]
         for goal in (200, 500, 800):
             await until(lambda goal=goal: self.ledger.events >= goal, f"{goal} accepted")
             self.node.kill()
             await self.node.start()
         await gatherResults(sent)
-        late = self.crowd.subscriber(WebSocket, self.ports, "kept", "earliest")
+        late = self.traffic.subscriber(WebSocket, self.ports, "kept", "earliest")
         await late.begin()
-        await self.crowd.settled()
+        await self.traffic.settled()
         self.assertEqual([seq for seq, _ in late.events], list(range(1, 1001)))
