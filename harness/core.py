@@ -54,7 +54,7 @@ class Recorder:
         self.batches: list[int] = []
         self.ended: list[PlumberError | None] = []
         self.room: Deferred[None] | None = None
-        self.on_deliver: Callable[[Delivery], None] = lambda batch: None
+        self.on_deliver: Callable[[Delivery], object] = lambda batch: None
         self._subscription: Subscription | None = None
 
     def subscribe(self, channel: Channel, after: Cursor | str | None = None) -> None:

@@ -75,7 +75,7 @@ class Channel:
         """Open the channel at ``cursor``, the head of the account's history."""
         self.account = account
         self.delivered = cursor
-        self.joining: dict[Subscription, None] = {}
+        self.joining: dict[Subscription, bool] = {}  # with whether it has started
         self.live: dict[Subscription, None] = {}
         self.is_closed = False
         self._shared = shared
@@ -99,7 +99,7 @@ class Channel:
             self._linger_timer = None
         self._shared.totals.subscribers += 1
         subscription = Subscription(self, subscriber)
-        self.joining[subscription] = None
+        self.joining[subscription] = False
         return subscription
 
     def go_live(self, subscription: Subscription) -> None:

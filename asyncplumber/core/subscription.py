@@ -29,13 +29,13 @@ class SubscribedChannel(Protocol):
     Attributes:
         account: The account whose events are delivered.
         delivered: Where the live subscriptions are.
-        joining: The subscriptions that are not live yet.
+        joining: The subscriptions that are not live yet, and whether each has started.
         live: The live subscriptions.
     """
 
     account: str
     delivered: Cursor
-    joining: dict[Subscription, None]
+    joining: dict[Subscription, bool]
     live: dict[Subscription, None]
 
     @property
@@ -63,7 +63,8 @@ class Subscription:
     connection that follows several accounts holds several subscriptions, each with an `ISubscriber`
     of its own.
 
-    It is *joining*, then *live*, then gone; the channel's collections say which.
+    It is *joining*, then *live*, then gone; the channel's collections say which.  There is no way
+    back: a subscriber that returns gets a new subscription.
     """
 
     __slots__ = ("channel", "subscriber")
@@ -79,7 +80,7 @@ class Subscription:
         return self.channel.account
 
     def start(self, after: Cursor | str | None) -> None:
-        """Begin to deliver.  Call this once.
+        """Begin to deliver.  Call this once; harmless if it was cancelled before.
 
         The subscriber is told where it begins by ``opened`` before anything else.  It may cancel
         at any time, also while this call runs.
@@ -89,8 +90,11 @@ class Subscription:
                 it from the history, and then live events.
         """
         channel = self.channel
+        if self in channel.live or channel.joining.get(self):
+            raise RuntimeError("this subscription has started already")
         if self not in channel.joining:
             return  # it was cancelled already
+        channel.joining[self] = True
         if after is None or after == channel.delivered:
             self.go_live(opened=False)
         else:

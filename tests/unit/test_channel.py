@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred
 
 from asyncplumber.core import channel
@@ -10,6 +12,15 @@ from asyncplumber.event import Cursor
 from asyncplumber.interfaces import CursorMoved
 from asyncplumber.wire.delivery import Delivery
 from harness.core import CoreCase, Recorder, draft
+
+
+def raising(error: Exception) -> Callable[[object], None]:
+    """Return a function of one argument that raises this error."""
+
+    def function(_: object) -> None:
+        raise error
+
+    return function
 
 
 class FanOutTests(CoreCase):
@@ -106,8 +117,8 @@ class FanOutTests(CoreCase):
     def test_a_subscriber_that_raises_is_dropped_alone(self) -> None:
         """What it raises when it is ended is logged as well."""
         bad, good = self.subscribed(), self.subscribed()
-        bad.on_deliver = lambda batch: 1 / 0  # type: ignore[assignment,return-value]
-        bad.end = lambda error: {}["x"]  # type: ignore[method-assign]
+        bad.on_deliver = raising(ZeroDivisionError())
+        self.patch(bad, "end", raising(KeyError()))
         self.publish(2)
         self.publish()
         self.assertEqual((good.seqs, bad.seqs), ([1, 2, 3], [1, 2]))
@@ -119,7 +130,7 @@ class FanOutTests(CoreCase):
         self.publish(3)
         for after in (None, Cursor("e100", 1), Cursor("e1", 1)):
             bad = Recorder()
-            bad.opened = lambda cursor: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+            self.patch(bad, "opened", raising(ZeroDivisionError()))
             bad.subscribe(self.successResultOf(self.hub.admit("a")), after)
             self.settle()
             self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1, str(after))
@@ -129,9 +140,7 @@ class FanOutTests(CoreCase):
     def test_an_event_published_from_within_a_delivery_comes_after_it(self) -> None:
         """For all subscribers."""
         first, second = self.subscribed(), self.subscribed()
-        first.on_deliver = lambda batch: (
-            self.publish() and None if batch.events[0].seq == 1 else None
-        )
+        first.on_deliver = lambda batch: self.publish() if batch.events[0].seq == 1 else None
         self.publish()
         self.assertEqual((first.seqs, second.seqs), ([1, 2], [1, 2]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from asyncplumber.core import channel
@@ -24,7 +24,7 @@ class Client:
         self.account = account
         self.after = after  # where it begins if it was never told a cursor
         self.connections: list[Recorder] = []
-        self.is_waiting = False  # for its admission
+        self.admission: Deferred[None] | None = None  # while it waits for it
 
     @property
     def is_connected(self) -> bool:
@@ -39,11 +39,11 @@ class Client:
 
     def connect(self, case: CoreCase, *, slow: bool) -> None:
         """Subscribe, as soon as the channel is open."""
-        if self.is_connected or self.is_waiting:
+        if self.is_connected or self.admission is not None:
             return
 
         def admitted(opened: Channel) -> None:
-            self.is_waiting = False
+            self.admission = None
             connection = Recorder()
             if slow:
                 connection.room = Deferred()
@@ -52,16 +52,21 @@ class Client:
             connection.subscribe(opened, after)
 
         def refused(failure: Failure) -> None:
-            self.is_waiting = False
-            failure.trap(Unavailable)
+            self.admission = None
+            failure.trap(Unavailable, CancelledError)
 
-        self.is_waiting = True
-        case.hub.admit(self.account).addCallback(admitted).addErrback(refused)
+        self.admission = admission = case.hub.admit(self.account).addCallback(admitted)
+        admission.addErrback(refused)
+        if admission.called:
+            self.admission = None
 
     def disconnect(self) -> None:
-        """Cancel the subscription."""
-        self.connections[-1].cancel()
-        self.connections[-1].ended.append(None)
+        """Cancel the admission or the subscription."""
+        if self.admission is not None:
+            self.admission.cancel()
+        if self.is_connected:
+            self.connections[-1].cancel()
+            self.connections[-1].ended.append(None)
 
     def make_room(self) -> None:
         """Read what waits."""
@@ -119,7 +124,7 @@ class PromiseTests(CoreCase):
             for _ in range(300):
                 self.dice.choice(moves)()
                 if self.dice.random() < 0.01:
-                    self.begin_anew()
+                    self.dice.choice([self.begin_anew, self.stop_and_resume])()
             self.finish()
 
     def publish_some(self) -> None:
@@ -152,9 +157,15 @@ class PromiseTests(CoreCase):
 
     def go(self) -> None:
         """Disconnect a client."""
-        connected = [client for client in self.clients if client.is_connected]
-        if connected:
-            self.dice.choice(connected).disconnect()
+        if self.clients:
+            self.dice.choice(self.clients).disconnect()
+
+    def stop_and_resume(self) -> None:
+        """Stop the hub, as at the end of the service, and let it admit again."""
+        self.hub.stop()
+        self.hub.resume()
+        for client in self.clients:
+            client.disconnect()
 
     def pass_time(self) -> None:
         """Let slow clients read, let the reactor turn, and compare positions."""

@@ -79,6 +79,17 @@ class LifeTests(CoreCase):
         self.publish()
         self.assertEqual((subscriber.told, self.hub.subscribers), ([], 0))
 
+    def test_a_subscription_starts_once(self) -> None:
+        """A second start would bring each event twice, during a replay as well as live."""
+        self.keep(3)
+        opened = self.successResultOf(self.hub.admit("a"))
+        for after in (None, EARLIEST):
+            subscription = opened.subscribe(Recorder())
+            self.history.held = {"read"}
+            subscription.start(after)
+            with self.assertRaises(RuntimeError):
+                subscription.start(after)
+
     def test_an_admission_is_refused_if_another_one_stops_the_hub(self) -> None:
         """Although both waited for the same channel."""
         self.history.held = {"position", "ensure"}

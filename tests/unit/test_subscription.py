@@ -293,7 +293,8 @@ class SlowReplayTests(CoreCase):
             """A list with weak references."""
 
         def remembered(*words: Any) -> Deferred[Any]:
-            page = Page(self.successResultOf(read(*words)))
+            events: Any = self.successResultOf(read(*words))
+            page = Page(events)
             pages.append(weakref.ref(page))
             return succeed(page)
 
