@@ -1,4 +1,4 @@
-"""Streams are read in doses: whoever else is ready has a turn between."""
+"""Streams are read in doses, on real sockets."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class VanishingTests(TestCase):
 
     skip = NO_EPOLL
 
-    async def test_many_that_vanish_at_once_leave_in_doses(self) -> None:
-        """The reactor has a turn after each dose; and one that stays is heard."""
+    async def test_many_clients_that_vanish_at_once_are_closed_in_doses(self) -> None:
+        """The reactor has a turn after each dose, and a client that stays is answered."""
         server = MemoryServer()
         port: Any = reactor.listenTCP(0, server.listener, 5 * READS_PER_TURN, "127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(port.stopListening)
@@ -61,6 +61,6 @@ class VanishingTests(TestCase):
             await self.turn(server)
 
     def turn(self, server: MemoryServer) -> Deferred[None]:
-        """One turn of the reactor."""
+        """Let the reactor turn once."""
         server.settle()
         return deferLater(reactor, 0, lambda: None)  # type: ignore[arg-type]

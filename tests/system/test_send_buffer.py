@@ -62,8 +62,8 @@ class SocketTests(TestCase):
         """Return a buffer for the server's end."""
         return send_buffer_for(self.transport, lambda: self.overflows.append(1), limit)
 
-    async def heard(self, size: int) -> bytes:
-        """So many bytes, as the client reads them."""
+    async def receive(self, size: int) -> bytes:
+        """Let the client read so many bytes, and return them."""
 
         def read() -> bytes:
             self.client.settimeout(10)
@@ -80,8 +80,8 @@ class SocketTests(TestCase):
         self.client.settimeout(5)
         self.assertEqual(self.client.recv(10), b"now")
 
-    async def test_a_half_sent_message_is_never_overtaken(self) -> None:
-        """Whatever the kernel took of each, the client reads all, in order."""
+    async def test_a_message_sent_in_part_is_never_overtaken(self) -> None:
+        """Whatever the kernel takes of each, the client reads all of them in order."""
         send_buffer = self.send_buffer()
         messages = [b"%06d" % number * (1 + number % 500) for number in range(400)]
         for message in messages:
@@ -89,43 +89,37 @@ class SocketTests(TestCase):
         self.assertGreater(send_buffer.unsent, 100_000)
         drained = send_buffer.drained()
         expected = b"".join(messages)
-        self.assertEqual(await self.heard(len(expected)), expected)
+        self.assertEqual(await self.receive(len(expected)), expected)
         await drained
         self.assertEqual(send_buffer.unsent, 0)
         send_buffer.write(b"direct again")
-        self.assertEqual(await self.heard(12), b"direct again")
+        self.assertEqual(await self.receive(12), b"direct again")
 
-    async def test_what_waits_goes_first_when_it_is_passed_on(self) -> None:
-        """
-        The answer to an earlier request may still wait when the connection becomes a stream, with a
-        bound of its own.
-        """
+    async def test_queued_bytes_go_first_after_a_rebind(self) -> None:
+        """A response may still be queued when the connection becomes a stream."""
         send_buffer = self.send_buffer()
         first = b"x" * 300_000
         send_buffer.write(first)
         self.assertFalse(send_buffer.ready)
         send_buffer.rebind(lambda: self.overflows.append(2), 10_000_000)
         send_buffer.write(b"second")
-        self.assertEqual(await self.heard(len(first) + 6), first + b"second")
+        self.assertEqual(await self.receive(len(first) + 6), first + b"second")
         self.assertEqual(self.overflows, [])
 
-    async def test_a_reader_that_does_not_read_is_bounded(self) -> None:
-        """One that reads, however much it is sent, is not."""
+    async def test_a_client_that_does_not_read_is_bounded(self) -> None:
+        """One that reads is not, however much it is sent."""
         send_buffer = self.send_buffer(10_000)
         for _ in range(50):
             send_buffer.write(b"x" * 20_000)
-            await send_buffer.drained() if not send_buffer.unsent else await self.heard(20_000)
+            await send_buffer.drained() if not send_buffer.unsent else await self.receive(20_000)
         self.assertEqual(self.overflows, [])
         for _ in range(1000):
             send_buffer.write(b"x" * 1000)
         self.assertEqual(self.overflows, [1])
         self.assertLess(send_buffer.unsent, 12_000)
 
-    async def test_the_transport_calls_when_it_is_empty(self) -> None:
-        """
-        What we rely on: a pull producer is asked when the buffer has gone out, each time, and not
-        before.
-        """
+    async def test_the_transport_asks_when_it_is_empty(self) -> None:
+        """What we rely on: it asks a pull producer each time it is empty, and not before."""
         calls: list[int] = []
 
         class Producer:
@@ -140,7 +134,7 @@ class SocketTests(TestCase):
         self.assertEqual(calls, [0])
         transport.write(b"x" * 500_000)
         self.assertEqual(calls, [0])
-        await self.heard(500_000)
+        await self.receive(500_000)
         await deferLater(reactor, 0, lambda: None)  # type: ignore[arg-type]
         self.assertEqual(calls, [0, 0])
 
@@ -166,15 +160,15 @@ class SocketTests(TestCase):
 
 
 class Collector(Protocol):
-    """A client that keeps what it hears, and says when it is enough."""
+    """A client that collects what it receives, and reports when it has certain bytes."""
 
     def __init__(self) -> None:
         self.data = b""
         self.waiting: list[tuple[bytes, Deferred[None]]] = []
         self.lost: Deferred[None] = Deferred()
 
-    def hears(self, words: bytes) -> Deferred[None]:
-        """@return: Deferred that fires when these words have come."""
+    def wait_for(self, words: bytes) -> Deferred[None]:
+        """Return a Deferred that fires when these bytes have come."""
         heard: Deferred[None] = Deferred()
         self.waiting.append((words, heard))
         self.dataReceived(b"")
@@ -192,7 +186,7 @@ class Collector(Protocol):
 
 
 class TlsTests(TestCase):
-    """TLS has records of its own: nothing goes past them to the socket."""
+    """On TLS, whose records nothing may bypass."""
 
     async def setUp(self) -> None:
         self.server = MemoryServer(body_limit=1000)
@@ -203,7 +197,7 @@ class TlsTests(TestCase):
         endpoint = SSL4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port, options)
         self.client: Any = await connectProtocol(endpoint, Collector())
         self.addCleanup(self.gone)
-        # Twisted's own, about what it does with pyOpenSSL; no other warning is let pass.
+        # Twisted's own warnings, about what it does with pyOpenSSL; any other one is an error.
         self.addCleanup(
             lambda: self.assertEqual(
                 [w for w in self.flushWarnings() if "pyOpenSSL" not in w["message"]], []
@@ -216,15 +210,15 @@ class TlsTests(TestCase):
         return self.client.lost  # type: ignore[no-any-return]
 
     async def heard(self, words: bytes) -> None:
-        """Wait until the client has heard this; the server's clock goes on meanwhile."""
-        heard = self.client.hears(words)
+        """Wait until the client has received this; the server's clock goes on meanwhile."""
+        heard = self.client.wait_for(words)
         while not heard.called:
             self.server.settle()
             await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
         await heard
 
-    async def test_a_stream_and_what_follows_it(self) -> None:
-        """Many events, small and large, are decrypted in order."""
+    async def test_events_are_decrypted_in_order(self) -> None:
+        """Many small ones and large ones."""
         self.client.transport.write(
             b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
         )
@@ -236,8 +230,8 @@ class TlsTests(TestCase):
         self.assertEqual(numbers, list(range(200)))
         self.assertTrue(ISSLTransport.providedBy(self.client.transport))
 
-    async def test_what_the_client_takes_is_seen_below_tls(self) -> None:
-        """The books of TCP are found: everything was taken, or so many bytes were."""
+    async def test_progress_is_seen_below_tls(self) -> None:
+        """The socket tells whether the client took everything, or some."""
         self.client.transport.write(
             b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
         )
@@ -259,7 +253,7 @@ class TlsTests(TestCase):
             await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
 
     async def test_a_refusal_is_read_although_the_body_is_not_taken(self) -> None:
-        """And the connection is closed."""
+        """Then the connection is closed."""
         head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
         self.client.transport.write(head + os.urandom(50_000))
         await self.heard(b"413 ")

@@ -1,7 +1,4 @@
-"""
-A slow reader lives as long as it reads, and a dead one is noticed in time: between real sockets, by
-a clock.
-"""
+"""A slow reader stays as long as it reads, and a dead one is noticed: real sockets, fake clock."""
 
 from __future__ import annotations
 
@@ -45,11 +42,11 @@ class SlowReaderCase:
         self.data = b""
 
     def listen(self) -> Any:
-        """The server's port."""
+        """Listen, and return the port."""
         return reactor.listenTCP(0, self.server.listener, interface="127.0.0.1")  # type: ignore[attr-defined]
 
     def connected(self) -> socket.socket:
-        """A client that reads when it is told to."""
+        """Connect a client that reads when a test tells it to."""
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         client.setblocking(False)
@@ -74,7 +71,7 @@ class SlowReaderCase:
             await self.turn()
 
     async def subscribe(self, head: bytes = b"") -> None:
-        """Have the stream open."""
+        """Open the stream."""
         await self.turns(5)
         self.client.send(head or handshake_request())
         while b"plumber.open" not in self.data:
@@ -85,7 +82,7 @@ class SlowReaderCase:
         self.data = self.data.partition(b"\r\n\r\n")[2]
 
     async def read(self, size: int) -> bool:
-        """Read so many bytes, as they come.  False if the server has closed."""
+        """Read so many bytes; return False if the server has closed."""
         idle = 0
         while size > 0 and idle < 20:
             try:
@@ -113,7 +110,7 @@ class SlowReaderCase:
             await self.turn()
 
     async def pass_time(self, seconds: float, speed: int = SPEED) -> bool:
-        """So many seconds, in each of which so much is read.  False if the server has closed."""
+        """Let seconds pass, and read so much in each; return False if the server has closed."""
         for _ in range(round(seconds)):
             if speed and not await self.read(speed):
                 return False
@@ -126,9 +123,7 @@ class SlowReaderTests(SlowReaderCase, TestCase):
     """Clients of streams."""
 
     async def test_a_slow_reader_gets_a_large_event(self) -> None:
-        """
-        It takes longer than a client may be silent: what it takes meanwhile is its sign of life.
-        """
+        """It needs longer than a client may be silent: the bytes it takes are a sign of life."""
         await self.subscribe()
         self.server.post("a", json.dumps("x" * EVENT).encode())
         self.assertGreater(EVENT / SPEED, (SILENT_HEARTBEATS + 2) * HEARTBEAT)
@@ -136,8 +131,8 @@ class SlowReaderTests(SlowReaderCase, TestCase):
         found = [payload for opcode, payload in server_frames(self.data) if opcode == TEXT]
         self.assertEqual(len(json.loads(found[-1])["data"]), EVENT)
 
-    async def test_it_is_pinged_again_when_it_has_everything(self) -> None:
-        """And then its answers count, or their absence."""
+    async def test_a_client_is_pinged_again_when_it_has_everything(self) -> None:
+        """Then it must answer again."""
         await self.subscribe()
         self.server.post("a", json.dumps("x" * EVENT).encode())
         await self.pass_time(EVENT / SPEED + 2)
@@ -148,8 +143,8 @@ class SlowReaderTests(SlowReaderCase, TestCase):
         self.assertTrue(await self.pass_time(SILENT_HEARTBEATS * HEARTBEAT))
         self.assertFalse(await self.pass_time(HEARTBEAT + 1))
 
-    async def test_one_that_takes_nothing_is_noticed_in_time(self) -> None:
-        """No later than one that does not answer: after `SILENT_HEARTBEATS` heartbeats and one."""
+    async def test_a_client_that_takes_nothing_is_cut_off_in_time(self) -> None:
+        """No later than one that does not answer its pings."""
         await self.subscribe()
         self.server.post("a", json.dumps("x" * EVENT).encode())
         await self.stuck()
@@ -159,7 +154,7 @@ class SlowReaderTests(SlowReaderCase, TestCase):
         self.assertEqual(len(self.server.clients), 0)
 
     async def test_new_events_are_no_sign_of_life(self) -> None:
-        """More and more waits for one that takes nothing."""
+        """More and more is queued for a client that takes nothing."""
         await self.subscribe()
         self.server.post("a", json.dumps("x" * EVENT).encode())
         await self.stuck()
@@ -169,10 +164,7 @@ class SlowReaderTests(SlowReaderCase, TestCase):
         self.assertEqual(len(self.server.clients), 0)
 
     async def test_an_overflow_does_not_destroy_what_is_on_its_way(self) -> None:
-        """
-        What was handed over before, then 1013: however long the client takes for it, as long as it
-        takes some.
-        """
+        """What was handed over arrives, then 1013, however slowly the client takes it."""
         self.server.plumber.subscribers.unsent_limit = 300_000
         await self.subscribe()
         for _ in range(8):
@@ -184,8 +176,8 @@ class SlowReaderTests(SlowReaderCase, TestCase):
         self.assertGreater(len(self.data), CLOSE_TIMEOUT * SPEED)
         self.assertEqual((opcode, int.from_bytes(payload[:2], "big")), (CLOSE, 1013))
 
-    async def test_one_that_stops_reading_at_the_end_is_hung_up_on(self) -> None:
-        """It has taken nothing for `CLOSE_TIMEOUT` seconds."""
+    async def test_a_client_that_stops_reading_at_the_end_is_cut_off(self) -> None:
+        """It has taken nothing for ``CLOSE_TIMEOUT`` seconds."""
         self.server.plumber.subscribers.unsent_limit = 300_000
         await self.subscribe()
         for _ in range(8):
@@ -197,7 +189,7 @@ class SlowReaderTests(SlowReaderCase, TestCase):
         self.assertEqual(len(self.server.clients), 0)
 
     async def test_an_event_stream_that_ends_is_read_to_its_end(self) -> None:
-        """Server-Sent Events have no close frame: the end comes after all that was handed over."""
+        """It has no close frame: the end follows everything that was handed over."""
         self.server.plumber.subscribers.unsent_limit = 300_000
         await self.subscribe(
             b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
@@ -212,7 +204,7 @@ class SlowPollTests(SlowReaderCase, TestCase):
     """Clients of long-polls."""
 
     async def poll(self) -> None:
-        """Ask for all that is kept, on a connection that is to be closed after the answer."""
+        """Ask for all that is kept, on a connection that closes after the response."""
         await self.turns(5)
         (connection,) = self.server.listener.connections
         own = connection.transport.socket
@@ -220,8 +212,8 @@ class SlowPollTests(SlowReaderCase, TestCase):
         head = b"GET /events/a?after=earliest HTTP/1.1\r\nHost: localhost\r\n"
         self.client.send(head + b"Connection: close\r\n\r\n")
 
-    async def test_a_slow_reader_gets_the_answer_to_its_poll(self) -> None:
-        """Also where the connection is to be closed after it."""
+    async def test_a_slow_reader_gets_the_response_to_its_poll(self) -> None:
+        """Also if the connection is to close after it."""
         self.server.post("a", json.dumps("x" * EVENT).encode())
         await self.turns()
         await self.poll()
@@ -231,8 +223,8 @@ class SlowPollTests(SlowReaderCase, TestCase):
         self.assertIn(b" 200 ", head)
         self.assertEqual(len(json.loads(body)["events"][0]["data"]), EVENT)
 
-    async def test_a_poll_whose_answer_is_not_taken_ends(self) -> None:
-        """Two request time-outs after the last byte was taken, at the latest."""
+    async def test_a_poll_whose_response_is_not_taken_ends(self) -> None:
+        """At the latest two request time-outs after the last byte was taken."""
         self.server.post("a", json.dumps("x" * EVENT).encode())
         await self.poll()
         await self.turns(200)

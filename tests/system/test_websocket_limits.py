@@ -1,4 +1,4 @@
-"""What a WebSocket client may say, how much of it and how often."""
+"""A WebSocket client that sends too much, on real sockets."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from harness.frames import (
 class RealSocketTests(TestCase):
     """Between two real sockets."""
 
-    async def test_who_floods_reads_why(self) -> None:
-        """
-        The close frame, then the end of the stream: no reset destroys it, although much is unread.
-        """
+    async def test_a_client_that_floods_reads_why(self) -> None:
+        """The close frame and the end arrive: no reset destroys them, with much unread."""
         server = MemoryServer()
         port: Any = reactor.listenTCP(0, server.listener, interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(port.stopListening)

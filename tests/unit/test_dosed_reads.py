@@ -1,4 +1,4 @@
-"""Streams are read in doses: whoever else is ready has a turn between."""
+"""Streams are read in doses, with a turn of the reactor between."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_EPOLL = None if hasattr(select, "epoll") else "this system has no epoll"
 
 
 class Reactor:
-    """Knows only what it is asked to watch."""
+    """Remembers what it is asked to watch."""
 
     def __init__(self) -> None:
         self.readers: list[Any] = []
@@ -35,7 +35,7 @@ class Reactor:
 
 
 class Transport:
-    """One end of a pair of sockets."""
+    """A transport on one end of a pair of sockets."""
 
     def __init__(self, reads: DosedReads) -> None:
         self.reads = reads
@@ -70,7 +70,7 @@ class Transport:
 
 
 class DosedReadsTests(SynchronousTestCase):
-    """With a reactor that turns when a test says so."""
+    """With a reactor that turns when a test tells it to."""
 
     skip = NO_EPOLL
 
@@ -79,14 +79,14 @@ class DosedReadsTests(SynchronousTestCase):
         self.reads = DosedReads(self.reactor)
 
     def transports(self, count: int) -> list[Transport]:
-        """So many."""
+        """Make so many transports."""
         found = [Transport(self.reads) for _ in range(count)]
         for each in found:
             self.addCleanup(each.close)
         return found
 
-    def test_a_dose_in_a_turn(self) -> None:
-        """Of those who vanish; nobody is left out in the end."""
+    def test_each_turn_handles_a_bounded_number(self) -> None:
+        """Of clients that vanish; in the end all are handled."""
         everybody = self.transports(2 * READS_PER_TURN + 1)
         for each in everybody:
             each.other.close()
@@ -97,8 +97,8 @@ class DosedReadsTests(SynchronousTestCase):
         self.assertEqual(gone, [READS_PER_TURN, 2 * READS_PER_TURN, 2 * READS_PER_TURN + 1])
         self.assertTrue(all(each.lost and each.lost.check(ConnectionDone) for each in everybody))
 
-    def test_who_speaks_all_the_time_keeps_nobody_waiting(self) -> None:
-        """A dose is of those who have waited longest."""
+    def test_a_busy_client_does_not_delay_a_quiet_one(self) -> None:
+        """Those that have waited longest come first."""
         *loud, quiet = self.transports(3 * READS_PER_TURN + 1)
         for each in loud:
             each.other.send(b"x" * 1000)
@@ -107,8 +107,8 @@ class DosedReadsTests(SynchronousTestCase):
             self.reads.doRead()
         self.assertEqual(quiet.heard, b"me too")
 
-    def test_it_is_with_the_reactor_while_there_is_something_to_watch(self) -> None:
-        """And keeps its descriptor: later there may be none left."""
+    def test_the_reactor_watches_it_only_while_it_has_streams(self) -> None:
+        """It keeps its descriptor: later there may be none left."""
         descriptor = self.reads.fileno()
         self.assertGreaterEqual(descriptor, 0)
         self.assertEqual((self.reactor.readers, self.reads.fileno()), ([], descriptor))
@@ -122,7 +122,7 @@ class DosedReadsTests(SynchronousTestCase):
         self.assertEqual((self.reactor.readers, self.reads.fileno()), ([], descriptor))
         self.assertEqual(self.reads.seconds(), 7.0)
 
-    def test_one_that_raises_ends_alone(self) -> None:
+    def test_a_stream_that_raises_ends_alone(self) -> None:
         """With a line in the log."""
         broken, whole = self.transports(2)
         broken.other.send(b"raise")
@@ -132,8 +132,8 @@ class DosedReadsTests(SynchronousTestCase):
         self.assertTrue(broken.lost and broken.lost.check(ZeroDivisionError))
         self.assertEqual((whole.lost, whole.heard), (None, b"hello"))
 
-    def test_one_that_raises_when_it_is_lost_ends_alone(self) -> None:
-        """To the reactor all streams are one descriptor: what left it would end them all."""
+    def test_a_stream_that_raises_when_it_is_lost_ends_alone(self) -> None:
+        """An error that reached the reactor would end all streams: to it they are one."""
         broken, whole = self.transports(2)
 
         def lost(reason: Failure) -> None:
@@ -149,7 +149,7 @@ class DosedReadsTests(SynchronousTestCase):
             (whole.lost, whole.heard, self.reactor.readers), (None, b"hello", [self.reads])
         )
 
-    def test_one_may_end_another(self) -> None:
+    def test_a_stream_may_end_another_one(self) -> None:
         """Which is ready as well, and is not read any more."""
         first, second = self.transports(2)
         for each in (first, second):
@@ -158,8 +158,8 @@ class DosedReadsTests(SynchronousTestCase):
         self.reads.doRead()
         self.assertEqual(second.heard, b"")
 
-    def test_the_end_of_the_reactor_ends_all(self) -> None:
-        """It only knows us."""
+    def test_the_end_of_the_reactor_ends_all_streams(self) -> None:
+        """The reactor itself does not know them."""
         everybody = self.transports(3)
         self.reads.connectionLost(Failure(ConnectionLost()))
         self.assertTrue(all(each.lost and each.lost.check(ConnectionLost) for each in everybody))

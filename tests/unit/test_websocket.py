@@ -1,4 +1,4 @@
-"""WebSocket subscribers: the contract of all subscribers, and what RFC 6455 asks."""
+"""WebSocket subscribers: what RFC 6455 asks, heartbeats and the closing handshake."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.testing import MemoryServer, replies
+from asyncplumber.testing import replies
 from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.frame_parser import (
     FRAME_BURST,
@@ -30,10 +30,10 @@ from tests.subscribers import ServerCase
 
 
 class WebSocketTests(ServerCase, SynchronousTestCase):
-    """Subscribers by WebSocket."""
+    """WebSocket subscribers of a server in memory."""
 
     def subscribe(self, account: str = "a", after: str = "") -> MemoryWebSocket:
-        """A client that is connected."""
+        """Connect a client."""
         return MemoryWebSocket(self.server, account, after)
 
     def parsers(self) -> int:
@@ -44,7 +44,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         return sum(parser.listener in clients for parser in found)
 
     def test_the_handshake_is_answered_as_the_rfc_does(self) -> None:
-        """With its own example; and no extension is agreed to."""
+        """With the example of RFC 6455; no extension is accepted."""
         client = self.server.connect()
         client.say(
             handshake_request(
@@ -56,19 +56,16 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertIn(b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", head)
         self.assertFalse([line for line in head if b"extensions" in line.lower()])
 
-    def test_where_it_stands_comes_first(self) -> None:
-        """One text message; then each event is one."""
+    def test_the_position_comes_first(self) -> None:
+        """As a text message; then each event is one."""
         socket = self.subscribe()
         self.post(1, 2)
         found = socket.frames()
         self.assertEqual([opcode for opcode, _ in found], [TEXT] * 3)
         self.assertEqual(json.loads(found[0][1])["type"], "plumber.open")
 
-    def test_wrong_handshakes(self) -> None:
-        """
-        An old version learns which one is spoken here; a bad key is a bad request.  The connection
-        serves on.
-        """
+    def test_wrong_handshakes_are_refused(self) -> None:
+        """426 names the version, 400 is for a bad key; the connection can be used again."""
         for version in ("8", "12", "", "13, 8"):
             client = self.server.connect()
             client.say(
@@ -96,15 +93,15 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertEqual(self.server.ask(handshake_request("/healthz"))[0].status, 200)
         self.assertEqual(self.server.ask(handshake_request("/events/%00"))[0].status, 400)
 
-    def test_what_a_client_says_early_is_heard(self) -> None:
-        """With the handshake in one packet."""
+    def test_a_frame_in_the_packet_of_the_handshake_is_read(self) -> None:
+        """It may come before our response."""
         self.assertEqual(
             MemoryWebSocket(self.server, more=client_frame(b"early", PING)).frames()[-1],
             (PONG, b"early"),
         )
 
     def test_a_ping_is_answered(self) -> None:
-        """Whole, byte by byte, and amid the fragments of a message."""
+        """Whole, byte by byte, and between the fragments of a message."""
         socket = self.subscribe()
         socket.frames()
         socket.client.say(client_frame(b"1", PING))
@@ -118,7 +115,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         socket.client.say(client_frame(b"4", PING) + client_frame(b"s", 0))
         self.assertEqual(socket.frames(), [(PONG, b"%d" % number) for number in (1, 2, 3, 4)])
 
-    def test_half_frames_of_two_clients_do_not_mix(self) -> None:
+    def test_frames_of_two_clients_do_not_mix(self) -> None:
         """Each client has a parser of its own."""
         one, two = self.subscribe(), self.subscribe()
         for socket in (one, two):
@@ -132,8 +129,8 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertEqual(one.frames(), [(PONG, b"warm"), (PONG, b"for one")])
         self.assertEqual(two.frames(), [(PONG, b"warm"), (PONG, b"for two")])
 
-    def test_an_event_may_come_while_the_client_is_speaking(self) -> None:
-        """What it was saying is not lost."""
+    def test_an_event_may_come_amid_a_frame_of_the_client(self) -> None:
+        """The frame is read to its end."""
         socket = self.subscribe()
         ping = client_frame(b"x" * 100, PING)
         socket.client.say(ping[:50])
@@ -189,7 +186,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertRaises(self.failureException, socket.client.say, client_frame(b"", PONG))
 
     def test_states_that_do_not_follow_raise(self) -> None:
-        """A connection that is lost, for one, does not open again."""
+        """A lost connection, for example, does not open again."""
         self.subscribe()
         stream = cast(WebSocketStream, next(iter(self.server.clients)))
         self.assertEqual(set(TRANSITIONS), set(WebSocketState))
@@ -203,10 +200,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         stream.state = WebSocketState.OPEN
 
     def violation(self, data: bytes) -> int:
-        """
-        The code with which this ends; nothing is sent after it, and the connection goes when the
-        client answers.
-        """
+        """Send this, and return the close code; nothing follows it, and an answer ends it."""
         socket = self.subscribe()
         socket.client.say(data)
         code, _ = socket.closed()
@@ -217,8 +211,8 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertIs(socket.client.ended, ConnectionDone)
         return code
 
-    def test_what_breaks_the_rules_ends_with_its_code(self) -> None:
-        """Protocol 1002, text that is none 1007, too large 1009."""
+    def test_a_violation_ends_with_its_code(self) -> None:
+        """1002 for the protocol, 1007 for invalid UTF-8, 1009 for a message that is too large."""
         self.assertEqual(self.violation(client_frame(b"x", masked=False)), 1002)
         self.assertEqual(self.violation(client_frame(b"x", 3)), 1002)
         self.assertEqual(
@@ -239,23 +233,21 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
             1009,
         )
 
-    def test_nothing_is_understood_after_a_violation(self) -> None:
-        """
-        The client's answer may stand behind the payload of a frame that was refused at its head.
-        """
+    def test_nothing_is_parsed_after_a_violation(self) -> None:
+        """The client's answer may look like the payload of the frame that was refused."""
         self.assertEqual(self.violation(client_frame(b"x" * (MAX_MESSAGE_BYTES + 1))[:14]), 1009)
         self.assertEqual(self.violation(client_frame(b"x" * 200, 3)[:8]), 1002)
         self.assertEqual(self.violation(b"\xc1" + client_frame(b"x" * 200)[1:8]), 1002)
 
     def test_a_client_may_close_with_any_registered_code(self) -> None:
-        """1014 is one of them (IANA: bad gateway); 1004 and 1015 are none."""
+        """Also with 1014 (bad gateway); 1004 and 1015 must not be sent."""
         for code, answer in ((1012, 1000), (1013, 1000), (1014, 1000), (1004, 1002), (1015, 1002)):
             socket = self.subscribe()
             socket.client.say(client_frame(code.to_bytes(2, "big"), CLOSE))
             self.assertEqual(socket.closed()[0], answer)
 
     def test_our_subprotocol_is_chosen_where_it_is_offered(self) -> None:
-        """A browser drops a connection whose answer has none of those that it offered."""
+        """A browser drops a connection whose response has none of those that it offered."""
         for offered, chosen in (
             ("plumber.v1", True),
             ("a, plumber.v1,b", True),
@@ -266,8 +258,8 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
             head = client.heard().partition(b"\r\n\r\n")[0]
             self.assertEqual(b"Sec-WebSocket-Protocol: plumber.v1" in head.split(b"\r\n"), chosen)
 
-    def test_what_a_client_says_is_taken_up_to_the_limit(self) -> None:
-        """It means nothing to us, and does no harm."""
+    def test_messages_of_a_client_are_ignored(self) -> None:
+        """Up to the limits."""
         socket = self.subscribe()
         socket.client.say(
             client_frame(b"x" * MAX_MESSAGE_BYTES)
@@ -277,8 +269,8 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.post(1)
         self.assertEqual(self.data(socket), [1])
 
-    def test_a_client_says_goodbye(self) -> None:
-        """It is answered, and the connection closed; nothing is left."""
+    def test_a_client_closes(self) -> None:
+        """Its close frame is answered with 1000; nothing of the client is left."""
         for payload in (b"", b"\x03\xe8", b"\x0f\xa0bye"):
             socket = self.subscribe()
             socket.client.say(client_frame(payload, CLOSE))
@@ -287,7 +279,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
 
     def test_a_slow_reader_is_dropped_and_others_do_not_notice(self) -> None:
-        """1013, after whole frames; it comes back with its cursor and has missed nothing."""
+        """1013 follows complete frames; the client resumes and has missed nothing."""
         self.server = self.make_server(plumber={"unsent_limit": 10_000})
         slow, quick = self.subscribe(), self.subscribe()
         slow.envelopes()
@@ -303,7 +295,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.assertEqual(len(found) - 1 + len(self.data(self.subscribe(after=cursor))), 30)
 
     def test_a_dead_client_is_found_by_its_silence(self) -> None:
-        """It has so many heartbeats; whoever answers lives on."""
+        """It is cut off after some heartbeats; one that answers stays."""
         dead, alive = self.subscribe(), self.subscribe()
         alive.frames()
         for _ in range(SILENT_HEARTBEATS + 1):
@@ -323,11 +315,8 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.server.advance(4)
         self.assertEqual(socket.frames(), [])
 
-    def test_farewell(self) -> None:
-        """
-        plumber.bye with a time to come back, then 1001; who answers is gone at once, who does not a
-        little later.
-        """
+    def test_a_server_that_stops_sends_its_clients_away(self) -> None:
+        """plumber.bye with a time, then 1001; one that does not answer is cut off later."""
         polite, rude = self.subscribe(), self.subscribe()
         for socket in (polite, rude):
             socket.frames()
@@ -344,8 +333,8 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(self.server.clock.getDelayedCalls(), [])
 
-    def test_a_client_that_goes_silent_while_closing_is_let_go(self) -> None:
-        """It says goodbye, and never reads the answer."""
+    def test_a_client_that_stops_reading_while_closing_is_cut_off(self) -> None:
+        """It has sent a close frame, and never reads the answer."""
         socket = self.subscribe()
         socket.client.reading = False
         socket.client.say(client_frame(b"", CLOSE))

@@ -1,4 +1,4 @@
-"""What a WebSocket client may say, how much of it and how often."""
+"""How much a WebSocket client may send, and how often."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ class LimitTests(SynchronousTestCase):
         self.server = self.make_server()
 
     def subscribe(self) -> MemoryWebSocket:
-        """A client that has been told where it stands."""
+        """Connect a client, and take its first message."""
         socket = MemoryWebSocket(self.server)
         socket.frames()
         return socket
 
-    def slowly(self, socket: MemoryWebSocket, frame: bytes, count: int) -> None:
-        """Say a frame so many times, no faster than is allowed."""
+    def send_slowly(self, socket: MemoryWebSocket, frame: bytes, count: int) -> None:
+        """Send a frame so many times, no faster than is allowed."""
         for _ in range(count):
             self.server.advance(1 / FRAME_RATE)
             socket.client.say(frame)
 
-    def test_a_message_has_so_many_fragments_at_most(self) -> None:
-        """Empty ones count; one more ends the connection with 1009."""
+    def test_the_fragments_of_a_message_are_limited(self) -> None:
+        """Empty ones count; one too many ends the connection with 1009."""
         for opcode in (TEXT, BINARY):
             socket = self.subscribe()
             socket.client.say(client_frame(b"", opcode, final=False))
-            self.slowly(socket, EMPTY, MAX_FRAGMENTS - 1)
+            self.send_slowly(socket, EMPTY, MAX_FRAGMENTS - 1)
             self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
             socket.client.say(EMPTY)
             self.assertEqual(socket.closed()[0], 1009)
@@ -68,13 +68,13 @@ class LimitTests(SynchronousTestCase):
         socket = self.subscribe()
         for _ in range(2):
             self.server.advance(FRAME_BURST / FRAME_RATE)
-            self.slowly(socket, client_frame(b"x", final=False), 1)
-            self.slowly(socket, client_frame(b"x", 0, final=False), MAX_FRAGMENTS - 2)
-            self.slowly(socket, client_frame(b"x", 0), 1)
+            self.send_slowly(socket, client_frame(b"x", final=False), 1)
+            self.send_slowly(socket, client_frame(b"x", 0, final=False), MAX_FRAGMENTS - 2)
+            self.send_slowly(socket, client_frame(b"x", 0), 1)
         self.assertEqual({opcode for opcode, _ in socket.frames()} - {PING}, set())
 
     def test_nothing_of_a_message_is_kept(self) -> None:
-        """Nobody listens to it, however it is cut; so a client that dribbles costs no memory."""
+        """A client that sends it in tiny pieces costs no memory."""
 
         def held(thing: Any) -> int:
             inner = [each for each in gc.get_referents(thing) if isinstance(each, bytes | list)]
@@ -92,16 +92,16 @@ class LimitTests(SynchronousTestCase):
         socket.client.say(client_frame(b"x", 0))
         self.assertEqual(socket.closed()[0], 1009)
 
-    def test_so_many_frames_at_once(self) -> None:
-        """All of a burst are heard; one more ends the connection with 1008."""
+    def test_a_burst_of_frames_is_limited(self) -> None:
+        """All of a burst are answered; one more ends the connection with 1008."""
         socket = self.subscribe()
         socket.client.say(client_frame(b"", PING) * FRAME_BURST)
         self.assertEqual(socket.frames(), [(PONG, b"")] * FRAME_BURST)
         socket.client.say(client_frame(b"", PING))
         self.assertEqual(socket.closed()[0], 1008)
 
-    def test_so_many_frames_a_second(self) -> None:
-        """What was used up comes back with time, and no more than a burst of it is saved up."""
+    def test_the_rate_of_frames_is_limited(self) -> None:
+        """The allowance comes back with time, up to one burst."""
         socket = self.subscribe()
         for _ in range(3):
             socket.client.say(client_frame(b"", PONG) * FRAME_BURST)
@@ -116,7 +116,7 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(socket.closed()[0], 1008)
 
     def test_a_frame_in_pieces_is_one_frame(self) -> None:
-        """It is counted when it begins, however small the pieces are."""
+        """It counts when it begins."""
         socket = self.subscribe()
         frame = client_frame(b"x" * (2 * FRAME_BURST))
         for byte in frame:
@@ -124,8 +124,8 @@ class LimitTests(SynchronousTestCase):
         socket.client.say(client_frame(b"", PING))
         self.assertEqual(socket.frames(), [(PONG, b"")])
 
-    def test_what_follows_a_flood_is_not_looked_at(self) -> None:
-        """A million further frames cost nothing but the reading of their bytes."""
+    def test_what_follows_a_flood_is_not_parsed(self) -> None:
+        """A million more frames cost only the reading of their bytes."""
         socket = self.subscribe()
         begun: list[int] = []
         begin = FrameParser.onFrameBegin
@@ -136,8 +136,8 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(len(begun), FRAME_BURST + 1)
         self.assertEqual(socket.closed()[0], 1008)
 
-    def test_a_client_that_floods_on_is_let_go(self) -> None:
-        """It has a few seconds to read why, and is then hung up on, read or not."""
+    def test_a_client_that_floods_on_is_cut_off(self) -> None:
+        """It has some seconds to read why."""
         socket = self.subscribe()
         socket.client.reading = False
         socket.client.say(client_frame(b"") * (FRAME_BURST + 1))
@@ -148,8 +148,8 @@ class LimitTests(SynchronousTestCase):
         self.assertIs(socket.client.ended, ConnectionAborted)
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
 
-    def test_violations_are_one_line_in_an_interval(self) -> None:
-        """With the reason, and with the address of the first client; none for each frame."""
+    def test_the_log_has_one_line_for_many_violations(self) -> None:
+        """It tells the reason and the address of the first client."""
         wrong = [
             client_frame(b"x", masked=False),
             client_frame(b"\xff") * 3,
@@ -171,8 +171,8 @@ class LimitTests(SynchronousTestCase):
         self.assertIn("1008: too many frames", line)
         self.assertIn(f"{peer} (and 79 more like this", line)
 
-    def test_a_flood_is_of_one_client_alone(self) -> None:
-        """The others share the parser that it had, and are heard as before."""
+    def test_a_flood_of_one_client_does_not_affect_others(self) -> None:
+        """Their frames are answered as before."""
         flooder, other = self.subscribe(), self.subscribe()
         other.client.say(client_frame(b"half", PING)[:5])
         flooder.client.say(client_frame(b"") * (FRAME_BURST + 1))
