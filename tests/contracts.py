@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
+from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
 from asyncplumber.errors import InstancesRunning, PlumberError, Unavailable
@@ -45,6 +46,13 @@ ODD_ACCOUNTS = [
 ]
 # Names are told apart by their characters: no folding, no normalisation.
 ODD_ACCOUNTS += ["A", "a", "É", "E\u0301"]
+
+
+# Suites are mixed into a test case; for mypy they are one.
+if TYPE_CHECKING:
+    _Case = TestCase
+else:
+    _Case = object
 
 
 class RealReactorWithFakeClock:
@@ -100,7 +108,7 @@ def append(store: IStore, drafts: Sequence[Draft]) -> Deferred[list[Stored | Plu
     return store.append(drafts).addCallback(taken)
 
 
-class StoreContract:
+class StoreContract(_Case):
     """What every store has, and how a suite gets its store."""
 
     retention = Retention(length=10, age=100.0)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -223,7 +223,14 @@ class WorkerTestCase(SynchronousTestCase):
         return worker
 
 
-class _AnyPool:
+# A suite that is mixed into a test case; for mypy it is one.
+if TYPE_CHECKING:
+    _Case = WorkerTestCase
+else:
+    _Case = object
+
+
+class _AnyPool(_Case):
     """What holds with every pool of Celery, against a real server."""
 
     pool: ClassVar[str]
