@@ -104,7 +104,6 @@ class Plumber(Service):
     """
 
     _log = Logger()
-    name = "asyncplumber"
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from asyncplumber.testing import Reply
+from asyncplumber.testing import ClientResponse
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POLL = b"GET /events/a HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -25,6 +25,6 @@ def post(body: bytes, path: bytes = b"/hooks/a", *lines: bytes) -> bytes:
     )
 
 
-def error_code(reply: Reply) -> tuple[int, str]:
+def error_code(reply: ClientResponse) -> tuple[int, str]:
     """Return the status of an error, and its code."""
     return reply.status, json.loads(reply.body)["error"]["code"]

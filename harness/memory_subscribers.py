@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any
 
-from asyncplumber.testing import MemoryClient, MemoryServer, replies
+from asyncplumber.testing import MemoryClient, MemoryServer, parse_responses
 from harness.frames import CLOSE, TEXT, close_code, handshake_request, server_frames
 
 
@@ -42,7 +42,7 @@ class StreamingSubscriber(MemorySubscriber):
 
     def __init__(self, server: MemoryServer, request: bytes, after: str) -> None:
         self.client: MemoryClient = server.connect()
-        self.client.say(request)
+        self.client.send(request)
         self._head: bytes | None = None
         self._data = b""
         self._cursor = after
@@ -60,14 +60,14 @@ class StreamingSubscriber(MemorySubscriber):
         return data
 
     def _read(self) -> None:
-        self._data += self.client.heard()
+        self._data += self.client.received()
         if self._head is None:
             head, blank, rest = self._data.partition(b"\r\n\r\n")
             if blank:
                 self._head, self._data = head, rest
 
     def leave(self) -> None:
-        self.client.leave()
+        self.client.disconnect()
 
     @property
     def cursor(self) -> str:
@@ -199,20 +199,20 @@ class MemoryLongPoll(MemorySubscriber):
         """Ask for the events after the client's position."""
         self.client = self._server.connect()
         path = f"/events/{self._account}?after={self._cursor}"
-        self.client.say(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        self.client.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
     def envelopes(self) -> list[dict[str, Any]]:
         found = []
-        while heard := self.client.heard():
-            response = json.loads(replies(heard)[0].body)
+        while heard := self.client.received():
+            response = json.loads(parse_responses(heard)[0].body)
             found += response["events"]
             self._cursor = response["cursor"]
-            self.client.leave()
+            self.client.disconnect()
             self.poll()
         return found
 
     def leave(self) -> None:
-        self.client.leave()
+        self.client.disconnect()
 
     @property
     def cursor(self) -> str:

@@ -17,7 +17,7 @@ from asyncplumber.interfaces import IStore
 from asyncplumber.stores import open_store
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
-from asyncplumber.testing import MemoryServer, Reply, replies
+from asyncplumber.testing import ClientResponse, MemoryServer, parse_responses
 from harness.delayed_store import DelayedStore
 from harness.memory_subscribers import (
     MemoryEventSource,
@@ -95,16 +95,16 @@ class StoreCase(ABC):
 
     async def request(
         self, method: str, path: str, *headers: tuple[str, str], body: bytes = b""
-    ) -> Reply:
+    ) -> ClientResponse:
         """Send a request, and return the response, however long the store takes."""
         client = self.server.connect()
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers]
-        client.say("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        client.send("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
         await self.settle()
-        heard = client.heard()
-        client.leave()
-        return replies(heard)[0]
+        heard = client.received()
+        client.disconnect()
+        return parse_responses(heard)[0]
 
 
 class OnMemory(StoreCase):
@@ -412,13 +412,13 @@ class ByLongPoll(SubscriberContract):
         """A long-poll that found nothing waits as long as it was asked to."""
         cursor = (await self.poll("wait=0"))["cursor"]
         client = self.server.connect()
-        client.say(
+        client.send(
             f"GET /events/a?after={cursor}&wait=3 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         )
         await self.settle()
         await self.advance(2.5)
-        self.assertEqual(client.heard(), b"")
+        self.assertEqual(client.received(), b"")
         await self.advance(1)
         self.assertEqual(
-            json.loads(replies(client.heard())[0].body), {"events": [], "cursor": cursor}
+            json.loads(parse_responses(client.received())[0].body), {"events": [], "cursor": cursor}
         )

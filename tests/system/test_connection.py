@@ -9,7 +9,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from asyncplumber.testing import MemoryServer, replies
+from asyncplumber.testing import MemoryServer, parse_responses
 from harness.http_text import error_code, post
 
 
@@ -36,7 +36,7 @@ class KernelTests(TestCase):
                     heard += data
                 return heard
 
-        self.assertEqual(replies(await deferToThread(send))[0].status, 202)
+        self.assertEqual(parse_responses(await deferToThread(send))[0].status, 202)
 
     async def test_a_client_reads_its_413_while_it_is_still_sending(self) -> None:
         """Had we closed with its bytes unread, the kernel would have destroyed the answer."""
@@ -58,7 +58,7 @@ class KernelTests(TestCase):
                     heard += data
                 return heard
 
-        self.assertEqual(error_code(replies(await deferToThread(send))[0]), (413, "too-large"))
+        self.assertEqual(error_code(parse_responses(await deferToThread(send))[0]), (413, "too-large"))
         while (
             server.listener.connections
         ):  # the client has closed, and the reactor is about to notice

@@ -11,7 +11,7 @@ from asyncplumber.http.bodies import LARGE, QUIET, WORTH_RETURNING, Bodies
 from asyncplumber.interfaces import Appended
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
-from asyncplumber.testing import MemoryClient, MemoryServer, replies
+from asyncplumber.testing import MemoryClient, MemoryServer, parse_responses
 
 LIMIT = 4 * LARGE
 
@@ -48,11 +48,11 @@ class LimitTests(SynchronousTestCase):
 
     def sent(self, data: bytes) -> MemoryClient:
         client = self.server.connect()
-        client.say(data)
+        client.send(data)
         return client
 
     def statuses(self, client: MemoryClient) -> list[int]:
-        return [reply.status for reply in replies(client.heard())]
+        return [reply.status for reply in parse_responses(client.received())]
 
     def test_bodies_that_are_being_sent_count_with_what_has_come_of_them(self) -> None:
         """
@@ -63,18 +63,18 @@ class LimitTests(SynchronousTestCase):
         first = self.sent(whole[:-1])
         second = self.sent(whole[:-1])
         self.assertEqual(self.bodies.held, LIMIT - 2)
-        first.say(whole[-1:])
+        first.send(whole[-1:])
         self.assertEqual(self.statuses(first), [202])
         self.assertEqual(self.bodies.held, 2 * LARGE - 1)
         third = self.sent(whole[:-1])
-        second.say(b"xx")  # what is after the body is not of it
+        second.send(b"xx")  # what is after the body is not of it
         self.assertEqual(self.statuses(second)[:1], [202])
         fourth, fifth = self.sent(whole[:-1]), self.sent(post(b"x" * (2 * LARGE)))
-        [reply] = replies(fifth.heard())
+        [reply] = parse_responses(fifth.received())
         self.assertEqual((reply.status, reply.headers[b"retry-after"]), (429, b"1"))
         self.assertEqual(self.statuses(self.sent(post(b"x" * LARGE))), [202])
         for client in (third, fourth):
-            client.leave()
+            client.disconnect()
         self.server.settle()
         self.assertEqual(self.bodies.held, 0)
 
@@ -106,12 +106,12 @@ class LimitTests(SynchronousTestCase):
         other = self.sent(head + chunk * 2)
         client = self.sent(head + chunk)
         self.assertEqual(self.bodies.held, 2 * LARGE)
-        client.say(chunk)
+        client.send(chunk)
         self.assertEqual(self.bodies.held, LIMIT)
-        client.say(chunk)
+        client.send(chunk)
         self.assertEqual(self.statuses(client), [429])
         self.assertEqual(self.bodies.held, 2 * LARGE)
-        other.say(b"0\r\n\r\n")
+        other.send(b"0\r\n\r\n")
         self.assertEqual((self.statuses(other), self.bodies.held), ([202], 0))
 
     def test_a_body_that_came_in_pieces_is_whole(self) -> None:
@@ -120,7 +120,7 @@ class LimitTests(SynchronousTestCase):
         for step in (len(body) - 1, 100, 1):
             client = self.sent(post(body)[: -len(body)])
             for start in range(0, len(body), step):
-                client.say(body[start : start + step])
+                client.send(body[start : start + step])
             self.assertEqual(self.statuses(client), [202])
         history = self.server.plumber.store.history
         position = self.successResultOf(history.ensure("a"))

@@ -8,7 +8,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.http.connection import LINGER, MAX_BACKLOG
-from asyncplumber.testing import MemoryClient, MemoryServer, replies
+from asyncplumber.testing import MemoryClient, MemoryServer, parse_responses
 from harness.http_text import EVENT_STREAM, GET, POLL, error_code, post
 
 ODD_BYTES = b"\x0b\x0c\x1c\x1d\x1e\x85"
@@ -39,7 +39,7 @@ class RequestTests(SynchronousTestCase):
     def test_somebody_got_it(self) -> None:
         """201, and how many."""
         for _ in range(2):
-            self.server.connect().say(EVENT_STREAM)
+            self.server.connect().send(EVENT_STREAM)
         reply = self.server.post("a", b"{}")
         self.assertEqual((reply.status, json.loads(reply.body)["subscribers"]), (201, 2))
 
@@ -60,7 +60,7 @@ class RequestTests(SynchronousTestCase):
             post(b"3"),
             GET,
         ]
-        found = self.server.ask(b"".join(requests))
+        found = self.server.exchange(b"".join(requests))
         self.assertEqual([reply.status for reply in found], [202, 200, 400, 202, 200])
         self.assertTrue(json.loads(found[3].body)["cursor"].endswith(".2"))
 
@@ -68,8 +68,8 @@ class RequestTests(SynchronousTestCase):
         """Two of them, with nothing between."""
         client = self.server.connect()
         for byte in post(b'{"n":1}') + GET:
-            client.say(bytes([byte]))
-        self.assertEqual([reply.status for reply in replies(client.heard())], [202, 200])
+            client.send(bytes([byte]))
+        self.assertEqual([reply.status for reply in parse_responses(client.received())], [202, 200])
 
     def test_thousands_of_pipelined_requests_do_not_nest(self) -> None:
         """Nor do those that ask for HTTP/2."""
@@ -78,7 +78,7 @@ class RequestTests(SynchronousTestCase):
             GET[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
             GET.replace(b"healthz", b"events/%00"),
         ):
-            found = self.server.ask(request * 3000)
+            found = self.server.exchange(request * 3000)
             self.assertEqual(len(found), 3000)
         self.assertEqual({reply.status for reply in found}, {400})
 
@@ -91,8 +91,8 @@ class RequestTests(SynchronousTestCase):
         ):
             for path in (b"/healthz", b"/events/%00"):
                 client = self.server.connect()
-                client.say(b"GET %b %b\r\n\r\n" % (path, lines))
-                reply = replies(client.heard())[0]
+                client.send(b"GET %b %b\r\n\r\n" % (path, lines))
+                reply = parse_responses(client.received())[0]
                 self.assertEqual(client.ended is None, kept, (path, lines))
                 self.assertEqual(reply.headers.get(b"connection"), None if kept else b"close")
 
@@ -101,7 +101,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(
             [
                 reply.status
-                for reply in self.server.ask(post(b"1", b"/hooks/a", b"Connection: close") + GET)
+                for reply in self.server.exchange(post(b"1", b"/hooks/a", b"Connection: close") + GET)
             ],
             [202],
         )
@@ -110,29 +110,29 @@ class RequestTests(SynchronousTestCase):
         """Expect: 100-continue; HTTP/1.0 does not know of it."""
         client = self.server.connect()
         head, body = post(b"12", b"/hooks/a", b"Expect: 100-continue").split(b"\r\n\r\n")
-        client.say(head + b"\r\n\r\n")
-        self.assertEqual(client.heard(), b"HTTP/1.1 100 Continue\r\n\r\n")
-        client.say(body)
-        self.assertEqual(replies(client.heard())[0].status, 202)
+        client.send(head + b"\r\n\r\n")
+        self.assertEqual(client.received(), b"HTTP/1.1 100 Continue\r\n\r\n")
+        client.send(body)
+        self.assertEqual(parse_responses(client.received())[0].status, 202)
         client = self.server.connect()
-        client.say(head.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n\r\n")
-        self.assertEqual(client.heard(), b"")
+        client.send(head.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n\r\n")
+        self.assertEqual(client.received(), b"")
 
     def test_a_body_too_large_is_refused_before_it_is_asked_for(self) -> None:
         """No 100 comes before the 413."""
         head = post(b"x" * 1001, b"/hooks/a", b"Expect: 100-continue").partition(b"\r\n\r\n")[0]
-        self.assertEqual(error_code(self.server.ask(head + b"\r\n\r\n")[0]), (413, "too-large"))
+        self.assertEqual(error_code(self.server.exchange(head + b"\r\n\r\n")[0]), (413, "too-large"))
 
     def test_head_has_no_body(self) -> None:
         """By either way; what follows on the connection is not disturbed."""
         for path in (b"/healthz", b"/hooks/a", b"/events/a", b"/nope"):
             head = b"HEAD %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path
             client = self.server.connect()
-            client.say(head)
-            alone = client.heard()
+            client.send(head)
+            alone = client.received()
             self.assertTrue(alone.endswith(b"\r\n\r\n"), path)
-            client.say(GET)
-            self.assertEqual(replies(client.heard())[0].status, 200)
+            client.send(GET)
+            self.assertEqual(parse_responses(client.received())[0].status, 200)
 
     def test_bodies_may_come_in_chunks(self) -> None:
         """With extensions; trailers are not taken for headers."""
@@ -143,8 +143,8 @@ class RequestTests(SynchronousTestCase):
         chunks = b"3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nWebhook-Id: forged\r\n\r\n"
         client = self.server.connect()
         for start in range(0, len(head + chunks), 7):
-            client.say((head + chunks)[start : start + 7])
-        receipt = json.loads(replies(client.heard())[0].body)
+            client.send((head + chunks)[start : start + 7])
+        receipt = json.loads(parse_responses(client.received())[0].body)
         self.assertNotEqual(receipt["id"], "forged")
         events = self.server.request("GET", "/events/a?after=earliest")
         self.assertEqual(json.loads(events.body)["events"][0]["data"], "abcde")
@@ -168,7 +168,7 @@ class RequestTests(SynchronousTestCase):
         """As a proxy sends it (RFC 9112, 3.2.2)."""
         request = post(b"1").replace(b" /hooks/a ", b" http://localhost/hooks/a ")
         self.assertEqual(
-            self.server.ask(request + GET.replace(b" /", b" http://localhost/"))[0].status, 202
+            self.server.exchange(request + GET.replace(b" /", b" http://localhost/"))[0].status, 202
         )
 
     def test_another_protocol_is_not_needed(self) -> None:
@@ -178,7 +178,7 @@ class RequestTests(SynchronousTestCase):
             b"Upgrade: h2c",
             b"HTTP2-Settings: AAMAAABk",
         )
-        found = self.server.ask(post(b'"kept"', b"/hooks/a", *upgrade) + GET)
+        found = self.server.exchange(post(b'"kept"', b"/hooks/a", *upgrade) + GET)
         self.assertEqual([reply.status for reply in found], [202, 200])
         self.assertIn(b'"data":"kept"', self.server.request("GET", "/events/a?after=earliest").body)
 
@@ -203,19 +203,19 @@ class BadRequestTests(SynchronousTestCase):
     def refused(self, data: bytes) -> tuple[int, str]:
         """The last answer to these bytes; the connection is closed after it."""
         client = self.server.connect()
-        client.say(data)
+        client.send(data)
         self.server.advance(LINGER + 2)
         self.assertIsNot(client.ended, None)
-        reply = replies(client.heard())[-1]
+        reply = parse_responses(client.received())[-1]
         self.assertEqual(reply.headers[b"connection"], b"close")
         return error_code(reply)
 
     def test_a_body_at_the_limit_is_taken(self) -> None:
         """And one byte more is not, however it comes."""
         head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-        self.assertEqual(self.server.ask(post(b"x" * 1000))[0].status, 202)
+        self.assertEqual(self.server.exchange(post(b"x" * 1000))[0].status, 202)
         self.assertEqual(
-            self.server.ask(head + b"3e8\r\n%b\r\n0\r\n\r\n" % (b"x" * 1000))[0].status, 202
+            self.server.exchange(head + b"3e8\r\n%b\r\n0\r\n\r\n" % (b"x" * 1000))[0].status, 202
         )
         self.assertEqual(self.refused(post(b"x" * 1001)), (413, "too-large"))
         self.assertEqual(
@@ -233,10 +233,10 @@ class BadRequestTests(SynchronousTestCase):
         head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         for beginning in (b"1;", b"0\r\nX: "):
             client = self.server.connect()
-            client.say(head + beginning)
+            client.send(head + beginning)
             for _ in range(20):
-                client.say(b"x" * 1000)
-            self.assertEqual(replies(client.heard())[0].status, 413)
+                client.send(b"x" * 1000)
+            self.assertEqual(parse_responses(client.received())[0].status, 413)
 
     def test_a_head_beyond_the_limit(self) -> None:
         """In one line or many, whole or never ending, in the path or in a header."""
@@ -246,10 +246,10 @@ class BadRequestTests(SynchronousTestCase):
         )
         self.assertEqual(self.refused(GET[:-2] + b"X: y\r\n" * 100 + b"\r\n")[0], 431)
         client = self.server.connect()
-        client.say(GET[:-2] + b"X: ")
+        client.send(GET[:-2] + b"X: ")
         for _ in range(3):
-            client.say(b"x" * 1000)
-        self.assertEqual(replies(client.heard())[0].status, 431)
+            client.send(b"x" * 1000)
+        self.assertEqual(parse_responses(client.received())[0].status, 431)
 
     def test_bytes_that_servers_read_differently(self) -> None:
         """In a header or in the path, by either way."""
@@ -287,17 +287,17 @@ class BadRequestTests(SynchronousTestCase):
     def test_what_came_before_the_nonsense_is_answered(self) -> None:
         """In order, although the event is kept only later."""
         client = self.server.connect()
-        client.say(post(b"1") + b"nonsense\r\n\r\n")
-        self.assertEqual([reply.status for reply in replies(client.heard())], [202, 400])
+        client.send(post(b"1") + b"nonsense\r\n\r\n")
+        self.assertEqual([reply.status for reply in parse_responses(client.received())], [202, 400])
 
     def test_a_refused_client_can_read_the_answer_although_it_is_still_sending(self) -> None:
         """What it sends is dropped for a while, and then its connection is cut off."""
         client = self.server.connect()
-        client.say(post(b"x" * 2000))
+        client.send(post(b"x" * 2000))
         for _ in range(3):
-            client.say(b"x" * 100_000)
+            client.send(b"x" * 100_000)
         self.assertEqual(
-            [error_code(reply) for reply in replies(client.heard())], [(413, "too-large")]
+            [error_code(reply) for reply in parse_responses(client.received())], [(413, "too-large")]
         )
 
     def test_accounts_that_cannot_be(self) -> None:
@@ -310,7 +310,7 @@ class BadRequestTests(SynchronousTestCase):
                     else GET.replace(b"/healthz", way + path)
                 )
                 self.assertEqual(
-                    error_code(self.server.ask(request)[0]), (400, "bad-account"), request
+                    error_code(self.server.exchange(request)[0]), (400, "bad-account"), request
                 )
 
     def test_unknown_paths(self) -> None:
@@ -403,8 +403,8 @@ class DetailTests(SynchronousTestCase):
             b"1\r\n1\r\n0\r\n\r\n"
         )
         for coding in (b"gzip, chunked", b"identity, chunked"):
-            self.assertEqual(self.server.ask(request % coding)[0].status, 501, coding)
-        self.assertEqual(self.server.ask(request % b"Chunked")[0].status, 202)
+            self.assertEqual(self.server.exchange(request % coding)[0].status, 501, coding)
+        self.assertEqual(self.server.exchange(request % b"Chunked")[0].status, 202)
 
     def test_a_compressed_body_is_refused(self) -> None:
         """It would reach browsers without a word of its encoding; identity is no encoding."""
@@ -437,19 +437,19 @@ class DetailTests(SynchronousTestCase):
             self.assertEqual(reply.headers[b"x-content-type-options"], b"nosniff")
             self.assertNotIn(b"server", reply.headers)
         client = self.server.connect()
-        client.say(EVENT_STREAM)
-        self.assertIn(b"\r\nDate: ", client.heard())
+        client.send(EVENT_STREAM)
+        self.assertIn(b"\r\nDate: ", client.received())
 
     def test_a_client_that_waits_behind_another_request_is_told_to_continue(self) -> None:
         """When the request before it is answered (RFC 9110, 10.1.1)."""
         for before in (post(b"1"), GET):
             client = self.server.connect()
             head, _, _ = post(b"22", b"/hooks/b", b"Expect: 100-continue").rpartition(b"22")
-            client.say(before + head)
-            heard = client.heard()
+            client.send(before + head)
+            heard = client.received()
             self.assertTrue(heard.endswith(b"HTTP/1.1 100 Continue\r\n\r\n"), heard)
-            client.say(b"22")
-            self.assertEqual(replies(client.heard())[0].status, 202)
+            client.send(b"22")
+            self.assertEqual(parse_responses(client.received())[0].status, 202)
 
     def test_a_half_closed_request_is_answered(self) -> None:
         """The client has said all it has to say, and waits for the answers."""
@@ -457,7 +457,7 @@ class DetailTests(SynchronousTestCase):
         client.protocol.dataReceived(post(b"1") + post(b"2") + GET)
         client.protocol.readConnectionLost()
         self.server.settle()
-        self.assertEqual([reply.status for reply in replies(client.heard())], [202, 202, 200])
+        self.assertEqual([reply.status for reply in parse_responses(client.received())], [202, 202, 200])
         self.assertIs(client.ended, ConnectionDone)
         self.assertEqual(self.server.listener.connections, set())
 
@@ -465,15 +465,15 @@ class DetailTests(SynchronousTestCase):
         """Its rest will not come: the connection is closed at once."""
         for begun in (b"", post(b"1234")[:-2]):
             client = self.server.connect()
-            client.say(begun)
+            client.send(begun)
             client.protocol.readConnectionLost()
             self.server.settle()
-            self.assertEqual((client.heard(), client.ended), (b"", ConnectionDone))
+            self.assertEqual((client.received(), client.ended), (b"", ConnectionDone))
 
     def test_a_half_closed_long_poll_has_gone(self) -> None:
         """A client that went away looks the same, and must not be counted as a subscriber."""
         client = self.server.connect()
-        client.say(POLL)
+        client.send(POLL)
         self.assertEqual(self.server.plumber.hub.count("a"), 1)
         client.protocol.readConnectionLost()
         self.server.settle()
@@ -490,7 +490,7 @@ class DetailTests(SynchronousTestCase):
             client.protocol.dataReceived(post(b"1") + subscribe)
             client.protocol.readConnectionLost()
             self.server.settle()
-            self.assertEqual([reply.status for reply in replies(client.heard())], [202])
+            self.assertEqual([reply.status for reply in parse_responses(client.received())], [202])
             self.assertEqual(
                 (self.server.plumber.hub.count("a"), client.ended), (0, ConnectionDone)
             )
@@ -498,15 +498,15 @@ class DetailTests(SynchronousTestCase):
     def test_a_receipt_is_not_reset_by_the_end_of_a_long_poll(self) -> None:
         """The client goes while it polls, with the receipt of its POST still on the way."""
         client = self.server.connect()
-        client.say(post(b"1") + POLL)
+        client.send(post(b"1") + POLL)
         client.protocol.readConnectionLost()
         self.server.settle()
-        self.assertEqual([reply.status for reply in replies(client.heard())], [202])
+        self.assertEqual([reply.status for reply in parse_responses(client.received())], [202])
         self.assertIs(client.ended, ConnectionDone)
 
     def test_an_unknown_method_may_follow_another_request(self) -> None:
         """In one packet: each is answered by what it is."""
-        found = self.server.ask(post(b"1") + b"BREW /pot HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        found = self.server.exchange(post(b"1") + b"BREW /pot HTTP/1.1\r\nHost: localhost\r\n\r\n")
         self.assertEqual([reply.status for reply in found], [202, 501])
 
     def test_compressed_bodies_are_refused_everywhere(self) -> None:
@@ -540,23 +540,23 @@ class TimeoutTests(SynchronousTestCase):
     def stalled(self, data: bytes, seconds: float) -> MemoryClient:
         """A client that says this, and then nothing."""
         client = self.server.connect()
-        client.say(data)
+        client.send(data)
         self.server.advance(seconds)
         return client
 
     def test_a_stalled_request_is_ended(self) -> None:
         """In its head or in its body, after the time it has for the whole."""
         for data in (b"G", GET[:-2], post(b"1" * 10)[:-1]):
-            self.assertEqual(self.stalled(data, 9).heard(), b"")
+            self.assertEqual(self.stalled(data, 9).received(), b"")
             client = self.stalled(data, 12)
-            self.assertEqual(error_code(replies(client.heard())[0]), (408, "too-slow"), data)
+            self.assertEqual(error_code(parse_responses(client.received())[0]), (408, "too-slow"), data)
 
     def test_a_trickle_is_no_request(self) -> None:
         """Neither blank lines nor a byte now and then prolong it."""
         for beginning, drop in ((b"", b"\r\n"), (b"GET /", b"x")):
             client = self.stalled(beginning, 0)
             for _ in range(25):
-                client.say(drop)
+                client.send(drop)
                 self.server.advance(1)
             self.assertIsNot(client.ended, None, beginning)
 
@@ -567,14 +567,14 @@ class TimeoutTests(SynchronousTestCase):
             self.assertIs(client.ended, None)
             self.server.advance(3)
             self.assertEqual(
-                (client.ended, len(replies(client.heard()))), (ConnectionDone, answers)
+                (client.ended, len(parse_responses(client.received()))), (ConnectionDone, answers)
             )
 
     def test_a_refused_client_that_stays_is_hung_up_on(self) -> None:
         """It has `LINGER` seconds."""
         client = self.server.connect()
         client.loseWriteConnection = lambda: None  # type: ignore[attr-defined]
-        client.say(b"nonsense\r\n\r\n")
+        client.send(b"nonsense\r\n\r\n")
         self.assertIs(client.ended, None)
         self.server.advance(LINGER + 2)
         self.assertIs(client.ended, ConnectionAborted)
@@ -587,39 +587,39 @@ class TimeoutTests(SynchronousTestCase):
         client = self.server.connect()
         client.reading = False
         for _ in range(10):
-            client.say(post(b"1") * 100)
+            client.send(post(b"1") * 100)
         self.assertLess(self.server.plumber.intake.accepted, 3)
-        client.read()
+        client.resume_reading()
         self.assertEqual(self.server.plumber.intake.accepted, 1000)
-        self.assertEqual(len(replies(client.value())), 1000)
+        self.assertEqual(len(parse_responses(client.value())), 1000)
 
     def test_a_client_that_never_reads_again_is_cut_off(self) -> None:
         """An answer that is not taken keeps no connection alive."""
         client = self.server.connect()
         client.reading = False
-        client.say(GET * 2)
+        client.send(GET * 2)
         self.server.advance(35)
         self.assertIs(client.ended, ConnectionAborted)
 
     def test_what_comes_while_an_answer_is_awaited_is_bounded(self) -> None:
         """The rest stays in the kernel, and comes later."""
         client = self.server.connect()
-        client.say(b"GET /events/a?wait=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.send(b"GET /events/a?wait=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         paused: list[str] = []
         client.pauseProducing = lambda: paused.append("pause")  # type: ignore[method-assign]
         client.resumeProducing = lambda: paused.append("resume")  # type: ignore[method-assign]
         for _ in range(3):
-            client.say(GET * (MAX_BACKLOG // len(GET) - 1))
+            client.send(GET * (MAX_BACKLOG // len(GET) - 1))
         self.assertEqual(paused, ["pause"])
         self.server.advance(6)
         self.assertEqual(paused, ["pause", "resume"])
-        self.assertGreater(len(replies(client.heard())), 3000)
+        self.assertGreater(len(parse_responses(client.received())), 3000)
 
     def test_a_client_that_leaves_before_its_turn_leaves_nothing(self) -> None:
         """Its POST is kept; the stream that it asked for behind it never begins."""
         client = self.server.connect()
         client.protocol.dataReceived(post(b"1") + EVENT_STREAM)
-        client.leave()
+        client.disconnect()
         self.server.settle()
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
         self.assertEqual(self.server.plumber.intake.accepted, 1)
@@ -632,13 +632,13 @@ class StoppingTests(SynchronousTestCase):
         """A long-poll gets its empty answer at once, an idle connection a plain close."""
         server = MemoryServer()
         idle, used, poll = [server.connect() for _ in range(3)]
-        used.say(GET)
-        poll.say(POLL)
+        used.send(GET)
+        poll.send(POLL)
         stopped = server.stop()
         server.advance(30)
         self.successResultOf(stopped)
         self.assertEqual([idle.ended, used.ended, poll.ended], [ConnectionDone] * 3)
-        reply = replies(poll.heard())[0]
+        reply = parse_responses(poll.received())[0]
         self.assertEqual((reply.status, reply.headers[b"connection"]), (200, b"close"))
         self.assertEqual(json.loads(reply.body)["events"], [])
         self.assertEqual(server.clock.getDelayedCalls(), [])

@@ -24,7 +24,7 @@ from asyncplumber.http.connection_state import (
     State,
 )
 from asyncplumber.http.responses import Response
-from asyncplumber.testing import MemoryClient, MemoryServer, replies
+from asyncplumber.testing import MemoryClient, MemoryServer, parse_responses
 from harness.http_text import EVENT_STREAM, GET, POLL, post
 
 
@@ -58,7 +58,7 @@ class WayTests(SynchronousTestCase):
     def test_a_request_that_is_answered(self) -> None:
         """It is read, answered, and the next one is read."""
         self.check(READING)
-        self.client.say(POLL)
+        self.client.send(POLL)
         self.check(ANSWERING)
         self.server.post("a", b"1")
         self.check(READING)
@@ -66,20 +66,20 @@ class WayTests(SynchronousTestCase):
     def test_a_response_that_is_not_taken(self) -> None:
         """Nothing more is read until it is."""
         self.client.reading = False
-        self.client.say(GET)
+        self.client.send(GET)
         self.check(BLOCKED)
-        self.client.say(GET)
+        self.client.send(GET)
         self.check(BLOCKED)
-        self.client.read()
+        self.client.resume_reading()
         self.check(READING)
-        self.assertEqual(len(replies(self.client.heard())), 2)
+        self.assertEqual(len(parse_responses(self.client.received())), 2)
 
     def test_a_refusal(self) -> None:
         """The client may send on for a while; then the connection is cut off."""
         self.client.loseWriteConnection = lambda: None  # type: ignore[attr-defined]
-        self.client.say(b"nonsense\r\n\r\n")
+        self.client.send(b"nonsense\r\n\r\n")
         self.check(LINGERING)
-        self.client.say(b"more nonsense")
+        self.client.send(b"more nonsense")
         self.check(LINGERING)
         self.server.advance(LINGER + 2)
         self.check(LOST)
@@ -87,7 +87,7 @@ class WayTests(SynchronousTestCase):
     def test_a_refused_client_that_closes(self) -> None:
         """Both directions have ended: nothing is waited for."""
         self.client.loseWriteConnection = lambda: None  # type: ignore[attr-defined]
-        self.client.say(b"nonsense\r\n\r\n")
+        self.client.send(b"nonsense\r\n\r\n")
         self.connection.readConnectionLost()
         self.check(CLOSING)
         self.server.settle()
@@ -96,31 +96,31 @@ class WayTests(SynchronousTestCase):
     def test_the_last_response(self) -> None:
         """The transport closes when the client has it."""
         self.client.reading = False
-        self.client.say(GET[:-2] + b"Connection: close\r\n\r\n")
+        self.client.send(GET[:-2] + b"Connection: close\r\n\r\n")
         self.check(CLOSING)
-        self.client.read()
+        self.client.resume_reading()
         self.check(LOST)
 
     def test_a_stream(self) -> None:
         """The connection has nothing to do with it any more."""
-        self.client.say(EVENT_STREAM)
+        self.client.send(EVENT_STREAM)
         self.check(DETACHED)
         self.assertNotIn(self.connection, self.server.listener.connections)
-        self.client.leave()
+        self.client.disconnect()
         self.check(DETACHED)
 
     def test_a_lost_connection(self) -> None:
         """In the midst of a request and of a response."""
         for data in (b"", b"GET", POLL):
             client = self.server.connect()
-            client.say(data)
-            client.leave()
+            client.send(data)
+            client.disconnect()
             self.assertIs(client.protocol.state, LOST)
 
     def test_an_illegal_transition_raises(self) -> None:
         """A stream cannot have a connection that nobody asked a stream of; nor one that is lost."""
         self.assertRaises(IllegalTransition, self.connection.detach, Protocol())
-        self.client.leave()
+        self.client.disconnect()
         self.assertRaises(IllegalTransition, self.connection.connectionLost, None)
 
     def test_a_second_response_raises(self) -> None:
@@ -129,10 +129,10 @@ class WayTests(SynchronousTestCase):
 
     def test_a_response_to_a_client_that_has_gone_is_dropped(self) -> None:
         """However late it comes."""
-        self.client.say(POLL)
-        self.client.leave()
+        self.client.send(POLL)
+        self.client.disconnect()
         self.connection.respond(Response(200, b"text/plain", b""))
-        self.assertEqual(self.client.heard(), b"")
+        self.assertEqual(self.client.received(), b"")
 
 
 REQUESTS = [
@@ -153,7 +153,7 @@ Step = Callable[[MemoryServer, MemoryClient], Any]
 
 def say(data: bytes) -> Step:
     """Return the step in which the client sends these bytes."""
-    return lambda server, client: client.say(data)
+    return lambda server, client: client.send(data)
 
 
 def stop_reading(server: MemoryServer, client: MemoryClient) -> None:
@@ -172,12 +172,12 @@ STEPS: list[Step] = [
     *map(say, REQUESTS),
     stop_reading,
     half_close,
-    lambda server, client: client.read(),
+    lambda server, client: client.resume_reading(),
     lambda server, client: server.post("a", b"1"),
     lambda server, client: server.advance(1),
     lambda server, client: server.advance(40),
     lambda server, client: server.listener.refuse(),
-    lambda server, client: client.leave(),
+    lambda server, client: client.disconnect(),
 ]
 
 
@@ -195,8 +195,8 @@ class GeneratedTests(SynchronousTestCase):
         connection = client.protocol
         for step in steps:
             step(server, client)
-        client.read()
-        client.leave()
+        client.resume_reading()
+        client.disconnect()
         server.settle()
         self.assertIn(connection.state, (DETACHED, LOST))
         self.assertEqual(server.listener.connections, set())

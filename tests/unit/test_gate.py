@@ -8,7 +8,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.rate_limited_log import INTERVAL
-from asyncplumber.testing import MemoryServer, Reply
+from asyncplumber.testing import ClientResponse, MemoryServer
 from harness.http_text import error_code, post
 
 
@@ -18,7 +18,7 @@ class OriginTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.server = MemoryServer(plumber={"origins": ["https://app.example"]})
 
-    def asked(self, method: str, path: str, origin: str, *headers: tuple[str, str]) -> Reply:
+    def asked(self, method: str, path: str, origin: str, *headers: tuple[str, str]) -> ClientResponse:
         """The answer to a page of this origin."""
         return self.server.request(
             method, path, [("Origin", origin), *headers], b"1" if method == "POST" else b""
@@ -53,9 +53,9 @@ class OriginTests(SynchronousTestCase):
         """An Origin that says nothing is not that of a Host that says nothing."""
         nobody = post(b"1", b"/hooks/a", b"Origin: null")
         absent = nobody.replace(b"Host: localhost\r\n", b"").replace(b"HTTP/1.1", b"HTTP/1.0")
-        self.assertEqual(error_code(self.server.ask(absent)[0]), (403, "forbidden"))
+        self.assertEqual(error_code(self.server.exchange(absent)[0]), (403, "forbidden"))
         empty = nobody.replace(b"Host: localhost", b"Host: ")
-        self.assertEqual(error_code(self.server.ask(empty)[0]), (400, "bad-request"))
+        self.assertEqual(error_code(self.server.exchange(empty)[0]), (400, "bad-request"))
 
     def test_our_own_pages_are_welcome(self) -> None:
         """
@@ -104,8 +104,8 @@ class OriginTests(SynchronousTestCase):
         preflight = ("Access-Control-Request-Method", "POST")
         stream = self.server.connect()
         words = f"Host: localhost\r\nAccept: text/event-stream\r\nOrigin: {origin}"
-        stream.say(f"GET /events/a HTTP/1.1\r\n{words}\r\n\r\n".encode())
-        head = stream.heard().partition(b"\r\n\r\n")[0]
+        stream.send(f"GET /events/a HTTP/1.1\r\n{words}\r\n\r\n".encode())
+        head = stream.received().partition(b"\r\n\r\n")[0]
         found = {
             reply.headers.get(b"access-control-allow-credentials")
             for reply in (

@@ -13,7 +13,7 @@ from twisted.web.server import Site
 
 from asyncplumber.auth.hosts import Hosts, parse_hosts
 from asyncplumber.errors import PlumberError
-from asyncplumber.testing import MemoryServer, Reply, replies
+from asyncplumber.testing import ClientResponse, MemoryServer, parse_responses
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 8080)
 OUTSIDE = IPv4Address("TCP", "172.17.0.2", 8080)
@@ -153,11 +153,11 @@ class GateTests(SynchronousTestCase):
             body,
         )
 
-    def own(self, *words: bytes) -> Reply:
+    def own(self, *words: bytes) -> ClientResponse:
         """Return the response of our own port."""
-        return self.server.ask(self.request(*words))[0]
+        return self.server.exchange(self.request(*words))[0]
 
-    def mounted(self, method: bytes, path: bytes, *words: bytes) -> Reply:
+    def mounted(self, method: bytes, path: bytes, *words: bytes) -> ClientResponse:
         """Return the response of the resource."""
         channel: Any = self.site.buildProtocol(None)
         transport = StringTransport(hostAddress=LOOPBACK)
@@ -165,7 +165,7 @@ class GateTests(SynchronousTestCase):
         channel.dataReceived(self.request(method, b"/plumber" + path, *words))
         self.server.settle()
         channel.connectionLost(None)
-        return replies(transport.value())[0]
+        return parse_responses(transport.value())[0]
 
     def test_dns_rebinding_is_refused(self) -> None:
         """A foreign Host, with an equal Origin or with none, as browsers send it."""
@@ -205,7 +205,7 @@ class GateTests(SynchronousTestCase):
             for ask in (self.own, self.mounted):
                 self.assertEqual(ask(b"POST", b"/hooks/a", host).status, 202)
         client = self.server.connect()
-        client.say(
+        client.send(
             self.request(
                 b"GET",
                 b"/events/a",
@@ -213,7 +213,7 @@ class GateTests(SynchronousTestCase):
                 b"Origin: https://push.example.com\r\n" + HANDSHAKE,
             )
         )
-        self.assertTrue(client.heard().startswith(b"HTTP/1.1 101 "))
+        self.assertTrue(client.received().startswith(b"HTTP/1.1 101 "))
 
     def test_the_target_counts_more_than_the_header(self) -> None:
         """A target that is a whole URL has the name in it (RFC 9112, section 3.2.2)."""
@@ -247,7 +247,7 @@ class GateTests(SynchronousTestCase):
 
     def test_http_1_0_has_no_host(self) -> None:
         """Some load balancers speak it, and no browser does."""
-        reply = self.server.ask(b"POST /hooks/a HTTP/1.0\r\nContent-Length: 1\r\n\r\n1")[0]
+        reply = self.server.exchange(b"POST /hooks/a HTTP/1.0\r\nContent-Length: 1\r\n\r\n1")[0]
         self.assertEqual(reply.status, 202)
 
     def test_a_refusal_leaves_the_connection_as_it_was(self) -> None:
@@ -257,5 +257,5 @@ class GateTests(SynchronousTestCase):
             for host in (b"evil.example", b"localhost", b"evil.example")
         ]
         self.assertEqual(
-            [reply.status for reply in self.server.ask(b"".join(requests))], [421, 202, 421]
+            [reply.status for reply in self.server.exchange(b"".join(requests))], [421, 202, 421]
         )

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.core.status import Figure, Figures
 from asyncplumber.http.metrics import CONTENT_TYPE, Metrics
-from asyncplumber.testing import MemoryServer, Reply
+from asyncplumber.testing import ClientResponse, MemoryServer
 
 
 def samples(text: bytes) -> dict[str, tuple[str, float]]:
@@ -27,13 +27,13 @@ class MetricsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.server = MemoryServer()
 
-    def metrics(self) -> Reply:
+    def metrics(self) -> ClientResponse:
         return self.server.request("GET", "/metrics")
 
     def test_they_are_prometheus_text_and_count(self) -> None:
         """Each figure has its kind, and counts in its own unit."""
         subscriber = self.server.connect()
-        subscriber.say(
+        subscriber.send(
             b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
         )
         self.server.post("a", b"1")

@@ -13,7 +13,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from asyncplumber import Plumber
-from asyncplumber.testing import NOW, MemoryClient, replies
+from asyncplumber.testing import NOW, MemoryClient, parse_responses
 from harness.frames import CLOSE, TEXT, close_code, handshake_request, server_frames
 from harness.memory_subscribers import MemoryEventSource
 from harness.mounted import MountedServer, klein_site, nested_site, quiet, twisted_site
@@ -71,7 +71,7 @@ class PlaceTests(ServerCase, SynchronousTestCase):
     def said(self, site: Site, request: bytes) -> MemoryClient:
         """Return a client of this site that has sent a request."""
         client = self.server.connect_to(site)
-        client.say(request)
+        client.send(request)
         return client
 
     def test_each_transport(self) -> None:
@@ -82,15 +82,15 @@ class PlaceTests(ServerCase, SynchronousTestCase):
             source = self.said(site, get(path, SSE))
             poll = self.said(site, get(path))
             self.assertEqual(self.server.post("a%2Fb", b'"x"').status, 201, prefix)
-            head, _, frames = socket.heard().partition(b"\r\n\r\n")
+            head, _, frames = socket.received().partition(b"\r\n\r\n")
             self.assertTrue(head.startswith(b"HTTP/1.1 101 "), prefix)
             opened, event = [json.loads(payload) for _, payload in server_frames(frames)]
             self.assertEqual((opened["type"], event["data"]), ("plumber.open", "x"))
-            self.assertIn(b'"data":"x"', source.heard())
-            (reply,) = replies(poll.heard())
+            self.assertIn(b'"data":"x"', source.received())
+            (reply,) = parse_responses(poll.received())
             self.assertEqual(json.loads(reply.body)["events"], [event])
             for client in (socket, source, poll):
-                client.leave()
+                client.disconnect()
         self.server.advance(2)
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
 
@@ -98,25 +98,25 @@ class PlaceTests(ServerCase, SynchronousTestCase):
         """The webhook, the page, the client script and the probes."""
         post = "POST {}/hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n1"
         for site, prefix in self.places:
-            (reply,) = replies(self.said(site, post.format(prefix).encode()).heard())
+            (reply,) = parse_responses(self.said(site, post.format(prefix).encode()).received())
             self.assertEqual(reply.status, 202, prefix)
             for path, kind in {
                 "/": b"text/html; charset=utf-8",
                 "/asyncplumber.js": b"text/javascript; charset=utf-8",
                 "/healthz": b"application/json",
             }.items():
-                (reply,) = replies(self.said(site, get(prefix + path)).heard())
+                (reply,) = parse_responses(self.said(site, get(prefix + path)).received())
                 self.assertEqual((reply.status, reply.headers[b"content-type"]), (200, kind))
 
     def test_the_page_is_found_without_its_slash(self) -> None:
         """Its links are relative to its folder.  Klein redirects by itself."""
         for site, prefix in self.places[:3]:
-            (reply,) = replies(self.said(site, get(prefix)).heard())
+            (reply,) = parse_responses(self.said(site, get(prefix)).received())
             self.assertEqual(reply.status, 308)
             self.assertTrue(reply.headers[b"location"].endswith(b"/plumber/"))
         site, prefix = self.places[0]
         for path, location in (("/plumber", b"./plumber/"), ("/plumber?x=1", b"./plumber/?x=1")):
-            (reply,) = replies(self.said(site, get(path)).heard())
+            (reply,) = parse_responses(self.said(site, get(path)).received())
             self.assertEqual(reply.headers[b"location"], location)
 
     def test_the_gate_is_in_front(self) -> None:
@@ -131,12 +131,12 @@ class PlaceTests(ServerCase, SynchronousTestCase):
                 (f"{prefix}/events/a?wait=x", 400),
                 (f"{prefix}/events/a", "X: a\x0bb", 400),
             ):
-                (reply,) = replies(self.said(site, get(path, *map(str, lines))).heard())
+                (reply,) = parse_responses(self.said(site, get(path, *map(str, lines))).received())
                 self.assertEqual(reply.status, status, (path, lines))
             foreign = self.said(site, get(f"{prefix}/events/a", SSE, host="evil.example"))
-            self.assertEqual(replies(foreign.heard())[0].status, 421)
+            self.assertEqual(parse_responses(foreign.received())[0].status, 421)
         for site, prefix in (self.places[0], self.places[3]):  # Klein folds the slashes of others
-            (reply,) = replies(self.said(site, get(f"{prefix}//events/a", SSE)).heard())
+            (reply,) = parse_responses(self.said(site, get(f"{prefix}//events/a", SSE)).received())
             self.assertEqual(reply.status, 404)
         self.assertEqual(self.server.plumber.hub.accounts, [])
 
@@ -167,11 +167,11 @@ class TakeOverTests(ServerCase, SynchronousTestCase):
         """The connection stays twisted.web's, for another try."""
         self.server = MountedServer(plumber={"subscribers": 1})
         first, second = MemoryEventSource(self.server), self.server.connect()
-        second.say(get("/events/a", SSE))
-        self.assertEqual(replies(second.heard())[0].status, 429)
+        second.send(get("/events/a", SSE))
+        self.assertEqual(parse_responses(second.received())[0].status, 429)
         first.leave()
-        second.say(get("/events/a", SSE))
-        self.assertTrue(second.heard().startswith(b"HTTP/1.1 200 OK"))
+        second.send(get("/events/a", SSE))
+        self.assertTrue(second.received().startswith(b"HTTP/1.1 200 OK"))
 
     def test_a_client_that_leaves_at_once_is_not_subscribed(self) -> None:
         """Whether its channel is open already or not."""
@@ -179,7 +179,7 @@ class TakeOverTests(ServerCase, SynchronousTestCase):
             for request in (handshake_request("/events/a"), get("/events/a", SSE)):
                 client = self.server.connect()
                 client.protocol.dataReceived(request)
-                client.leave()
+                client.disconnect()
                 self.server.settle()
                 self.assertEqual(
                     (self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0)
@@ -201,7 +201,7 @@ class TakeOverTests(ServerCase, SynchronousTestCase):
         inner: Any = self.server.plumber.resource()
         site = quiet(Site(Watched(), reactor=self.server.clock, timeout=5))
         client = self.server.connect_to(site)
-        client.say(get("/events/a", SSE))
+        client.send(get("/events/a", SSE))
         self.assertEqual(len(ended), 1)
         self.server.advance(40)
         self.assertIsNone(client.ended)
@@ -215,12 +215,12 @@ class TakeOverTests(ServerCase, SynchronousTestCase):
         for request in (handshake_request("/events/a"), get("/events/a", SSE)):
             channel.dataReceived(request)
             self.server.settle()
-            reply = replies(transport.value())[-1]
+            reply = parse_responses(transport.value())[-1]
             self.assertEqual(reply.status, 501)
             self.assertIn(b"long-poll", reply.body)
         channel.dataReceived(get("/events/a?wait=0"))
         self.server.settle()
-        self.assertEqual(replies(transport.value())[-1].status, 200)
+        self.assertEqual(parse_responses(transport.value())[-1].status, 200)
 
 
 class StopTests(SynchronousTestCase):
@@ -248,7 +248,7 @@ class StopTests(SynchronousTestCase):
         protocol: Any = self.site.buildProtocol(None)
         client = MemoryClient(self, protocol)  # type: ignore[arg-type]
         protocol.makeConnection(client)
-        client.say(request)
+        client.send(request)
         return client
 
     def test_clients_are_told_and_waited_for(self) -> None:
@@ -260,13 +260,13 @@ class StopTests(SynchronousTestCase):
         assert stopped is not None
         self.settle()
         self.assertNoResult(stopped)
-        (reply,) = replies(poll.heard())
+        (reply,) = parse_responses(poll.received())
         self.assertEqual((reply.status, json.loads(reply.body)["events"]), (200, []))
-        *notices, (opcode, payload) = server_frames(socket.heard().partition(b"\r\n\r\n")[2])
+        *notices, (opcode, payload) = server_frames(socket.received().partition(b"\r\n\r\n")[2])
         types = [json.loads(text)["type"] for kind, text in notices if kind == TEXT]
         self.assertEqual(types, ["plumber.open", "plumber.bye"])
         self.assertEqual((opcode, close_code(payload)), (CLOSE, 1001))
-        self.assertIn(b"event: plumber.bye", source.heard())
+        self.assertIn(b"event: plumber.bye", source.received())
         self.assertIs(source.ended, ConnectionDone)
         for _ in range(12):
             self.clock.advance(0.5)
@@ -281,11 +281,11 @@ class StopTests(SynchronousTestCase):
         if stopped is not None:
             self.successResultOf(stopped)
         refused = self.connect(get("/events/a", SSE))
-        self.assertEqual(replies(refused.heard())[0].status, 503)
+        self.assertEqual(parse_responses(refused.received())[0].status, 503)
         self.application.startService()
         self.settle()
         source = self.connect(get("/events/a", SSE))
-        self.assertTrue(source.heard().startswith(b"HTTP/1.1 200 OK"))
+        self.assertTrue(source.received().startswith(b"HTTP/1.1 200 OK"))
         for _ in range(32):
             self.clock.advance(0.5)
-        self.assertIn(b":\n\n", source.heard())
+        self.assertIn(b":\n\n", source.received())

@@ -75,7 +75,7 @@ class OutageTests(SynchronousTestCase):
             GET.replace(b"healthz", b"events/a"),
             GET.replace(b"healthz", b"accounts/a"),
         ):
-            found = server.ask(request + GET)
+            found = server.exchange(request + GET)
             self.assertEqual([error_code(found[0]), found[1].status], [(500, "internal"), 200])
             self.assertNotIn(b"1234", found[0].body)
             self.assertEqual(

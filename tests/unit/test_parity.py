@@ -18,7 +18,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 from twisted.web.static import File
 
-from asyncplumber.testing import MemoryServer, Reply, replies
+from asyncplumber.testing import ClientResponse, MemoryServer, parse_responses
 from harness.mounted import MountedServer, quiet
 
 _GENERATED = re.compile(rb'"id":"[0-9a-f]{20,}(\.\d+)?"|"(cursor|to)": ?"[0-9a-z]+\.')
@@ -70,10 +70,12 @@ class BothPaths:
     def ask(self, method: bytes, target: bytes, lines: Lines, body: bytes) -> tuple[Any, Any]:
         """Return the responses of each, without what is never the same."""
         data, bodies = wire(method, target, lines, body), method != b"HEAD"
-        return self._plain(self.fast.ask(data, bodies)), self._plain(self.full.ask(data, bodies))
+        return self._plain(self.fast.exchange(data, bodies)), self._plain(
+            self.full.exchange(data, bodies)
+        )
 
     @staticmethod
-    def _plain(found: list[Reply]) -> Any:
+    def _plain(found: list[ClientResponse]) -> Any:
         return [
             (
                 reply.status,
@@ -191,7 +193,7 @@ class ParityTests(ParityCase):
                 for method, body in ((b"GET", b""), (b"POST", b"1")):
                     self.assertEqual(self.check(method, slashes + path, [], body), 404, path)
         self.assertEqual(
-            self.paths.fast.ask(
+            self.paths.fast.exchange(
                 b"GET http://localhost//metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
             )[0].status,
             404,
@@ -302,16 +304,16 @@ class StreamedParityTests(TestCase):
         self.ours.listener.site = quiet(Site(root, reactor=self.ours.clock))
         self.theirs.site = quiet(Site(root, reactor=self.theirs.clock))
 
-    async def response(self, server: MemoryServer, data: bytes, bodies: bool) -> Reply:
+    async def response(self, server: MemoryServer, data: bytes, bodies: bool) -> ClientResponse:
         """Return the response to a request; twisted.web pulls by the real reactor."""
         client = server.connect()
-        client.say(data)
+        client.send(data)
         heard = b""
         for _ in range(1000):
-            heard += client.heard()
+            heard += client.received()
             # trial takes a `suppress` in this module for its own.
             with contextlib.suppress(ValueError, IndexError):
-                return replies(heard, bodies)[0]
+                return parse_responses(heard, bodies)[0]
             await deferLater(reactor, 0, server.settle)  # type: ignore[arg-type]
         raise AssertionError("the response does not end")
 

@@ -18,7 +18,7 @@ from twisted.web.static import File
 from zope.interface import implementer
 
 from asyncplumber.http.listener import REQUEST_TIMEOUT
-from asyncplumber.testing import MemoryServer, replies
+from asyncplumber.testing import MemoryServer, parse_responses
 from harness.mounted import quiet
 
 GET = b"GET /%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
@@ -101,12 +101,12 @@ class RequestChannelTests(SynchronousTestCase):
             (b"Range: bytes=9999999-\r\n", 416, b""),
         ):
             client = self.server.connect()
-            client.say(GET % (b"file", line) + GET % (b"none", b""))
-            answer, after = replies(client.heard())
+            client.send(GET % (b"file", line) + GET % (b"none", b""))
+            answer, after = parse_responses(client.received())
             self.assertEqual((answer.status, answer.body, after.status), (status, body, 404))
         client = self.server.connect()
-        client.say(GET % (b"file", b"Range: bytes=0-9,500000-500009\r\n"))
-        (answer,) = replies(client.heard())
+        client.send(GET % (b"file", b"Range: bytes=0-9,500000-500009\r\n"))
+        (answer,) = parse_responses(client.received())
         self.assertEqual(answer.status, 206)
         self.assertIn(data[:10], answer.body)
         self.assertIn(data[500_000:500_010], answer.body)
@@ -116,26 +116,26 @@ class RequestChannelTests(SynchronousTestCase):
         data = self.folder(1_000_000)
         client = self.server.connect()
         client.reading = False
-        client.say(GET % (b"file", b""))
-        heard = client.heard()
+        client.send(GET % (b"file", b""))
+        heard = client.received()
         self.assertLess(len(heard), 200_000)
-        client.read()
-        self.assertEqual(replies(heard + client.heard())[0].body, data)
+        client.resume_reading()
+        self.assertEqual(parse_responses(heard + client.received())[0].body, data)
 
     def test_a_producer_that_pushes_is_told_to_pause(self) -> None:
         """Once, and to go on when there is room."""
         ticker = Ticker(self.server.clock)
         self.serve(ticker)
         client = self.server.connect()
-        client.say(GET % (b"", b""))
+        client.send(GET % (b"", b""))
         self.server.advance(2)
         client.reading = False
         self.server.advance(20)
         self.assertEqual((ticker.told, ticker.sent), (["pause"], 4))
-        client.read()
+        client.resume_reading()
         self.server.advance(20)
         self.assertEqual(ticker.told, ["pause", "resume"])
-        self.assertEqual(replies(client.heard())[0].body, b"x" * 100)
+        self.assertEqual(parse_responses(client.received())[0].body, b"x" * 100)
 
     def test_a_producer_is_stopped_when_the_client_leaves(self) -> None:
         """While it is paused, and while it is not; nothing is left to be done."""
@@ -145,17 +145,17 @@ class RequestChannelTests(SynchronousTestCase):
             self.serve(ticker)
             client = self.server.connect()
             client.reading = reading
-            client.say(GET % (b"", b""))
+            client.send(GET % (b"", b""))
             self.server.advance(2)
-            client.leave()
+            client.disconnect()
             self.server.advance(2)
             # No resume comes before the stop, although there is room in what nobody reads.
             self.assertEqual(ticker.told, [*([] if reading else ["pause"]), "stop", "lost"])
         self.folder(1_000_000)
         client = self.server.connect()
         client.reading = False
-        client.say(GET % (b"file", b""))
-        client.leave()
+        client.send(GET % (b"file", b""))
+        client.disconnect()
         self.server.settle()
         self.assertEqual(len(self.server.clock.getDelayedCalls()), quiet)
 
@@ -180,7 +180,7 @@ class RequestChannelTests(SynchronousTestCase):
 
         self.serve(Broken())
         client = self.server.connect()
-        client.say(GET % (b"", b""))
+        client.send(GET % (b"", b""))
         self.assertIs(client.ended, ConnectionAborted)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.assertEqual(self.server.listener.connections, set())
@@ -190,24 +190,24 @@ class RequestChannelTests(SynchronousTestCase):
         data = self.folder(1_000_000)
         client = self.server.connect()
         client.reading = False
-        client.say(GET % (b"file", b""))
+        client.send(GET % (b"file", b""))
         self.server.advance(2 * REQUEST_TIMEOUT + 5)
         self.assertIsNot(client.ended, None)
         client = self.server.connect()
         client.reading = False
-        client.say(GET % (b"file", b""))
-        heard = client.heard()
+        client.send(GET % (b"file", b""))
+        heard = client.received()
         for _ in range(20):
             self.server.advance(REQUEST_TIMEOUT - 2)
-            client.read()
+            client.resume_reading()
             client.reading = False
-            heard += client.heard()
-        self.assertEqual(replies(heard)[0].body, data)
+            heard += client.received()
+        self.assertEqual(parse_responses(heard)[0].body, data)
 
     def test_a_second_producer_is_refused(self) -> None:
         """As by twisted.web's own channel."""
         ticker = Ticker(self.server.clock)
         self.serve(ticker)
         client = self.server.connect()
-        client.say(GET % (b"", b""))
+        client.send(GET % (b"", b""))
         self.assertRaises(RuntimeError, ticker.request.channel.registerProducer, ticker, True)

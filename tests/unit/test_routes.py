@@ -16,7 +16,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 from zope.interface import implementer
 
-from asyncplumber.testing import MemoryServer, replies
+from asyncplumber.testing import MemoryServer, parse_responses
 
 
 @implementer(IBodyProducer)
@@ -164,7 +164,7 @@ class FullPathTests(SynchronousTestCase):
         self.assertEqual(self.server.request("GET", "/healthz").status, 200)
         self.assertEqual(self.server.request("GET", "/readyz").status, 200)
         slow = self.server.connect()  # the stop waits for it
-        slow.say(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
+        slow.send(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
         slow.reading = False
         stopped = self.server.stop()
         self.assertEqual(self.server.request("GET", "/healthz").status, 200)
@@ -178,11 +178,11 @@ class FullPathTests(SynchronousTestCase):
         waiting: Deferred[None] = Deferred()
         self.patch(self.server.plumber.store, "ping", lambda: waiting)
         client = self.server.connect()
-        client.say(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        client.leave()
+        client.send(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.disconnect()
         waiting.callback(None)
         self.server.settle()
-        self.assertEqual(client.heard(), b"")
+        self.assertEqual(client.received(), b"")
 
     def test_what_was_posted_is_kept_although_nobody_waits_for_the_receipt(self) -> None:
         """A client that hangs up takes nothing back, and is no failure of ours."""
@@ -192,9 +192,9 @@ class FullPathTests(SynchronousTestCase):
             b"POST /hooks HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
             % (len(body), body)
         )
-        client.leave()
+        client.disconnect()
         self.server.settle()
-        self.assertEqual((self.server.plumber.intake.accepted, client.heard()), (1, b""))
+        self.assertEqual((self.server.plumber.intake.accepted, client.received()), (1, b""))
 
     def test_an_instance_takes_only_what_is_for_it(self) -> None:
         """410 for another's hooks and batches, and for accounts that nobody here wants."""
@@ -228,6 +228,6 @@ class PlainSiteTests(SynchronousTestCase):
             % kind
         )
         server.settle()
-        self.assertEqual(replies(transport.value())[0].status, 202)
+        self.assertEqual(parse_responses(transport.value())[0].status, 202)
         self.assertIn(b'"data":"a=1&b=2"', server.request("GET", "/events/a?after=earliest").body)
         channel.connectionLost(None)

@@ -382,7 +382,7 @@ class ChoiceTests(SynchronousTestCase):
         writes: list[bytes] = []
         write = client.write
         self.patch(client, "write", lambda data: writes.append(data) or write(data))
-        client.say(
+        client.send(
             b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
         )
         self.assertEqual(len(writes), 1)

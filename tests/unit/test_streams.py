@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.testing import MemoryServer, replies
+from asyncplumber.testing import MemoryServer, parse_responses
 from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.long_poll import MAX_RESPONSE_BYTES
 from asyncplumber.transports.stream import CLOSE_TIMEOUT
@@ -110,11 +110,11 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         """A stream that was asked for behind a POST begins behind its receipt."""
         client = self.server.connect()
         posted = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n1"
-        client.say(
+        client.send(
             posted
             + b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
         )
-        receipt, _, stream = client.heard().partition(b"}\n")
+        receipt, _, stream = client.received().partition(b"}\n")
         self.assertTrue(receipt.startswith(b"HTTP/1.1 202"))
         self.assertTrue(stream.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream"))
 
@@ -143,7 +143,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         slow.events()
         slow.client.reading = False
         self.post(*["x" * 100_000] * 12)
-        slow.client.read()
+        slow.client.resume_reading()
         drained.events()
         stopped = self.server.stop()
         self.server.advance(CLOSE_TIMEOUT + 1)
@@ -187,11 +187,11 @@ class LongPollTests(ServerCase, SynchronousTestCase):
     def test_an_answer_is_empty_when_the_wait_runs_out(self) -> None:
         """Not before, and not much later; it says where to go on."""
         client = self.server.connect()
-        client.say(b"GET /events/a?wait=3 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.send(b"GET /events/a?wait=3 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         self.server.advance(2.5)
-        self.assertEqual(client.heard(), b"")
+        self.assertEqual(client.received(), b"")
         self.server.advance(1)
-        answer = json.loads(replies(client.heard())[0].body)
+        answer = json.loads(parse_responses(client.received())[0].body)
         self.assertEqual((answer["events"], answer["cursor"][-2:]), ([], ".0"))
 
     def test_who_does_not_wait_is_answered_at_once(self) -> None:
@@ -207,10 +207,12 @@ class LongPollTests(ServerCase, SynchronousTestCase):
         """And the connection serves on."""
         client = self.server.connect()
         for turn in range(3):
-            client.say(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            self.assertEqual(client.heard(), b"")
+            client.send(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            self.assertEqual(client.received(), b"")
             self.post(turn)
-            self.assertEqual(json.loads(replies(client.heard())[0].body)["events"][0]["data"], turn)
+            self.assertEqual(
+                json.loads(parse_responses(client.received())[0].body)["events"][0]["data"], turn
+            )
 
     def test_one_answer_is_bounded(self) -> None:
         """The rest comes with the next; an event that is larger than the bound comes alone."""

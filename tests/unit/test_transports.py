@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from asyncplumber.testing import replies
+from asyncplumber.testing import parse_responses
 from asyncplumber.transports.long_poll import REPLAY_TIMEOUT
 from tests.subscribers import ByLongPoll, BySse, ByWebSocket, OnDelayed, OnMemory
 
@@ -47,12 +47,12 @@ class LongPollOnDelayedTests(ByLongPoll, OnDelayed, TestCase):
 
         self.patch(self.store.history, "read", read)
         client = self.server.connect()
-        client.say(
+        client.send(
             f"GET /events/a?after={cursor}&wait=0 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         )
         await self.advance(REPLAY_TIMEOUT - 0.5)
-        self.assertEqual((client.heard(), len(asked)), (b"", 1))
+        self.assertEqual((client.received(), len(asked)), (b"", 1))
         await self.advance(1)
-        (reply,) = replies(client.heard())
+        (reply,) = parse_responses(client.received())
         self.assertEqual((reply.status, reply.headers[b"retry-after"]), (503, b"2"))
         self.assertEqual(self.server.plumber.hub.subscribers, 0)

@@ -9,7 +9,7 @@ from typing import cast
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.testing import replies
+from asyncplumber.testing import parse_responses
 from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.frame_parser import (
     FRAME_BURST,
@@ -46,12 +46,12 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
     def test_the_handshake_is_answered_as_the_rfc_does(self) -> None:
         """With the example of RFC 6455; no extension is accepted."""
         client = self.server.connect()
-        client.say(
+        client.send(
             handshake_request(
                 "/events/a", "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
             )
         )
-        head = client.heard().partition(b"\r\n\r\n")[0].split(b"\r\n")
+        head = client.received().partition(b"\r\n\r\n")[0].split(b"\r\n")
         self.assertEqual(head[0], b"HTTP/1.1 101 Switching Protocols")
         self.assertIn(b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", head)
         self.assertFalse([line for line in head if b"extensions" in line.lower()])
@@ -68,11 +68,11 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """426 names the version, 400 is for a bad key; the connection can be used again."""
         for version in ("8", "12", "", "13, 8"):
             client = self.server.connect()
-            client.say(
+            client.send(
                 handshake_request(version=version)
                 + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
             )
-            refused, healthy = replies(client.heard())
+            refused, healthy = parse_responses(client.received())
             self.assertEqual(
                 (refused.status, refused.headers[b"sec-websocket-version"]), (426, b"13")
             )
@@ -85,13 +85,13 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
             "!!!!IHNhbXBsZSBub25jZQ==",
             "YQ==",
         ):
-            self.assertEqual(self.server.ask(handshake_request(key=key))[0].status, 400, key)
+            self.assertEqual(self.server.exchange(handshake_request(key=key))[0].status, 400, key)
         self.assertEqual(
-            self.server.ask(handshake_request("/events/a", "Content-Length: 3") + b"abc")[0].status,
+            self.server.exchange(handshake_request("/events/a", "Content-Length: 3") + b"abc")[0].status,
             400,
         )
-        self.assertEqual(self.server.ask(handshake_request("/healthz"))[0].status, 200)
-        self.assertEqual(self.server.ask(handshake_request("/events/%00"))[0].status, 400)
+        self.assertEqual(self.server.exchange(handshake_request("/healthz"))[0].status, 200)
+        self.assertEqual(self.server.exchange(handshake_request("/events/%00"))[0].status, 400)
 
     def test_a_frame_in_the_packet_of_the_handshake_is_read(self) -> None:
         """It may come before our response."""
@@ -104,15 +104,15 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """Whole, byte by byte, and between the fragments of a message."""
         socket = self.subscribe()
         socket.frames()
-        socket.client.say(client_frame(b"1", PING))
+        socket.client.send(client_frame(b"1", PING))
         for byte in client_frame(b"2", PING):
-            socket.client.say(bytes([byte]))
-        socket.client.say(
+            socket.client.send(bytes([byte]))
+        socket.client.send(
             client_frame(b"par", final=False)
             + client_frame(b"3", PING)
             + client_frame(b"t", 0, final=False)
         )
-        socket.client.say(client_frame(b"4", PING) + client_frame(b"s", 0))
+        socket.client.send(client_frame(b"4", PING) + client_frame(b"s", 0))
         self.assertEqual(socket.frames(), [(PONG, b"%d" % number) for number in (1, 2, 3, 4)])
 
     def test_frames_of_two_clients_do_not_mix(self) -> None:
@@ -120,12 +120,12 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         one, two = self.subscribe(), self.subscribe()
         for socket in (one, two):
             socket.frames()
-            socket.client.say(client_frame(b"warm", PING))
+            socket.client.send(client_frame(b"warm", PING))
         for first, second in zip(
             client_frame(b"for one", PING), client_frame(b"for two", PING), strict=True
         ):
-            one.client.say(bytes([first]))
-            two.client.say(bytes([second]))
+            one.client.send(bytes([first]))
+            two.client.send(bytes([second]))
         self.assertEqual(one.frames(), [(PONG, b"warm"), (PONG, b"for one")])
         self.assertEqual(two.frames(), [(PONG, b"warm"), (PONG, b"for two")])
 
@@ -133,9 +133,9 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """The frame is read to its end."""
         socket = self.subscribe()
         ping = client_frame(b"x" * 100, PING)
-        socket.client.say(ping[:50])
+        socket.client.send(ping[:50])
         self.post(1)
-        socket.client.say(ping[50:])
+        socket.client.send(ping[50:])
         self.assertEqual([opcode for opcode, _ in socket.frames()], [TEXT, TEXT, PONG])
 
     def test_a_parser_exists_only_amid_a_message(self) -> None:
@@ -143,13 +143,13 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         sockets = [self.subscribe() for _ in range(20)]
         self.assertEqual(self.parsers(), 0)
         for socket in sockets:
-            socket.client.say(client_frame(b"x", PING))
+            socket.client.send(client_frame(b"x", PING))
         self.assertEqual(self.parsers(), 0)
         for socket in sockets:
-            socket.client.say(client_frame(b"half", final=False))
+            socket.client.send(client_frame(b"half", final=False))
         self.assertEqual(self.parsers(), len(sockets))
         for socket in sockets:
-            socket.client.say(client_frame(b"whole", 0))
+            socket.client.send(client_frame(b"whole", 0))
         self.assertEqual(self.parsers(), 0)
         for client in self.server.clients:
             client.close_going_away(1.0)
@@ -168,9 +168,9 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         sockets = [self.subscribe() for _ in range(3)]
         for _ in range(2):
             for socket in sockets:
-                socket.client.say(client_frame(b"whole", PING) + client_frame(b"half", final=False))
+                socket.client.send(client_frame(b"whole", PING) + client_frame(b"half", final=False))
             for socket in sockets:
-                socket.client.say(client_frame(b"whole", 0))
+                socket.client.send(client_frame(b"whole", 0))
         self.assertEqual(len(made), 2 * len(sockets))
         self.assertEqual(len({id(parser) for parser, _ in made}), len(made))
         self.assertEqual(len({id(listener) for _, listener in made}), len(sockets))
@@ -182,8 +182,8 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         socket = self.subscribe()
         self.patch(WebSocketStream, "_parse", lambda *_: self.fail("it was parsed"))
         for _ in range(FRAME_BURST):
-            socket.client.say(client_frame(b"", PONG))
-        self.assertRaises(self.failureException, socket.client.say, client_frame(b"", PONG))
+            socket.client.send(client_frame(b"", PONG))
+        self.assertRaises(self.failureException, socket.client.send, client_frame(b"", PONG))
 
     def test_states_that_do_not_follow_raise(self) -> None:
         """A lost connection, for example, does not open again."""
@@ -202,12 +202,12 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
     def violation(self, data: bytes) -> int:
         """Send this, and return the close code; nothing follows it, and an answer ends it."""
         socket = self.subscribe()
-        socket.client.say(data)
+        socket.client.send(data)
         code, _ = socket.closed()
         self.post(1)
         self.assertEqual(socket.frames(), [])
         self.assertEqual(self.server.plumber.hub.count("a"), 0)
-        socket.client.say(client_frame(code.to_bytes(2, "big"), CLOSE))
+        socket.client.send(client_frame(code.to_bytes(2, "big"), CLOSE))
         self.assertIs(socket.client.ended, ConnectionDone)
         return code
 
@@ -243,7 +243,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """Also with 1014 (bad gateway); 1004 and 1015 must not be sent."""
         for code, answer in ((1012, 1000), (1013, 1000), (1014, 1000), (1004, 1002), (1015, 1002)):
             socket = self.subscribe()
-            socket.client.say(client_frame(code.to_bytes(2, "big"), CLOSE))
+            socket.client.send(client_frame(code.to_bytes(2, "big"), CLOSE))
             self.assertEqual(socket.closed()[0], answer)
 
     def test_our_subprotocol_is_chosen_where_it_is_offered(self) -> None:
@@ -254,14 +254,14 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
             ("plumber.v10", False),
         ):
             client = self.server.connect()
-            client.say(handshake_request("/events/a", f"Sec-WebSocket-Protocol: {offered}"))
-            head = client.heard().partition(b"\r\n\r\n")[0]
+            client.send(handshake_request("/events/a", f"Sec-WebSocket-Protocol: {offered}"))
+            head = client.received().partition(b"\r\n\r\n")[0]
             self.assertEqual(b"Sec-WebSocket-Protocol: plumber.v1" in head.split(b"\r\n"), chosen)
 
     def test_messages_of_a_client_are_ignored(self) -> None:
         """Up to the limits."""
         socket = self.subscribe()
-        socket.client.say(
+        socket.client.send(
             client_frame(b"x" * MAX_MESSAGE_BYTES)
             + client_frame(b"\xff", BINARY)
             + client_frame(b"", PONG)
@@ -273,7 +273,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """Its close frame is answered with 1000; nothing of the client is left."""
         for payload in (b"", b"\x03\xe8", b"\x0f\xa0bye"):
             socket = self.subscribe()
-            socket.client.say(client_frame(payload, CLOSE))
+            socket.client.send(client_frame(payload, CLOSE))
             self.assertEqual(socket.closed()[0], 1000)
             self.assertIs(socket.client.ended, ConnectionDone)
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
@@ -302,7 +302,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
             self.server.advance(HEARTBEAT)
             for opcode, payload in alive.frames():
                 self.assertEqual((opcode, payload), (PING, b""))
-                alive.client.say(client_frame(payload, PONG))
+                alive.client.send(client_frame(payload, PONG))
         self.assertEqual((dead.client.ended, alive.client.ended), (ConnectionAborted, None))
 
     def test_nothing_follows_a_close_frame(self) -> None:
@@ -326,7 +326,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
             self.assertEqual(json.loads(bye)["type"], "plumber.bye")
             self.assertLessEqual(json.loads(bye)["data"]["reconnect_after"], 5)
             self.assertEqual((opcode, payload[:2]), (CLOSE, (1001).to_bytes(2, "big")))
-        polite.client.say(client_frame((1001).to_bytes(2, "big"), CLOSE))
+        polite.client.send(client_frame((1001).to_bytes(2, "big"), CLOSE))
         self.assertEqual((polite.client.ended, rude.client.ended), (ConnectionDone, None))
         self.server.advance(CLOSE_TIMEOUT + 2)
         self.assertIs(rude.client.ended, ConnectionAborted)
@@ -337,7 +337,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """It has sent a close frame, and never reads the answer."""
         socket = self.subscribe()
         socket.client.reading = False
-        socket.client.say(client_frame(b"", CLOSE))
+        socket.client.send(client_frame(b"", CLOSE))
         self.assertIs(socket.client.ended, None)
         self.server.advance(CLOSE_TIMEOUT + 1)
         self.assertIs(socket.client.ended, ConnectionAborted)

@@ -51,16 +51,16 @@ class LimitTests(SynchronousTestCase):
         """Send a frame so many times, no faster than is allowed."""
         for _ in range(count):
             self.server.advance(1 / FRAME_RATE)
-            socket.client.say(frame)
+            socket.client.send(frame)
 
     def test_the_fragments_of_a_message_are_limited(self) -> None:
         """Empty ones count; one too many ends the connection with 1009."""
         for opcode in (TEXT, BINARY):
             socket = self.subscribe()
-            socket.client.say(client_frame(b"", opcode, final=False))
+            socket.client.send(client_frame(b"", opcode, final=False))
             self.send_slowly(socket, EMPTY, MAX_FRAGMENTS - 1)
             self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
-            socket.client.say(EMPTY)
+            socket.client.send(EMPTY)
             self.assertEqual(socket.closed()[0], 1009)
 
     def test_a_message_of_the_most_fragments_is_taken(self) -> None:
@@ -83,36 +83,36 @@ class LimitTests(SynchronousTestCase):
         socket = self.subscribe()
         frame = client_frame(b"x" * MAX_MESSAGE_BYTES, final=False)
         for start in range(0, len(frame), 64):
-            socket.client.say(frame[start : start + 64])
+            socket.client.send(frame[start : start + 64])
         gc.collect()
         (client,) = self.server.clients
         parsers = [each for each in gc.get_objects() if issubclass(type(each), FrameParser)]
         (parser,) = [each for each in parsers if each.listener is client]
         self.assertLess(sum(held(value) for value in vars(parser).values()), 4096)
-        socket.client.say(client_frame(b"x", 0))
+        socket.client.send(client_frame(b"x", 0))
         self.assertEqual(socket.closed()[0], 1009)
 
     def test_a_burst_of_frames_is_limited(self) -> None:
         """All of a burst are answered; one more ends the connection with 1008."""
         socket = self.subscribe()
-        socket.client.say(client_frame(b"", PING) * FRAME_BURST)
+        socket.client.send(client_frame(b"", PING) * FRAME_BURST)
         self.assertEqual(socket.frames(), [(PONG, b"")] * FRAME_BURST)
-        socket.client.say(client_frame(b"", PING))
+        socket.client.send(client_frame(b"", PING))
         self.assertEqual(socket.closed()[0], 1008)
 
     def test_the_rate_of_frames_is_limited(self) -> None:
         """The allowance comes back with time, up to one burst."""
         socket = self.subscribe()
         for _ in range(3):
-            socket.client.say(client_frame(b"", PONG) * FRAME_BURST)
+            socket.client.send(client_frame(b"", PONG) * FRAME_BURST)
             self.server.advance(FRAME_BURST / FRAME_RATE)
         self.server.advance(10)
-        socket.client.say(client_frame(b"", PONG) * FRAME_BURST)
+        socket.client.send(client_frame(b"", PONG) * FRAME_BURST)
         self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
         self.server.advance(0.5)
-        socket.client.say(client_frame(b"", PONG) * (FRAME_RATE // 2))
+        socket.client.send(client_frame(b"", PONG) * (FRAME_RATE // 2))
         self.assertNotIn(CLOSE, [opcode for opcode, _ in socket.frames()])
-        socket.client.say(client_frame(b"", PONG))
+        socket.client.send(client_frame(b"", PONG))
         self.assertEqual(socket.closed()[0], 1008)
 
     def test_a_frame_in_pieces_is_one_frame(self) -> None:
@@ -120,8 +120,8 @@ class LimitTests(SynchronousTestCase):
         socket = self.subscribe()
         frame = client_frame(b"x" * (2 * FRAME_BURST))
         for byte in frame:
-            socket.client.say(bytes([byte]))
-        socket.client.say(client_frame(b"", PING))
+            socket.client.send(bytes([byte]))
+        socket.client.send(client_frame(b"", PING))
         self.assertEqual(socket.frames(), [(PONG, b"")])
 
     def test_what_follows_a_flood_is_not_parsed(self) -> None:
@@ -132,7 +132,7 @@ class LimitTests(SynchronousTestCase):
         self.patch(FrameParser, "onFrameBegin", lambda parser: begun.append(1) or begin(parser))
         flood = client_frame(b"") * 10_000
         for _ in range(10):
-            socket.client.say(flood)
+            socket.client.send(flood)
         self.assertEqual(len(begun), FRAME_BURST + 1)
         self.assertEqual(socket.closed()[0], 1008)
 
@@ -140,10 +140,10 @@ class LimitTests(SynchronousTestCase):
         """It has some seconds to read why."""
         socket = self.subscribe()
         socket.client.reading = False
-        socket.client.say(client_frame(b"") * (FRAME_BURST + 1))
+        socket.client.send(client_frame(b"") * (FRAME_BURST + 1))
         self.assertEqual(self.server.plumber.hub.count("a"), 0)
         for _ in range(int(CLOSE_TIMEOUT) + 2):
-            socket.client.say(client_frame(b"") * 100)
+            socket.client.send(client_frame(b"") * 100)
             self.server.advance(1)
         self.assertIs(socket.client.ended, ConnectionAborted)
         self.assertEqual((self.server.plumber.hub.subscribers, len(self.server.clients)), (0, 0))
@@ -159,14 +159,14 @@ class LimitTests(SynchronousTestCase):
         with capturedLogs() as events:
             for _ in range(20):
                 for data in wrong:
-                    self.subscribe().client.say(data * 2)
+                    self.subscribe().client.send(data * 2)
         lines = [str(formatEvent(event)) for event in events]
         peer = peer_name(self.server.connect())
         reason = f"closed with 1002: unmasked client-to-server frame; it is {peer}"
         self.assertEqual(lines, [f"a WebSocket client is {reason}"])
         self.server.advance(INTERVAL)
         with capturedLogs() as events:
-            self.subscribe().client.say(client_frame(b"") * (FRAME_BURST + 1))
+            self.subscribe().client.send(client_frame(b"") * (FRAME_BURST + 1))
         (line,) = [str(formatEvent(event)) for event in events]
         self.assertIn("1008: too many frames", line)
         self.assertIn(f"{peer} (and 79 more like this", line)
@@ -174,10 +174,10 @@ class LimitTests(SynchronousTestCase):
     def test_a_flood_of_one_client_does_not_affect_others(self) -> None:
         """Their frames are answered as before."""
         flooder, other = self.subscribe(), self.subscribe()
-        other.client.say(client_frame(b"half", PING)[:5])
-        flooder.client.say(client_frame(b"") * (FRAME_BURST + 1))
-        other.client.say(client_frame(b"half", PING)[5:])
+        other.client.send(client_frame(b"half", PING)[:5])
+        flooder.client.send(client_frame(b"") * (FRAME_BURST + 1))
+        other.client.send(client_frame(b"half", PING)[5:])
         third = self.subscribe()
-        third.client.say(client_frame(b"third", PING))
+        third.client.send(client_frame(b"third", PING))
         self.assertEqual(other.frames(), [(PONG, b"half")])
         self.assertEqual(third.frames(), [(PONG, b"third")])

@@ -1,0 +1,152 @@
+"""Senders for the tests of applications that only send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import time as time_of_day
+from typing import Any, Self
+
+from asyncplumber.client.response import Refused
+from asyncplumber.errors import PlumberError
+from asyncplumber.event import Event, checked_account, timestamp
+from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, message
+from asyncplumber.wire.parse import drafts_of
+
+EPOCH = "fake"  # the epoch of the cursors
+
+
+class _Recorder:
+    """What the fakes have in common: what was sent, and what is to fail."""
+
+    def __init__(self, *, subscribers: int = 0, now: Callable[[], float] = time_of_day) -> None:
+        """
+        Args:
+            subscribers: How many subscribers each receipt tells of.
+            now: Returns the seconds since 1970, for events that say no time.
+        """
+        #: The events that were sent, as a subscriber gets them.  One that was sent twice with the
+        #: same id is there once.
+        self.sent: list[Event] = []
+        self.subscribers = subscribers
+        self._now = now
+        self._error: Exception | None = None
+        self._failures = 0
+
+    def fail(self, error: Exception, times: int | None = None) -> None:
+        """
+        Let the next sends fail.
+
+        Args:
+            error: What they raise, for example `asyncplumber.client.Undelivered`.
+            times: How many of them; None is all, until `recover`.
+        """
+        self._error, self._failures = error, -1 if times is None else times
+
+    def recover(self) -> None:
+        """Let no further send fail."""
+        self._error = None
+
+    def record(self, account: Key, data: Any, options: dict[str, Any]) -> Receipt:
+        """Do what a plumber does with an event; see `Sender.send` for the arguments and errors."""
+        sent = message(account, data, **options)
+        if self._error is not None and self._failures:
+            self._failures -= 1
+            raise self._error
+        headers = {name.lower().encode(): value.encode() for name, value in sent.headers.items()}
+        try:
+            name = checked_account(sent.account)
+            drafts = drafts_of(name, headers, sent.body, timestamp(self._now()))
+        except PlumberError as error:
+            raise Refused(error.status, error.code, error.message) from None
+        if len(drafts) != 1:
+            raise Refused(200, "no-receipt", "a sender sends one event, and not a batch")
+        own = [event for event in self.sent if event.account == name]
+        found = next((event for event in own if event.id == sent.id), None)
+        event = found or Event.from_draft(drafts[0], EPOCH, len(own) + 1)
+        if found is None:
+            self.sent.append(event)
+        instances = {"ok": int(self.subscribers > 0), "failed": 0}
+        return Receipt(event.id, str(event.cursor), found is not None, self.subscribers, instances)
+
+
+class FakeSender(_Recorder):
+    """Stands for an `asyncplumber.client.Sender`."""
+
+    def send(
+        self,
+        account: Key,
+        data: Any,
+        *,
+        id: Key | None = None,
+        type: str = DEFAULT_TYPE,
+        content_type: str | None = None,
+        time: Time | None = None,
+    ) -> Receipt:
+        """Remember the event, or fail as `fail` said.  What cannot be sent raises as usual."""
+        options = {"id": id, "type": type, "content_type": content_type, "time": time}
+        return self.record(account, data, options)
+
+    def close(self) -> None:
+        """Do nothing: no connection is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class FakeTreqSender(_Recorder):
+    """Stands for an `asyncplumber.client.twisted.TreqSender`, or for the send of a `Plumber`."""
+
+    async def send(
+        self,
+        account: Key,
+        data: Any,
+        *,
+        id: Key | None = None,
+        type: str = DEFAULT_TYPE,
+        content_type: str | None = None,
+        time: Time | None = None,
+    ) -> Receipt:
+        """Remember the event, or fail as `fail` said.  What cannot be sent raises as usual."""
+        options = {"id": id, "type": type, "content_type": content_type, "time": time}
+        return self.record(account, data, options)
+
+
+class FakeOutbox(_Recorder):
+    """
+    Stands for an `asyncplumber.client.Outbox`.  Nothing waits in it.
+
+    Attributes:
+        dropped: How many events were lost, because they cannot be sent or `fail` said so.
+    """
+
+    def __init__(self, *, subscribers: int = 0, now: Callable[[], float] = time_of_day) -> None:
+        super().__init__(subscribers=subscribers, now=now)
+        self.dropped = 0
+
+    def send(
+        self,
+        account: Key,
+        data: Any,
+        *,
+        id: Key | None = None,
+        type: str = DEFAULT_TYPE,
+        content_type: str | None = None,
+        time: Time | None = None,
+    ) -> None:
+        """Remember the event, or count it as lost.  Raises nothing."""
+        options = {"id": id, "type": type, "content_type": content_type, "time": time}
+        try:
+            self.record(account, data, options)
+        except Exception:
+            self.dropped += 1
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Return that nothing waits."""
+        return True
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Return that everything was sent."""
+        return True
