@@ -37,7 +37,7 @@ _WANTED = """SELECT instances.id, instances.url, instances.lease, json_group_arr
 
 
 def find_instances(
-    connection: Connection, accounts: Collection[str], now: float
+    connection: Connection, accounts: set[str], now: float
 ) -> dict[str, list[Instance]]:
     """
     Return what `IRegistry.instances` returns, in the file's thread.
@@ -51,7 +51,7 @@ def find_instances(
         sqlite3.Error: The file cannot be read.
     """
     found: dict[str, list[Instance]] = {}
-    asked = json.dumps(list(set(accounts)))
+    asked = json.dumps(list(accounts))
     for id, url, lease, hooks in connection.execute(_WANTED, (asked, now)):
         instance = Instance(id, url, lease)
         for account in json.loads(hooks):
@@ -148,7 +148,8 @@ class SqliteRegistry:
 
     def instances(self, accounts: Collection[str]) -> Deferred[dict[str, list[Instance]]]:
         now = self._clock.seconds()
-        return self._run(lambda connection: find_instances(connection, accounts, now))
+        asked = set(accounts)
+        return self._run(lambda connection: find_instances(connection, asked, now))
 
     def prune(self, instance: Instance) -> Deferred[bool]:
         def work(connection: Connection) -> bool:
