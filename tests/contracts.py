@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
-from asyncplumber.errors import InstancesRunning, PlumberError, Unavailable
+from asyncplumber.errors import InstancesRunning, Unavailable
 from asyncplumber.event import Cursor, Draft, Event, Instance, Stored
 from asyncplumber.interfaces import (
     LEASE,
@@ -97,10 +97,10 @@ def seqs(answers: list[Any]) -> list[int]:
     return [answer.event.seq if isinstance(answer, Stored) else answer.seq for answer in answers]
 
 
-def append(store: IStore, drafts: Sequence[Draft]) -> Deferred[list[Stored | PlumberError]]:
+def append(store: IStore, drafts: Sequence[Draft]) -> Deferred[list[Any]]:
     """Append, and return what happened to each draft."""
 
-    def taken(appended: Appended) -> list[Stored | PlumberError]:
+    def taken(appended: Appended) -> list[Any]:
         if appended.recipients is not None:
             appended.recipients.addErrback(lambda failure: failure.trap(Unavailable) and None)
         return appended.results
@@ -114,7 +114,7 @@ class StoreContract(_Case):
     retention = Retention(length=10, age=100.0)
 
     async def setUp(self) -> None:
-        self.reactor = RealReactorWithFakeClock()
+        self.reactor: Any = RealReactorWithFakeClock()
         self.store = await self.opened()
         self.history = self.store.history
         self.registry = self.store.registry
@@ -132,6 +132,12 @@ class StoreContract(_Case):
     async def lapse(self) -> None:
         """Let all leases end."""
         self.reactor.advance(LEASE + 1)
+
+    async def lost(self, account: str, cursor: Cursor) -> Any:
+        """Return the position that comes with the refusal to read after `cursor`."""
+        with self.assertRaises(CursorLost) as caught:
+            await self.history.read(account, cursor, None, 10)
+        return caught.exception.position
 
     async def test_it_provides_the_interfaces(self) -> None:
         """Names and signatures are those of the interfaces."""
@@ -186,12 +192,6 @@ class HistoryContract(StoreContract):
             return list(await self.history.read(account, cursor, None, 100))
         except CursorMoved as moved:
             return list(await self.history.read(account, moved.cursor, None, 100))
-
-    async def lost(self, account: str, cursor: Cursor) -> Any:
-        """Return the position that comes with the refusal to read after `cursor`."""
-        with self.assertRaises(CursorLost) as caught:
-            await self.history.read(account, cursor, None, 10)
-        return caught.exception.position
 
     async def test_numbers_count_up_from_one(self) -> None:
         """The first event has number 1, and each further one the next, in any number of calls."""

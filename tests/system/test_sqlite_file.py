@@ -141,12 +141,13 @@ class MisfortuneTests(TestCase):
         self.patch(sqlite_identity, "INDEX_INTERVAL", 0.0)
         self.path = self.mktemp()
         self.said: list[str] = []
-        globalLogPublisher.addObserver(self._note)
-        self.addCleanup(globalLogPublisher.removeObserver, self._note)
+        observer: Any = self._note
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.store = await self.opened()
         await append(self.store, drafts(3))
 
-    def _note(self, event: Any) -> None:
+    def _note(self, event: dict[str, Any]) -> None:
         if event.get("log_namespace", "").startswith("asyncplumber"):
             self.said.append(str(event.get("reason", event["log_format"])))
 
@@ -184,14 +185,14 @@ class MisfortuneTests(TestCase):
             )
             raise sqlite3.OperationalError("disk I/O error")
 
-        await self.assertFailure(self.store._file.run(broken), Unavailable)
+        await self.assertFailure(self.store.file.run(broken), Unavailable)
         await self.assertFailure(self.store.append([draft(key="next")]), Unavailable)
 
         def mended(connection: sqlite3.Connection) -> None:
             connection.set_authorizer(None)
             connection.rollback()
 
-        await self.store._file.run(mended)
+        await self.store.file.run(mended)
         self.assertEqual(await self.taken("after"), 4)
 
     async def test_a_deleted_file_is_noticed(self) -> None:
@@ -270,10 +271,10 @@ class MisfortuneTests(TestCase):
     async def test_a_full_disk_is_not_ready(self) -> None:
         """And it is ready when there is room again."""
         limit = "PRAGMA max_page_count = %d"
-        (pages,) = await self.store._file.run(
+        (pages,) = await self.store.file.run(
             lambda connection: connection.execute("PRAGMA page_count").fetchone()
         )
-        await self.store._file.run(lambda connection: connection.execute(limit % pages).fetchall())
+        await self.store.file.run(lambda connection: connection.execute(limit % pages).fetchall())
         with self.assertRaises(Unavailable):
             for turn in range(100):
                 await self.store.append(
@@ -281,7 +282,7 @@ class MisfortuneTests(TestCase):
                 )
         await self.assertFailure(self.store.ping(), Unavailable)
         self.assertEqual(len(self.said), 1, self.said)
-        await self.store._file.run(
+        await self.store.file.run(
             lambda connection: connection.execute(limit % 1_000_000).fetchall()
         )
         await self.store.ping()

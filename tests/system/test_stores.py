@@ -20,6 +20,7 @@ from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite import appender as sqlite_append
 from asyncplumber.stores.sqlite import connect as sqlite_connect
 from asyncplumber.stores.sqlite import file as sqlite_file
+from asyncplumber.stores.sqlite.store import SqliteStore
 from tests.contracts import (
     HistoryContract,
     NewEpochContract,
@@ -95,7 +96,7 @@ class SqliteTests(
     async def test_a_full_disk_is_unavailable_and_loses_nothing(self) -> None:
         """An append that does not fit fails as a whole; when there is room, the next succeeds."""
         await append(self.store, drafts(2))
-        await self.store._file.run(
+        await self.store.file.run(
             lambda connection: connection.execute("PRAGMA max_page_count = 20").fetchall()
         )
         large = b'"data":"%b"' % (b"x" * 200_000)
@@ -103,7 +104,7 @@ class SqliteTests(
             append(self.store, [draft(key="small"), draft(key="large", payload=large)]),
             Unavailable,
         )
-        await self.store._file.run(
+        await self.store.file.run(
             lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall()
         )
         self.assertEqual(seqs(await append(self.store, [draft(key="large", payload=large)])), [3])
@@ -210,12 +211,12 @@ class SqliteTests(
     async def test_an_append_that_failed_takes_no_numbers(self) -> None:
         """Not of a remembered account, and not of a new one."""
         await append(self.store, [draft("a", "1")])
-        await self.store._file.run(
+        await self.store.file.run(
             lambda connection: connection.execute("PRAGMA max_page_count = 20").fetchall()
         )
         large = draft("b", "1", payload=b'"data":"%b"' % (b"x" * 200_000))
         await self.assertFailure(append(self.store, [draft("a", "2"), large]), Unavailable)
-        await self.store._file.run(
+        await self.store.file.run(
             lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall()
         )
         self.assertEqual(seqs(await append(self.store, [draft("b", "2"), draft("a", "3")])), [1, 2])
@@ -238,9 +239,9 @@ class SqliteTests(
     async def test_the_option_synchronous_reaches_sqlite(self) -> None:
         """SQLite calls ``full`` 2 and ``normal`` 1."""
         for option, expected in (("", 1), ("?synchronous=normal", 1), ("?synchronous=full", 2)):
-            store = open_store(f"sqlite:{self.path}{option}", self.retention, self.reactor)
+            store = SqliteStore(f"sqlite:{self.path}{option}", self.retention, self.reactor)
             await store.start()
-            said = await store._file.run(
+            said = await store.file.run(
                 lambda connection: connection.execute("PRAGMA synchronous").fetchone()
             )
             await store.stop()

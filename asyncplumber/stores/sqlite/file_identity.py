@@ -4,9 +4,9 @@ Whether the files of an open SQLite database are still at their paths.
 A process goes on to write into a file that was deleted, which nobody would ever read again.  SQLite
 does not notice.
 
-A file that is overwritten in place (``cp`` over it) is still the same file, and this is not noticed.
-Its content cannot tell: checkpoints of any process change it, and in WAL mode SQLite does not count
-changes in its header.
+A file that is overwritten in place (``cp`` over it) is still the same file: this is not noticed.
+Its content cannot tell, because checkpoints of any process change it, and in WAL mode SQLite does
+not count changes in its header.
 """
 
 from __future__ import annotations

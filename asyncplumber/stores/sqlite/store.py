@@ -53,7 +53,12 @@ def _parsed(uri: str) -> tuple[str, str]:
 
 @implementer(IStore)
 class SqliteStore:
-    """History and registry in one file."""
+    """
+    History and registry in one file.
+
+    Attributes:
+        file: Runs statements in the file's thread.
+    """
 
     shared = True
 
@@ -83,9 +88,9 @@ class SqliteStore:
         self._wall = wall
         self._steady = steady
         self._pinged: float | None = None  # when a ping last succeeded, by the steady clock
-        self._file = SqliteFile(path, synchronous, reactor, steady)
-        self.history = SqliteHistory(self._file, retention, wall)
-        self.registry = SqliteRegistry(self._file, lease, wall)
+        self.file = SqliteFile(path, synchronous, reactor, steady)
+        self.history = SqliteHistory(self.file, retention, wall)
+        self.registry = SqliteRegistry(self.file, lease, wall)
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
         now = self._wall.seconds()
@@ -98,18 +103,18 @@ class SqliteStore:
             except Exception:
                 return results, Failure()
 
-        return self._file.run(work).addCallback(self._appended)
+        return self.file.run(work).addCallback(self._appended)
 
     def _appended(self, answer: tuple[Results, Found | Failure | None]) -> Appended:
         results, found = answer
         if found is None:
             return Appended(results, None)
         if isinstance(found, Failure):
-            return Appended(results, fail(self._file.translated(found)))
+            return Appended(results, fail(self.file.translated(found)))
         return Appended(results, succeed(found))
 
     def secret(self) -> Deferred[bytes]:
-        return self._file.run(kept_secret)
+        return self.file.run(kept_secret)
 
     def start(self) -> Deferred[None]:
         """
@@ -119,10 +124,10 @@ class SqliteStore:
             ValueError: The file cannot be used, and will not become usable by itself, as a server
                 would.  Through the Deferred; the message is for the user.
         """
-        return Deferred.fromCoroutine(self._file.open())
+        return Deferred.fromCoroutine(self.file.open())
 
     def stop(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._file.close())
+        return Deferred.fromCoroutine(self.file.close())
 
     def ping(self) -> Deferred[None]:
         """Write something, because on a full disk everything else succeeds."""
@@ -130,7 +135,7 @@ class SqliteStore:
         if self._pinged is not None and asked - self._pinged < PING_LIFETIME:
             return succeed(None)
         now = self._wall.seconds()
-        return self._file.run(lambda connection: probe(connection, now)).addCallback(self._written)
+        return self.file.run(lambda connection: probe(connection, now)).addCallback(self._written)
 
     def _written(self, _: None) -> None:
         self._pinged = self._steady.seconds()
