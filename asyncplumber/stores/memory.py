@@ -174,12 +174,12 @@ class MemoryHistory:
         log = self._logs[account]
         last = position.head if upto is None else min(upto, position.head)
         page: list[Event] = []
-        room = min(size, PAGE_BYTES)
+        left = min(size, PAGE_BYTES)
         begin = cursor.seq - position.floor
         for index in range(begin, min(last - position.floor, begin + limit)):
             event = log.events[index]
-            room -= len(event.payload)
-            if page and room < 0:
+            left -= len(event.payload)
+            if page and left < 0:
                 break
             page.append(event)
         return succeed(page)

@@ -115,10 +115,10 @@ class SqliteHistory:
             last = state.head if upto is None else min(upto, state.head)
             rows = connection.execute(_PAGE, (state.number, cursor.seq, last, limit))
             page: list[Event] = []
-            room = min(size, PAGE_BYTES)
+            left = min(size, PAGE_BYTES)
             for row in rows:
-                room -= len(row[-1])
-                if page and room < 0:
+                left -= len(row[-1])
+                if page and left < 0:
                     break
                 page.append(Event(account, state.epoch, *row))
             rows.close()
