@@ -161,7 +161,7 @@ class Leases:
     async def _remove_instance(self) -> None:
         # A call that is under way must not put hooks in again after this.
         await self._sync.run()
-        self._is_added = self._was_lost = False
+        self._is_added = self._was_lost = self._sync_wanted = False
         self._registered.clear()
         self._dirty.clear()
         try:
@@ -172,12 +172,13 @@ class Leases:
     # Synchronisation
 
     def _schedule_sync(self) -> None:
-        self._sync_wanted = True
-        self._sync.request()
+        if not self._sync_wanted and not self._stopped:
+            self._sync_wanted = True
+            self._sync.request()
 
     async def _synchronise(self) -> None:
         """Make the registry have what is wanted."""
-        if not self._sync_wanted or self._stopped:
+        if not self._sync_wanted:
             return
         # What is asked for in this turn of the reactor goes into one call.
         await deferLater(self._clock, 0)
@@ -209,6 +210,8 @@ class Leases:
         return True
 
     def _to_add(self) -> list[str]:
+        if self._dirty.isdisjoint(self._wanted):
+            return []  # quickly: many hooks at once are taken out in many calls
         certain, found = _Row.CERTAIN, []
         for account in self._dirty:
             if account in self._wanted and self._registered.get(account) is not certain:

@@ -472,3 +472,15 @@ class StopTests(LeasesCase):
     def test_stopping_without_having_started_is_no_failure(self) -> None:
         """Code that cleans up need not know."""
         self.assertIsNone(self.successResultOf(self.leases.stop()))
+
+    def test_started_again_it_registers_what_is_wanted(self) -> None:
+        """The registry has lost nothing, so no loss is reported."""
+        self.start()
+        self.register("a")
+        self.leases.unregister("b")
+        self.successResultOf(self.leases.stop())
+        self.leases.unregister("c")
+        self.start()
+        self.turn()
+        self.assertEqual((self.own_hooks(), self.lost), (["a"], []))
+        self.register("a", "d")
