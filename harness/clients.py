@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
 from harness.frames import CLOSE, PING, PONG, TEXT, client_frame, close_code, handshake_request
+from harness.reactor import reactor
 
 if TYPE_CHECKING:
     from harness.ledger import Ledger
@@ -64,6 +64,8 @@ def read_head(data: bytes) -> tuple[int, dict[str, str], bytes] | None:
 
 class HttpConnection(Protocol):
     """A connection for one HTTP request after the other."""
+
+    transport: Any
 
     def __init__(self) -> None:
         self._data = b""
@@ -271,6 +273,8 @@ class Subscriber:
 
 class _StreamProtocol(Protocol):
     """A connection whose response does not end."""
+
+    transport: Any
 
     def __init__(
         self, request: str, opened: Callable[[int], bool], read: Callable[[bytes], bytes]

@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from typing import Any
 
-from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from asyncplumber.interfaces import IStore
@@ -26,6 +26,7 @@ from harness.memory_subscribers import (
     MemoryWebSocket,
 )
 from harness.mongod import fresh_uri
+from harness.reactor import reactor
 from tests.contracts import RealReactorWithFakeClock
 
 
@@ -65,8 +66,11 @@ class StoreCase(ABC):
     def make(self, clock: Any) -> IStore:
         """Make the store; ``clock`` is the server's."""
 
-    async def setUp(self) -> None:
-        """Make a store and a server."""
+    def setUp(self) -> Any:
+        """Make a store and a server; trial waits for the Deferred."""
+        return Deferred.fromCoroutine(self._set_up())
+
+    async def _set_up(self) -> None:
 
         def make(clock: Any) -> Any:
             store = self.make(clock)

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPullProducer, IPushProducer, ISSLTransport
@@ -77,6 +77,22 @@ class _Cork:
             self._buffer.drain()
 
 
+class WritableTransport(Protocol):
+    """What a send buffer needs of its transport."""
+
+    def write(self, data: bytes) -> object:
+        """Send bytes after all others."""
+
+    def registerProducer(self, producer: Any, streaming: bool) -> object:
+        """Tell this producer when there is room."""
+
+    def unregisterProducer(self) -> object:
+        """Tell the producer nothing more."""
+
+    def loseConnection(self) -> object:
+        """Close when everything is sent."""
+
+
 @implementer(IPushProducer, IPullProducer)
 class SendBuffer(ABC):
     """What is queued for one client, and the rules that both kinds of buffer share.
@@ -87,7 +103,10 @@ class SendBuffer(ABC):
     __slots__ = ("_on_overflow", "_queue", "_transport", "_waiters", "limit", "state", "unsent")
 
     def __init__(
-        self, transport: Any, on_overflow: Callable[[], None], limit: int = MAX_UNSENT_BYTES
+        self,
+        transport: WritableTransport,
+        on_overflow: Callable[[], None],
+        limit: int = MAX_UNSENT_BYTES,
     ) -> None:
         """Become the producer of ``transport``.
 
@@ -207,11 +226,11 @@ class SendBuffer(ABC):
         goodbye, and reads on until the client answers.
         """
         self.flush()
-        transport = self._transport
-        if ISSLTransport.providedBy(transport) or not hasattr(transport, "loseWriteConnection"):
-            transport.loseConnection()
+        end_writing = getattr(self._transport, "loseWriteConnection", None)
+        if end_writing is None or ISSLTransport.providedBy(self._transport):
+            self._transport.loseConnection()
         else:
-            transport.loseWriteConnection()
+            end_writing()
 
     def forget(self) -> None:
         """Drop everything: the connection is lost, or is none of ours any more."""
@@ -266,7 +285,7 @@ class SocketBuffer(SendBuffer):
 
     def __init__(
         self,
-        transport: Any,
+        transport: WritableTransport,
         send: Callable[[bytes], int],
         on_overflow: Callable[[], None],
         limit: int = MAX_UNSENT_BYTES,
@@ -302,7 +321,10 @@ class ConsumerBuffer(SendBuffer):
     __slots__ = ()
 
     def __init__(
-        self, transport: Any, on_overflow: Callable[[], None], limit: int = MAX_UNSENT_BYTES
+        self,
+        transport: WritableTransport,
+        on_overflow: Callable[[], None],
+        limit: int = MAX_UNSENT_BYTES,
     ) -> None:
         super().__init__(transport, on_overflow, limit)
         transport.registerProducer(self, True)
@@ -320,7 +342,7 @@ class ConsumerBuffer(SendBuffer):
 
 
 def send_buffer_for(
-    transport: Any, on_overflow: Callable[[], None], limit: int = MAX_UNSENT_BYTES
+    transport: WritableTransport, on_overflow: Callable[[], None], limit: int = MAX_UNSENT_BYTES
 ) -> SendBuffer:
     """Return the fastest kind of buffer that this transport allows; see ``SendBuffer``."""
     own = socket_of(transport) if is_plain_socket(transport) else None

@@ -13,6 +13,7 @@ from binascii import Error as BadBase64
 from enum import IntEnum
 from typing import Any, Final
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from asyncplumber.core.channel import Channel
@@ -87,7 +88,7 @@ def handshake(headers: Headers) -> bytes:
     )
 
 
-def violation_log(clock: Any) -> RateLimitedLog:
+def violation_log(clock: IReactorTime) -> RateLimitedLog:
     """Return the log of all clients that break the rules: one line in ten seconds."""
     return RateLimitedLog(Logger("asyncplumber.websocket"), clock.seconds)
 
@@ -121,8 +122,13 @@ class WebSocketStream(Stream):
     __slots__ = ("_burst_from", "_parser", "_progress", "_silent", "_violations", "state")
 
     def __init__(
-        self, channel: Channel, clients: ConnectedClients, clock: Any, violations: RateLimitedLog
+        self,
+        channel: Channel,
+        clients: ConnectedClients,
+        clock: IReactorTime,
+        violations: RateLimitedLog,
     ) -> None:
+        """Prepare to serve a client; ``violations`` is the log of ``violation_log``."""
         super().__init__(channel, clients, clock)
         self.state = _OPEN
         self._violations = violations

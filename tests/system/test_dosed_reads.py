@@ -7,7 +7,6 @@ import socket
 from itertools import pairwise
 from typing import Any
 
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
@@ -15,6 +14,7 @@ from twisted.trial.unittest import TestCase
 from asyncplumber.testing import MemoryServer
 from asyncplumber.transports.dosed_reads import READS_PER_TURN
 from harness.frames import PING, PONG, client_frame, handshake_request, server_frames
+from harness.reactor import reactor
 
 NO_EPOLL = None if hasattr(select, "epoll") else "this system has no epoll"
 
@@ -27,7 +27,7 @@ class VanishingTests(TestCase):
     async def test_many_clients_that_vanish_at_once_are_closed_in_doses(self) -> None:
         """The reactor has a turn after each dose, and a client that stays is answered."""
         server = MemoryServer()
-        port: Any = reactor.listenTCP(0, server.listener, 5 * READS_PER_TURN, "127.0.0.1")  # type: ignore[attr-defined]
+        port: Any = reactor.listenTCP(0, server.listener, 5 * READS_PER_TURN, "127.0.0.1")
         self.addCleanup(port.stopListening)
         clients = []
         for _ in range(4 * READS_PER_TURN + 1):
@@ -63,4 +63,4 @@ class VanishingTests(TestCase):
     def turn(self, server: MemoryServer) -> Deferred[None]:
         """Let the reactor turn once."""
         server.settle()
-        return deferLater(reactor, 0, lambda: None)  # type: ignore[arg-type]
+        return deferLater(reactor, 0, lambda: None)

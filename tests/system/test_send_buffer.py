@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Any
 
-from twisted.internet import reactor, ssl
+from twisted.internet import ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ClientEndpoint, connectProtocol
 from twisted.internet.interfaces import ISSLTransport
@@ -20,6 +20,7 @@ from asyncplumber.testing import MemoryServer
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.send_buffer import CLOSED, SendBuffer, send_buffer_for
 from harness.certificates import certificate
+from harness.reactor import reactor
 
 
 class Server(Protocol):
@@ -39,10 +40,13 @@ class Server(Protocol):
 class SocketTests(TestCase):
     """On a real socket with small buffers."""
 
-    async def setUp(self) -> None:
+    def setUp(self) -> Any:
+        return Deferred.fromCoroutine(self.set_up())
+
+    async def set_up(self) -> None:
         made: Deferred[Any] = Deferred()
         factory = Factory.forProtocol(lambda: Server(made))  # type: ignore[arg-type]
-        port: Any = reactor.listenTCP(0, factory, interface="127.0.0.1")  # type: ignore[attr-defined]
+        port: Any = reactor.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         self.client = socket.socket()
         self.addCleanup(self.client.close)
@@ -135,7 +139,7 @@ class SocketTests(TestCase):
         transport.write(b"x" * 500_000)
         self.assertEqual(calls, [0])
         await self.receive(500_000)
-        await deferLater(reactor, 0, lambda: None)  # type: ignore[arg-type]
+        await deferLater(reactor, 0, lambda: None)
         self.assertEqual(calls, [0, 0])
 
     async def test_a_lost_connection_raises_nothing(self) -> None:
@@ -188,10 +192,13 @@ class Collector(Protocol):
 class TlsTests(TestCase):
     """On TLS, whose records nothing may bypass."""
 
-    async def setUp(self) -> None:
+    def setUp(self) -> Any:
+        return Deferred.fromCoroutine(self.set_up())
+
+    async def set_up(self) -> None:
         self.server = MemoryServer(body_limit=1000)
         own = certificate()
-        port: Any = reactor.listenSSL(0, self.server.listener, own.options(), interface="127.0.0.1")  # type: ignore[attr-defined]
+        port: Any = reactor.listenSSL(0, self.server.listener, own.options(), interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         options = ssl.optionsForClientTLS("localhost", trustRoot=ssl.Certificate(own.original))
         endpoint = SSL4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port, options)
@@ -214,7 +221,7 @@ class TlsTests(TestCase):
         heard = self.client.wait_for(words)
         while not heard.called:
             self.server.settle()
-            await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.001, lambda: None)
         await heard
 
     async def test_events_are_decrypted_in_order(self) -> None:
@@ -242,7 +249,7 @@ class TlsTests(TestCase):
             self.server.post("a", b'"%b"' % (b"x" * 900))
         for _ in range(20):
             self.server.post("a", b'"%b"' % (b"x" * 900))
-            await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.001, lambda: None)
         transport: Any = subscriber.transport  # type: ignore[attr-defined]
         self.assertIsNotNone(transport.socket)
         mark = progress(transport)
@@ -250,7 +257,7 @@ class TlsTests(TestCase):
         self.client.transport.resumeProducing()
         while progress(transport) is not None:
             self.server.settle()
-            await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.001, lambda: None)
 
     async def test_a_refusal_is_read_although_the_body_is_not_taken(self) -> None:
         """Then the connection is closed."""

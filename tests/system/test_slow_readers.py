@@ -8,7 +8,6 @@ import socket
 import tempfile
 from typing import Any
 
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
@@ -20,6 +19,7 @@ from asyncplumber.transports.progress import progress
 from asyncplumber.transports.stream import CLOSE_TIMEOUT
 from asyncplumber.transports.websocket import SILENT_HEARTBEATS
 from harness.frames import CLOSE, PING, PONG, TEXT, client_frame, handshake_request, server_frames
+from harness.reactor import reactor
 
 SPEED = 12_000  # bytes a second
 EVENT = 1_000_000  # bytes
@@ -43,7 +43,7 @@ class SlowReaderCase:
 
     def listen(self) -> Any:
         """Listen, and return the port."""
-        return reactor.listenTCP(0, self.server.listener, interface="127.0.0.1")  # type: ignore[attr-defined]
+        return reactor.listenTCP(0, self.server.listener, interface="127.0.0.1")
 
     def connected(self) -> socket.socket:
         """Connect a client that reads when a test tells it to."""
@@ -64,7 +64,7 @@ class SlowReaderCase:
     def turn(self) -> Deferred[None]:
         """Let the reactor do what is due."""
         self.server.settle()
-        return deferLater(reactor, 0.0005, lambda: None)  # type: ignore[arg-type]
+        return deferLater(reactor, 0.0005, lambda: None)
 
     async def turns(self, count: int = 20) -> None:
         for _ in range(count):
@@ -240,7 +240,7 @@ class UnixSocketTests(SlowReaderTests, SlowPollTests):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.path = os.path.join(folder.name, "socket")
-        return reactor.listenUNIX(self.path, self.server.listener)  # type: ignore[attr-defined]
+        return reactor.listenUNIX(self.path, self.server.listener)
 
     def connected(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)

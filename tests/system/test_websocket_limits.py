@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
@@ -17,6 +16,7 @@ from harness.frames import (
     handshake_request,
     server_frames,
 )
+from harness.reactor import reactor
 
 
 class RealSocketTests(TestCase):
@@ -25,7 +25,7 @@ class RealSocketTests(TestCase):
     async def test_a_client_that_floods_reads_why(self) -> None:
         """The close frame and the end arrive: no reset destroys them, with much unread."""
         server = MemoryServer()
-        port: Any = reactor.listenTCP(0, server.listener, interface="127.0.0.1")  # type: ignore[attr-defined]
+        port: Any = reactor.listenTCP(0, server.listener, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
 
         def flood() -> bytes:
@@ -43,4 +43,4 @@ class RealSocketTests(TestCase):
         (opcode, payload) = server_frames(await deferToThread(flood))[-1]
         self.assertEqual((opcode, int.from_bytes(payload[:2], "big")), (CLOSE, 1008))
         while len(server.clients):
-            await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.001, lambda: None)

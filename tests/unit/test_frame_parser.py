@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket import protocol as autobahn
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -292,6 +292,9 @@ class ParserTests(SynchronousTestCase):
             parser.feed(piece, FRAME_BURST)
             self.assertIs(parser.is_idle, is_idle)
 
+    @settings(
+        max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
     @given(
         st.lists(
             st.tuples(

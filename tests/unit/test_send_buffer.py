@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
@@ -163,13 +163,17 @@ class SendBufferFacts:
         for waiter in waiters:
             self.successResultOf(waiter)
 
+    def overflow(self) -> None:
+        for _ in range(3):
+            self.buffer.write(b"x" * 20)
+
     def test_drained_fires_when_nothing_will_be_sent(self) -> None:
         """A replay that waits must end: after a loss, an overflow or the final bytes."""
         ends: list[Callable[[], None]] = [
             lambda: self.buffer.forget(),
             lambda: self.buffer.stopProducing(),
             lambda: self.buffer.write_final(b"!"),
-            lambda: [self.buffer.write(b"x" * 20) for _ in range(3)] and None,
+            self.overflow,
         ]
         for end in ends:
             self.setUp()
@@ -313,6 +317,9 @@ class SocketBufferTests(SendBufferFacts, SynchronousTestCase):
         self.assertEqual((self.transport.value(), self.buffer.state), (b"lost", BLOCKED))
         self.assertEqual(self.transport.sends, [b"lost"])
 
+    @settings(
+        max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
     @given(
         st.lists(
             st.one_of(
@@ -381,7 +388,12 @@ class ChoiceTests(SynchronousTestCase):
         client = MemoryServer().connect()
         writes: list[bytes] = []
         write = client.write
-        self.patch(client, "write", lambda data: writes.append(data) or write(data))
+
+        def note(data: bytes) -> None:
+            writes.append(data)
+            write(data)
+
+        self.patch(client, "write", note)
         client.send(
             b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
         )

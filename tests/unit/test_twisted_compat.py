@@ -7,7 +7,7 @@ import re
 import socket
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet import ssl, tcp, unix
 from twisted.internet.address import IPv4Address
@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from twisted.test.iosim import IOPump, connect, makeFakeClient, makeFakeServer
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web import client as web_client
+from twisted.web._newclient import HTTP11ClientProtocol
 from twisted.web.client import HTTPConnectionPool
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
@@ -74,7 +75,9 @@ class ConnectionTests(SynchronousTestCase):
         self.addCleanup(own.close)
         self.own = own
         self.first = Listener()
-        self.connection = tcp.Server(own, self.first, ("127.0.0.1", 1), None, 0, self.reactor)
+        self.connection = tcp.Server(
+            own, self.first, ("127.0.0.1", 1), cast(Any, None), 0, self.reactor
+        )
         self.first.makeConnection(self.connection)
 
     def test_the_socket_is_the_one_that_was_given(self) -> None:
@@ -168,7 +171,7 @@ class TakeOverTests(SynchronousTestCase):
         self.resource = Unanswered()
         site = Site(self.resource, reactor=self.clock, timeout=60)
         self.channel: Any = site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
-        self.transport = StringTransport()
+        self.transport: Any = StringTransport()
         self.transport.protocol = self.channel
         self.channel.makeConnection(self.transport)
 
@@ -261,7 +264,9 @@ class PortTests(SynchronousTestCase):
         ports: list[tcp.Port] = []
         factory = LimitingFactory(ports)
         self.addCleanup(factory.disconnect)
-        port = unix.Port(f"{folder.name}/socket", factory, 100, reactor=MemoryReactorClock())
+        port = unix.Port(
+            f"{folder.name}/socket".encode(), factory, 100, reactor=MemoryReactorClock()
+        )
         port.startListening()
         self.addCleanup(port.connectionLost, Failure(ConnectionDone()))
         for _ in range(60):
@@ -284,7 +289,7 @@ class HttpClientTests(SynchronousTestCase):
 
     def test_a_request_that_was_not_sent_fails_with_this(self) -> None:
         """On a connection that is closing already: it can be sent again without a doubt."""
-        protocol = web_client.HTTP11ClientProtocol()
+        protocol = HTTP11ClientProtocol()
         protocol.makeConnection(StringTransport())
         protocol.abort()
         request: Any = object()

@@ -129,7 +129,12 @@ class LimitTests(SynchronousTestCase):
         socket = self.subscribe()
         begun: list[int] = []
         begin = FrameParser.onFrameBegin
-        self.patch(FrameParser, "onFrameBegin", lambda parser: begun.append(1) or begin(parser))
+
+        def note(parser: FrameParser) -> None:
+            begun.append(1)
+            begin(parser)
+
+        self.patch(FrameParser, "onFrameBegin", note)
         flood = client_frame(b"") * 10_000
         for _ in range(10):
             socket.client.send(flood)
