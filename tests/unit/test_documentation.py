@@ -1,4 +1,4 @@
-"""What the documentation names is there: options, layers, options of the browser client."""
+"""What the documentation names is there: options and layers."""
 
 from __future__ import annotations
 
@@ -65,15 +65,3 @@ class DocumentationTests(SynchronousTestCase):
         order = {name: level for level, names in enumerate(LAYERS) for name in names}
         levels = [order[name] for name in flat]
         self.assertEqual(levels, sorted(levels))
-
-    def test_the_options_of_the_browser_client_are_listed(self) -> None:
-        """Each one that the script takes, and no other."""
-        script = (ROOT / "asyncplumber/http/static/asyncplumber.js").read_text(encoding="utf-8")
-        defaults = re.search(r"const DEFAULTS = \{\n(.*?)^  \};", script, re.M | re.S)
-        assert defaults is not None
-        taken = set(re.findall(r"^    (\w+):", defaults[1], re.MULTILINE))
-        page = (ROOT / "docs/reference/javascript.rst").read_text(encoding="utf-8")
-        table = page[page.index("\nOptions\n---") : page.index("\nHow it reconnects")]
-        listed = set(re.findall(r"^``(\w+)``  ", table, re.MULTILINE))
-        replaced = {"WebSocket", "fetch", "setTimeout", "clearTimeout", "random"}
-        self.assertEqual(listed, taken - replaced)
