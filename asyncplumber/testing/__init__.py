@@ -53,6 +53,7 @@ A client of your own talks to it byte by byte::
     assert client.received() != b""  # a comment keeps the connection alive
 """
 
+from asyncplumber.testing.cluster import MemoryCluster
 from asyncplumber.testing.senders import FakeOutbox, FakeSender, FakeTreqSender
 from asyncplumber.testing.server import (
     NOW,
@@ -70,6 +71,7 @@ __all__ = [
     "FakeSender",
     "FakeTreqSender",
     "MemoryClient",
+    "MemoryCluster",
     "MemoryServer",
     "RecordingSubscriber",
     "parse_responses",

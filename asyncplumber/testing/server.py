@@ -133,6 +133,7 @@ class MemoryServer:
 
     Args:
         store: A URI, a store, or a function that makes one from the server's clock.
+        clock: The reactor to run on, if several servers share one.
         body_limit: The most bytes in the body of a POST.
         plumber: Further arguments for `asyncplumber.Plumber`.
         limits: Further limits, those of the listener.
@@ -147,13 +148,16 @@ class MemoryServer:
         self,
         *,
         store: str | IStore | Callable[[Any], IStore] = "memory:",
+        clock: MemoryReactorClock | None = None,
         body_limit: int = 1024 * 1024,
         plumber: Mapping[str, Any] | None = None,
         **limits: Any,
     ) -> None:
         """Make the server, and start it."""
-        self.clock = MemoryReactorClock()
-        self.clock.rightNow = NOW
+        if clock is None:
+            clock = MemoryReactorClock()
+            clock.rightNow = NOW
+        self.clock = clock
         if callable(store):
             store = store(self.clock)
         options = {"reactor": self.clock, "wall": self.clock, **(plumber or {})}
@@ -162,7 +166,7 @@ class MemoryServer:
         self.service = Server(self.plumber, endpoints, self.clock, **limits)
         self.service.privilegedStartService()
         self.service.startService()
-        self.listener = cast(Listener, self.clock.tcpServers[0][1])
+        self.listener = cast(Listener, self.clock.tcpServers[-1][1])
         self.clients: ConnectedClients = self.plumber.clients
         self.settle()
 
