@@ -12,6 +12,8 @@ import sys
 import warnings
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+
 # Dependencies warn while they are imported.  Everything else stays as ``python -W`` says.
 _NOT_OURS = (
     # twisted.web.static makes an error page in a way that Twisted itself has deprecated.
@@ -20,6 +22,12 @@ _NOT_OURS = (
 )
 for _message in _NOT_OURS:
     warnings.filterwarnings("ignore", _message, DeprecationWarning)
+
+# How long an example takes depends on what else the machine does, and fails no test.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 _SOCKET_EVENTS = {"socket.connect", "socket.bind", "socket.sendto"}
 _PROCESS_EVENTS = {

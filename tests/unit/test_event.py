@@ -16,7 +16,7 @@ from asyncplumber.errors import (
     Unavailable,
     to_client_error,
 )
-from asyncplumber.event import Cursor, Event, Position, checked_account, is_plain
+from asyncplumber.event import Cursor, Event, Position, checked_account, is_plain, timestamp
 from asyncplumber.interfaces import CursorLost
 from harness.core import draft, event
 
@@ -98,6 +98,16 @@ class DataTests(SynchronousTestCase):
         made = draft("k")._replace(id="i", type="t", content_type="c")
         self.assertEqual(
             Event.from_draft(made, "e", 3), event(3)._replace(id="i", type="t", content_type="c")
+        )
+
+
+class TimestampTests(SynchronousTestCase):
+    """RFC 3339 in UTC."""
+
+    def test_a_time_is_written_to_the_millisecond(self) -> None:
+        """Always of the same length, so that it sorts."""
+        self.assertEqual(
+            [timestamp(0), timestamp(1.5)], ["1970-01-01T00:00:00.000Z", "1970-01-01T00:00:01.500Z"]
         )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.errors import BadAccount, BadRequest, PlumberError, TooLarge, UnsupportedMediaType
-from asyncplumber.event import Draft, Event, timestamp
+from asyncplumber.event import Draft, Event
 from asyncplumber.wire import fields
 from asyncplumber.wire.envelope import envelope
 from asyncplumber.wire.json_text import SLOW_BYTES
@@ -410,13 +410,3 @@ class SkyhooksTests(PostCase):
         for body in (b"", b"[1]", b"1", b"NaN", b"{}"):
             with self.assertRaises(BadRequest, msg=str(body)):
                 skyhooks_draft({}, body, TIME)
-
-
-class TimestampTests(SynchronousTestCase):
-    """RFC 3339 in UTC."""
-
-    def test_a_time_is_written_to_the_millisecond(self) -> None:
-        """Always of the same length, so that it sorts."""
-        self.assertEqual(
-            [timestamp(0), timestamp(1.5)], ["1970-01-01T00:00:00.000Z", "1970-01-01T00:00:01.500Z"]
-        )
