@@ -16,7 +16,7 @@ from typing import Any
 from celery import Celery, signals
 from celery.utils.dispatch import Signal
 
-from asyncplumber.client.send import RetryPolicy
+from asyncplumber.client import RetryPolicy
 from asyncplumber.integrations.celery import announce
 from harness.processes import celery_settings
 

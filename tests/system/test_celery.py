@@ -210,7 +210,7 @@ class WorkerTestCase(SynchronousTestCase):
 
     def client(self) -> Celery:
         self.folder = Path(mkdtemp(prefix="asyncplumber-test-"))
-        self.addCleanup(FilePath(self.folder).remove)
+        self.addCleanup(FilePath(str(self.folder)).remove)
         client = Celery("client", set_as_current=False)
         client.conf.update(celery_settings(self.folder))
         self.addCleanup(client.close)

@@ -37,7 +37,7 @@ class RQTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         folder = Path(mkdtemp(prefix="asyncplumber-test-"))
-        self.addCleanup(FilePath(folder).remove)
+        self.addCleanup(FilePath(str(folder)).remove)
         self.socket = folder / "redis.sock"
         server = Process(
             ["redis-server", "--port", "0", "--unixsocket", str(self.socket), "--save", ""]

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from treq.client import HTTPClient
@@ -21,8 +21,10 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.iweb import IBodyProducer
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
+from zope.interface import implementer
 
 from asyncplumber.client import Receipt, Refused, RetryPolicy, Undelivered
 from asyncplumber.client.twisted import TreqSender
@@ -56,7 +58,7 @@ def receipt_of(id: str) -> dict[str, Any]:
 
 def receive(request: Request) -> Any:
     """A step that gives a receipt."""
-    return answer(201, receipt_of(request.getHeader("webhook-id")))(request)
+    return answer(201, receipt_of(str(request.getHeader("webhook-id"))))(request)
 
 
 def stall(request: Request) -> int:
@@ -103,7 +105,7 @@ class TreqSenderTests(SynchronousTestCase):
         """Begin to send one event to a receiver with this script."""
         self.clock = Clock()
         self.receiver = Receiver(*script)
-        self.client = StubTreq(self.receiver)
+        self.client = cast(Any, StubTreq(self.receiver))
         token = options.pop("token", None)
         sender = TreqSender(
             url, self.client, self.clock, token=token, retry_policy=retry_policy, random=lambda: 0.5
@@ -239,8 +241,9 @@ class TreqSenderTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(sending).id, "t-1")
 
 
+@implementer(IBodyProducer)
 class _AtOnce:
-    """Writes a body in one go: nothing in memory needs to be asked twice."""
+    """Writes a body at once."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body

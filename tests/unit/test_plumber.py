@@ -90,14 +90,11 @@ class SendTests(PlumberCase):
 
     def both(self, account: Any, data: Any, **options: Any) -> tuple[Any, Any]:
         """Send by HTTP and by the library to two servers; return what comes of each."""
-        found = []
+        found: list[Any] = []
         for by_http in (True, False):
             server = MemoryServer()
             subscriber = RecordingSubscriber()
-            server.plumber.hub.admit("42").addCallback(
-                lambda channel, to=subscriber: channel.subscribe(to).start(None)
-            )
-            server.settle()
+            self.successResultOf(server.plumber.hub.admit("42")).subscribe(subscriber).start(None)
             try:
                 if by_http:
                     request = Endpoint("http://localhost", None, None).request(
@@ -167,11 +164,8 @@ class SendTests(PlumberCase):
     def test_what_cannot_be_sent_is_a_value_error(self) -> None:
         """As with the client, before anything is sent."""
         plumber = self.plumber()
-        for error, account, data in (
-            (ValueError, "", 1),
-            (TypeError, None, 1),
-            (TypeError, "a", {1}),
-        ):
+        wrong: list[Any] = [(ValueError, "", 1), (TypeError, None, 1), (TypeError, "a", {1})]
+        for error, account, data in wrong:
             self.failureResultOf(Deferred.fromCoroutine(plumber.send(account, data)), error)
 
     def test_a_batch_is_refused(self) -> None:
