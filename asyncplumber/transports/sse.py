@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from twisted.internet.interfaces import IReactorTime
 
 from asyncplumber.core.channel import Channel
 from asyncplumber.errors import PlumberError
@@ -28,7 +28,7 @@ class EventStream(Stream):
     __slots__ = ("_chunked",)
 
     def __init__(
-        self, channel: Channel, clients: ConnectedClients, clock: Any, *, chunked: bool
+        self, channel: Channel, clients: ConnectedClients, clock: IReactorTime, *, chunked: bool
     ) -> None:
         """``chunked`` says whether the response is sent in chunks (HTTP/1.1)."""
         super().__init__(channel, clients, clock)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from typing import Protocol as Interface
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocol
+from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime
 from zope.interface import implementer
 
 from asyncplumber.core.channel import Channel
@@ -68,12 +68,13 @@ class Stream(ABC):
         "transport",
     )
 
-    def __init__(self, channel: Channel, clients: ConnectedClients, clock: Any) -> None:
+    def __init__(self, channel: Channel, clients: ConnectedClients, clock: IReactorTime) -> None:
         self._subscription = channel.subscribe(self)
         self._clients = clients
         self._clock = clock
         self._group = clients.add(self)
-        self._close_timer: Any = None  # runs from the close on; cuts off a client that stays
+        # Runs from the close on, and cuts off a client that stays.
+        self._close_timer: IDelayedCall | None = None
         self.transport: Any = None
         self.send_buffer: SendBuffer = None  # type: ignore[assignment]  # there from `begin` on
 
@@ -98,7 +99,12 @@ class Stream(ABC):
             limit: Bytes that may be queued for the client; see ``SendBuffer``.
             after: Where the client resumes; None for live events only.
         """
-        self.transport, self.send_buffer, unread = connection.detach(self)
+        try:
+            self.transport, self.send_buffer, unread = connection.detach(self)
+        except Exception:
+            self._subscription.cancel()
+            self._clients.discard(self, self._group)
+            raise
         self._clients.reads.watch(self.transport)
         self.send_buffer.rebind(self._overflow, limit)
         # The first event about the stream nearly always follows at once: one write for both.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from twisted.internet import reactor
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
@@ -14,21 +15,25 @@ from harness.http_text import error_code, post
 
 
 class KernelTests(TestCase):
-    """Where it is the kernel that decides."""
+    """What only the kernel can show."""
+
+    def listen(self, server: MemoryServer) -> int:
+        """Listen for this server; return the number of the port."""
+        factory: Any = server.listener
+        port: Any = reactor.listenTCP(0, factory, interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.addCleanup(port.stopListening)
+        return int(port.getHost().port)
 
     async def test_a_client_that_shuts_down_its_side_reads_its_receipt(self) -> None:
         """As ``nc -N`` and some HTTP clients do."""
-        from twisted.internet import reactor
-
         server = MemoryServer()
         settling = LoopingCall(server.settle)  # the store answers some milliseconds later
         settling.start(0.02, now=False)
         self.addCleanup(settling.stop)
-        port: Any = reactor.listenTCP(0, server.listener, interface="127.0.0.1")  # type: ignore[attr-defined]
-        self.addCleanup(port.stopListening)
+        port = self.listen(server)
 
         def send() -> bytes:
-            with socket.create_connection(("127.0.0.1", port.getHost().port), 5) as client:
+            with socket.create_connection(("127.0.0.1", port), 5) as client:
                 client.sendall(post(b"1"))
                 client.shutdown(socket.SHUT_WR)
                 heard = b""
@@ -40,14 +45,11 @@ class KernelTests(TestCase):
 
     async def test_a_client_reads_its_413_while_it_is_still_sending(self) -> None:
         """Had we closed with its bytes unread, the kernel would have destroyed the answer."""
-        from twisted.internet import reactor
-
         server = MemoryServer(body_limit=1000)
-        port: Any = reactor.listenTCP(0, server.listener, interface="127.0.0.1")  # type: ignore[attr-defined]
-        self.addCleanup(port.stopListening)
+        port = self.listen(server)
 
         def send() -> bytes:
-            with socket.create_connection(("127.0.0.1", port.getHost().port), 5) as client:
+            with socket.create_connection(("127.0.0.1", port), 5) as client:
                 client.sendall(
                     b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000000\r\n\r\n"
                 )
@@ -58,8 +60,7 @@ class KernelTests(TestCase):
                     heard += data
                 return heard
 
-        self.assertEqual(error_code(parse_responses(await deferToThread(send))[0]), (413, "too-large"))
-        while (
-            server.listener.connections
-        ):  # the client has closed, and the reactor is about to notice
-            await deferLater(reactor, 0.01, lambda: None)
+        self.assertEqual(error_code(replies(await deferToThread(send))[0]), (413, "too-large"))
+        while server.listener.connections:
+            # The client has closed, and the reactor is about to notice.
+            await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ class MountedSlowReaderTests(test_slow_readers.SlowReaderTests):
     make_server = MountedServer
 
     def listen(self) -> Any:
-        site = self.server.site  # type: ignore[attr-defined]
+        site: Any = self.server.site  # type: ignore[attr-defined]
         return reactor.listenTCP(0, site, interface="127.0.0.1")  # type: ignore[attr-defined]
 
 
@@ -65,7 +65,8 @@ class SiteTests(TestCase):
 
     def port(self, *tls: Any) -> int:
         """Listen, with TLS if its options are given; return the number of the port."""
-        listen = reactor.listenSSL if tls else reactor.listenTCP  # type: ignore[attr-defined]
+        real: Any = reactor
+        listen = real.listenSSL if tls else real.listenTCP
         port = listen(0, self.site, *tls, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         return int(port.getHost().port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.errors import Unavailable
@@ -15,19 +16,19 @@ from harness.http_text import GET, error_code, post
 
 
 class Broken:
-    """A store whose history cannot be reached."""
+    """A store whose history fails with an error."""
 
     shared = False
 
     def __init__(self, error: Exception) -> None:
-        working = MemoryStore(Retention(), None)
+        working = MemoryStore(Retention(), Clock())
         self.registry, self.start, self.stop = working.registry, working.start, working.stop
         self.history: Any = self
         self._error = error
         self.clock: Any = None
 
     def refuse(self, *words: Any) -> Deferred[Any]:
-        """Nothing can be had."""
+        """Fail in the next turn, whatever is asked."""
         refused: Deferred[Any] = Deferred()
         self.clock.callLater(0, refused.errback, self._error)
         return refused

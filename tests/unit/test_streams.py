@@ -11,10 +11,12 @@ from typing import Any
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.testing import MemoryServer, parse_responses
+from asyncplumber.http.connection import Connection
+from asyncplumber.testing import replies
 from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.long_poll import MAX_RESPONSE_BYTES
 from asyncplumber.transports.stream import CLOSE_TIMEOUT
+from harness.http_text import EVENT_STREAM
 from harness.memory_subscribers import MemoryEventSource
 from tests.subscribers import ServerCase
 
@@ -172,6 +174,20 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         self.assertEqual(
             got + len(self.data(MemoryEventSource(self.server, after=slow.cursor))), 30
         )
+
+    def test_a_connection_that_cannot_be_taken_over_leaves_nothing(self) -> None:
+        """The client is told that something went wrong here, and is no subscriber."""
+        client = self.server.connect()
+
+        def detach(connection: Connection, protocol: object) -> None:
+            raise RuntimeError("no")
+
+        self.patch(Connection, "detach", detach)
+        client.say(EVENT_STREAM)
+        self.assertEqual(replies(client.heard())[0].status, 500)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        hub, clients = self.server.plumber.hub, self.server.clients
+        self.assertEqual((hub.subscribers, len(clients)), (0, 0))
 
 
 class LongPollTests(ServerCase, SynchronousTestCase):
