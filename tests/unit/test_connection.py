@@ -224,9 +224,8 @@ class BadRequestTests(SynchronousTestCase):
 
     def test_a_body_is_refused_before_it_comes(self) -> None:
         """By its announced length."""
-        self.assertEqual(
-            self.refused(post(b"x" * 10**9).partition(b"\r\n\r\n")[0] + b"\r\n\r\n")[0], 413
-        )
+        head = post(b"").replace(b"Content-Length: 0", b"Content-Length: 1000000000")
+        self.assertEqual(self.refused(head)[0], 413)
 
     def test_chunks_of_nothing_but_words_end(self) -> None:
         """Extensions and trailers are no way around the limit."""

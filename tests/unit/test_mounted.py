@@ -13,6 +13,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from asyncplumber import Plumber
+from asyncplumber.http.mounted import MountedExchange
 from asyncplumber.testing import NOW, MemoryClient, parse_responses
 from harness.frames import CLOSE, TEXT, close_code, handshake_request, server_frames
 from harness.memory_subscribers import MemoryEventSource
@@ -39,6 +40,7 @@ class MountedEventStreamTests(test_streams.EventStreamTests):
     """Server-Sent Events by way of twisted.web."""
 
     make_server = MountedServer
+    exchange_type = MountedExchange
 
 
 class MountedLongPollTests(test_streams.LongPollTests):

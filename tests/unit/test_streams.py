@@ -24,6 +24,8 @@ from tests.subscribers import ServerCase
 class EventStreamTests(ServerCase, SynchronousTestCase):
     """Server-Sent Events."""
 
+    exchange_type: type = Connection
+
     def test_the_head_keeps_middle_boxes_from_holding_it_back(self) -> None:
         """Neither caches nor buffers; and the browser is told how soon to come back."""
         source = MemoryEventSource(self.server)
@@ -179,10 +181,10 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         """The client is told that something went wrong here, and is no subscriber."""
         client = self.server.connect()
 
-        def detach(connection: Connection, protocol: object) -> None:
+        def detach(exchange: object, protocol: object) -> None:
             raise RuntimeError("no")
 
-        self.patch(Connection, "detach", detach)
+        self.patch(self.exchange_type, "detach", detach)
         client.say(EVENT_STREAM)
         self.assertEqual(replies(client.heard())[0].status, 500)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)

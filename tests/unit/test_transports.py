@@ -9,6 +9,7 @@ from twisted.trial.unittest import TestCase
 
 from asyncplumber.testing import parse_responses
 from asyncplumber.transports.long_poll import REPLAY_TIMEOUT
+from harness.mounted import MountedServer
 from tests.subscribers import ByLongPoll, BySse, ByWebSocket, OnDelayed, OnMemory
 
 
@@ -56,3 +57,24 @@ class LongPollOnDelayedTests(ByLongPoll, OnDelayed, TestCase):
         (reply,) = parse_responses(client.received())
         self.assertEqual((reply.status, reply.headers[b"retry-after"]), (503, b"2"))
         self.assertEqual(self.server.plumber.hub.subscribers, 0)
+
+
+class MountedWebSocketTests(ByWebSocket, OnDelayed, TestCase):
+    """WebSocket by way of a site of twisted.web."""
+
+    make_server = MountedServer
+    visits = 50
+
+
+class MountedSseTests(BySse, OnDelayed, TestCase):
+    """Server-Sent Events by way of a site of twisted.web."""
+
+    make_server = MountedServer
+    visits = 50
+
+
+class MountedLongPollTests(ByLongPoll, OnDelayed, TestCase):
+    """Long-poll by way of a site of twisted.web."""
+
+    make_server = MountedServer
+    visits = 50
