@@ -60,7 +60,9 @@ class KernelTests(TestCase):
                     heard += data
                 return heard
 
-        self.assertEqual(error_code(replies(await deferToThread(send))[0]), (413, "too-large"))
+        self.assertEqual(
+            error_code(parse_responses(await deferToThread(send))[0]), (413, "too-large")
+        )
         while server.listener.connections:
             # The client has closed, and the reactor is about to notice.
             await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.http.connection import Connection
-from asyncplumber.testing import replies
+from asyncplumber.testing import parse_responses
 from asyncplumber.transports.connected_clients import HEARTBEAT
 from asyncplumber.transports.long_poll import MAX_RESPONSE_BYTES
 from asyncplumber.transports.stream import CLOSE_TIMEOUT
@@ -185,8 +185,8 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
             raise RuntimeError("no")
 
         self.patch(self.exchange_type, "detach", detach)
-        client.say(EVENT_STREAM)
-        self.assertEqual(replies(client.heard())[0].status, 500)
+        client.send(EVENT_STREAM)
+        self.assertEqual(parse_responses(client.received())[0].status, 500)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         hub, clients = self.server.plumber.hub, self.server.clients
         self.assertEqual((hub.subscribers, len(clients)), (0, 0))
