@@ -44,8 +44,7 @@ def client_frame(
 
 
 def server_frames(data: bytes) -> list[tuple[int, bytes]]:
-    """
-    Read the frames of a server.
+    """Read the frames of a server.
 
     Returns:
         The opcode and the payload of each.

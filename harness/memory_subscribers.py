@@ -124,8 +124,7 @@ def parse_event_stream(stream: bytes) -> list[dict[str, str]]:
 
 
 def dechunked(data: bytes) -> tuple[bytes, bytes]:
-    """
-    Decode complete chunks (RFC 9112, 7.1).
+    """Decode complete chunks (RFC 9112, 7.1).
 
     Returns:
         What the chunks carry, and the bytes after the last complete one.

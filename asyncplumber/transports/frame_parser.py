@@ -30,7 +30,7 @@ POLICY_VIOLATION, TOO_BIG = 1008, 1009
 
 
 class FrameListener(Protocol):
-    """Who wants to know what a client has sent."""
+    """Receives what a parser finds."""
 
     def ping_received(self, payload: bytes) -> None:
         """The client has sent a ping, which a pong with this payload answers."""
@@ -43,7 +43,7 @@ class FrameListener(Protocol):
 
 
 class _NoLog:
-    """In place of Autobahn's log, which has two lines for each frame that is wrong."""
+    """Replaces Autobahn's log, which writes two lines for each wrong frame."""
 
     def debug(self, *_: Any, **__: Any) -> None:
         """Write nothing."""
@@ -52,7 +52,7 @@ class _NoLog:
 
 
 class _Factory:
-    """What Autobahn's protocol asks of its factory."""
+    """Has what Autobahn's protocol asks of its factory."""
 
     isServer = True
 
@@ -74,7 +74,7 @@ class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
     utf8validateIncoming = applyMask = requireMaskedClientFrames = True
     echoCloseCodeReason = False
     openHandshakeTimeout = 0  # seconds; 0: none
-    failByDrop = True  # a violation ends the parsing; what follows it is not skipped but unread
+    failByDrop = True  # a violation ends the parsing; Autobahn would skip the frame and go on
 
     def __init__(self, listener: FrameListener) -> None:
         # Without Autobahn's own: what it makes is for connections, and not for parsing.

@@ -171,7 +171,7 @@ class TakeOverTests(SynchronousTestCase):
         self.resource = Unanswered()
         site = Site(self.resource, reactor=self.clock, timeout=60)
         self.channel: Any = site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
-        self.transport: Any = StringTransport()
+        self.transport = cast(Any, StringTransport())
         self.transport.protocol = self.channel
         self.channel.makeConnection(self.transport)
 
