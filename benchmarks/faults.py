@@ -214,7 +214,7 @@ async def give_up_replays(trial: Trial, dice: random.Random) -> None:
     here = trial.traffic.ledger.subscribers[0]
     await until(lambda: bool(here.events), "an event")
     path = f"/events/{here.account}?after={here.cursor.partition('.')[0]}.0"
-    factory.request = (
+    factory.request = (  # type: ignore[attr-defined]
         f"GET {path} HTTP/1.1\r\nHost: plumber\r\nAccept: text/event-stream\r\n\r\n".encode()
     )
     endpoint = HostnameEndpoint(reactor, "127.0.0.1", node.port)
@@ -226,7 +226,7 @@ async def give_up_replays(trial: Trial, dice: random.Random) -> None:
         await sleep(dice.uniform(0.5, 1))
         for connected, client in asked:
             if connected:
-                client.transport.abortConnection()
+                client.transport.abortConnection()  # type: ignore[attr-defined]
         for each in trial.traffic.ledger.subscribers:
             each.disconnect()
         await sleep(dice.uniform(0.5, 1))

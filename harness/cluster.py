@@ -356,7 +356,7 @@ class _Entrance(_End):
         super().connectionMade()
         if self.proxy.whole:
             self.transport.pauseProducing()
-            Deferred.fromCoroutine(self._join()).addErrback(
+            Deferred.fromCoroutine(self._join()).addErrback(  # type: ignore[call-overload]
                 lambda _: self.transport.abortConnection()
             )
 

@@ -95,7 +95,7 @@ class _Entrance(_End):
             self.transport.pauseProducing()
             joining = Deferred.fromCoroutine(self._join())
             self.links.joining.add(joining)
-            joining.addErrback(lambda _: self.transport.abortConnection())
+            joining.addErrback(lambda _: self.transport.abortConnection())  # type: ignore[call-overload]
             joining.addBoth(lambda _: self.links.joining.discard(joining))
 
     async def _join(self) -> None:

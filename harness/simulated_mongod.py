@@ -227,7 +227,7 @@ class SimulatedMongod:
     def _answer(self, connection: Connection) -> None:
         request = connection.outbox.popleft()
         if not request.answer.called:
-            request.answer.callback(request.result)
+            request.answer.callback(request.result)  # type: ignore[arg-type]
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.clock.seconds(), UTC)

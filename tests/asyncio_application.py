@@ -83,7 +83,7 @@ async def main() -> None:
     for _ in range(4):
         say(
             "tornado",
-            json.loads(await Deferred.fromFuture(asyncio.ensure_future(client.read_message()))),
+            json.loads(await Deferred.fromFuture(asyncio.ensure_future(client.read_message()))),  # type: ignore[arg-type]
         )
     await complete
     plumber.unregister("a", both)
@@ -93,7 +93,7 @@ async def main() -> None:
     for text in large:
         await plumber.send("a", text)
     read = [await Deferred.fromFuture(asyncio.ensure_future(client.read_message())) for _ in large]
-    say("all", [json.loads(text) for text in read] == large)
+    say("all", [json.loads(text) for text in read] == large)  # type: ignore[arg-type]
     client.close()
     server.stop()
     await plumber.stopService()

@@ -48,7 +48,7 @@ class Events(Resource):
     """All accounts have one resource: the protocol looks at the path."""
 
     def getChild(self, path: bytes, request: Any) -> Resource:
-        return sockets
+        return sockets  # type: ignore[return-value]
 
 
 factory = WebSocketServerFactory()
@@ -69,5 +69,5 @@ class Root(Resource):
 
 
 Root.isLeaf = False
-reactor.listenTCP(int(sys.argv[1]), Site(Root()), backlog=4096, interface="127.0.0.1")
+reactor.listenTCP(int(sys.argv[1]), Site(Root()), backlog=4096, interface="127.0.0.1")  # type: ignore[arg-type]
 reactor.run()

@@ -14,7 +14,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.config import Config
-from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.ext.napoleon import GoogleDocstring  # type: ignore[attr-defined]
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 from zope.interface.interface import Attribute, InterfaceClass, Method

@@ -47,7 +47,7 @@ class SharedPortTests(TestCase):
         self.listen(socket.socket())
 
     def listen(self, listening: socket.socket, name: object = ("127.0.0.1", 0)) -> None:
-        listening.bind(name)
+        listening.bind(name)  # type: ignore[arg-type]
         listening.listen(200)
         self.addCleanup(listening.close)
         self.listening = listening
@@ -108,7 +108,7 @@ class SharedPortTests(TestCase):
 
     async def test_one_that_is_stuck_keeps_nobody_waiting(self) -> None:
         """It has nobody, and does not come for its share."""
-        reactor.removeReader(self.ports[1])
+        reactor.removeReader(self.ports[1])  # type: ignore[arg-type]
         self.come(30)
         self.assertEqual(await self.all_in(), [30, 0])
 
@@ -136,8 +136,8 @@ class SharedPortTests(TestCase):
         os.close(following)
         resource.setrlimit(resource.RLIMIT_NOFILE, (following, limits[1]))
         warned = []
-        globalLogPublisher.addObserver(warned.append)
-        self.addCleanup(globalLogPublisher.removeObserver, warned.append)
+        globalLogPublisher.addObserver(warned.append)  # type: ignore[arg-type]
+        self.addCleanup(globalLogPublisher.removeObserver, warned.append)  # type: ignore[arg-type]
         await until(
             lambda: (
                 sum("cannot accept" in (event.get("log_format") or "") for event in warned) == 2
@@ -159,7 +159,7 @@ class SharedPortTests(TestCase):
 
     async def test_a_protocol_that_fails_does_no_harm(self) -> None:
         self.counts[1].leave()
-        build, self.workers[0].buildProtocol = self.workers[0].buildProtocol, lambda addr: 1 // 0
+        build, self.workers[0].buildProtocol = self.workers[0].buildProtocol, lambda addr: 1 // 0  # type: ignore[assignment, return-value]
         self.come(1)
         await until(lambda: self.flushLoggedErrors(ZeroDivisionError), "it is logged")
         self.clients.clear()

@@ -46,7 +46,7 @@ class SenderTestCase(SynchronousTestCase):
             clock=lambda: self.time.now,
             sleep=self.time.sleep,
             random=lambda: 0.5,
-            **options,
+            **options,  # type: ignore[arg-type]
         )
         self.addCleanup(sender.close)
         return sender
@@ -100,7 +100,7 @@ class SendingTests(SenderTestCase):
             ("type", None),
             ("type", 1),
         ]
-        wrong += [("content_type", 1), ("time", 0), ("time", date(2012, 9, 28))]
+        wrong += [("content_type", 1), ("time", 0), ("time", date(2012, 9, 28))]  # type: ignore[list-item]
         for name, value in wrong:
             error = self.assertRaises(
                 TypeError, sender.send, **{"account": "42", "data": 1, name: value}
@@ -143,7 +143,7 @@ class SendingTests(SenderTestCase):
         ]
         for account, data, options in unsendable:
             with self.assertRaises(ValueError):
-                sender.send(account, data, **options)
+                sender.send(account, data, **options)  # type: ignore[arg-type]
         with self.assertRaises(TypeError):
             sender.send("42", object())
         self.assertEqual(receiver.received, [])

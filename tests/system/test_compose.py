@@ -15,7 +15,7 @@ from asyncplumber.options import Options
 try:
     import yaml
 except ImportError:
-    yaml = None
+    yaml = None  # type: ignore[assignment]
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "docs/examples"
 

@@ -120,7 +120,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
             {"account_id": "b", "url": "http://127.0.0.1:1/result", "instance": None},
             {"account_id": "c", "url": "http://127.0.0.1:1/result", "instance": 7},
         ]
-        self.db.hooks.insert_many([dict(row) for row in foreign])
+        self.db.hooks.insert_many([dict(row) for row in foreign])  # type: ignore[call-overload]
         one = await self.registry.add_instance(Instance("1", "http://127.0.0.1/1"))
         await self.registry.register(one, ["a"])
         await self.lapse()
@@ -163,7 +163,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         await self.history.sweep()
         position = await self.history.ensure("a")
         zombie = {
-            **self.db.events.find_one({"seq": 20}, {"_id": 0}),
+            **self.db.events.find_one({"seq": 20}, {"_id": 0}),  # type: ignore[dict-item]
             "seq": 8,
             "key": "late",
             "id": "late",
@@ -182,7 +182,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         """
         for turn in range(10):
             await append(self.store, drafts(7, prefix=f"{turn}."))
-        await until(lambda: self.db.accounts.find_one({"_id": "a"})["floor"] >= 59, "trimmed")
+        await until(lambda: self.db.accounts.find_one({"_id": "a"})["floor"] >= 59, "trimmed")  # type: ignore[index]
         self.assertEqual(self.db.events.count_documents({}), 70)
         self.reactor.advance(DELETE_DELAY)
         await append(self.store, [draft("b")])
@@ -200,19 +200,19 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
                 {"_id": "a"},
                 [{"$set": {"touched": {"$subtract": ["$touched", 20 * 86400 * 1000]}}}],
             )
-            before = self.db.accounts.find_one({"_id": "a"})["touched"]
+            before = self.db.accounts.find_one({"_id": "a"})["touched"]  # type: ignore[index]
             if use is None:
                 other = await self.opened()
                 await append(other, drafts(1, prefix="other"))
             else:
                 await use(["a"] if use == self.history.heads else "a")
-            self.assertGreater(self.db.accounts.find_one({"_id": "a"})["touched"], before)
+            self.assertGreater(self.db.accounts.find_one({"_id": "a"})["touched"], before)  # type: ignore[index]
 
     async def test_an_older_numbering_sorted_in_front_is_seen_through(self) -> None:
         """Remains of another epoch, whatever its name, do not change where the account stands."""
         await append(self.store, drafts(3))
         row = self.db.events.find_one({"seq": 2}, {"_id": 0})
-        self.db.events.insert_one({**row, "epoch": "zzz", "seq": 9, "key": "other"})
+        self.db.events.insert_one({**row, "epoch": "zzz", "seq": 9, "key": "other"})  # type: ignore[dict-item]
         other = await self.opened()
         self.assertEqual((await other.history.ensure("a")).head, 3)
         self.assertEqual(seqs(await append(other, [draft(key="next")])), [4])
@@ -323,11 +323,12 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         await append(self.store, drafts(1))
         row = self.db.events.find_one({}, {"_id": 0})
         flushes = self.flushes()
-        self.db.events.insert_one({**row, "seq": 2, "key": "unjournalled"})
+        self.db.events.insert_one({**row, "seq": 2, "key": "unjournalled"})  # type: ignore[dict-item]
         self.assertEqual((await self.history.ensure("a")).head, 2)
         self.assertEqual(self.flushes(), flushes + 1)
         self.assertEqual(
-            seqs(await self.history.read("a", Cursor(row["epoch"], 0), None, 10)), [1, 2]
+            seqs(await self.history.read("a", Cursor(row["epoch"], 0), None, 10)),  # type: ignore[index]
+            [1, 2],  # type: ignore[index]
         )
         await self.history.heads(["a"])
         self.assertEqual(self.flushes(), flushes + 1)

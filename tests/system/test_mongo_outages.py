@@ -156,8 +156,8 @@ class LoginTests(TestCase):
             self.addCleanup(store.stop)
             self.assertEqual(len(await append(store, [draft(key=uri)])), 1)
         said: list[Any] = []
-        globalLogPublisher.addObserver(said.append)
-        self.addCleanup(globalLogPublisher.removeObserver, said.append)
+        globalLogPublisher.addObserver(said.append)  # type: ignore[arg-type]
+        self.addCleanup(globalLogPublisher.removeObserver, said.append)  # type: ignore[arg-type]
         store = open_store(
             f"mongodb://plumber:wrong@{host}/", Retention(), RealReactorWithFakeClock()
         )

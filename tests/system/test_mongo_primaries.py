@@ -101,7 +101,7 @@ class OldPrimaryTests(TestCase):
         """
         self.assertEqual(await self.appended(25, "before"), list(range(1, 26)))
         await self.history.sweep()
-        hub = Hub(self.history, self.store._link.reactor)
+        hub = Hub(self.history, self.store._link.reactor)  # type: ignore[attr-defined]
         self.addCleanup(hub.stop)
         live, back = Recorder(), Recorder()
         live.subscribe(await hub.admit("a"), EARLIEST)

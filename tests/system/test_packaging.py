@@ -19,7 +19,7 @@ class PluginTests(TestCase):
     def test_twistd_finds_the_plugin(self) -> None:
         """Our ServiceMaker is among Twisted's plugins, under the name that the README uses."""
         makers = [maker for maker in getPlugins(IServiceMaker) if maker.tapname == "asyncplumber"]
-        self.assertEqual([maker.module for maker in makers], ["asyncplumber.tap"])
+        self.assertEqual([maker.module for maker in makers], ["asyncplumber.tap"])  # type: ignore[attr-defined]
 
     def test_twisted_stays_a_namespace(self) -> None:
         """An __init__.py in twisted/ or twisted/plugins/ would be installed over Twisted's own."""

@@ -101,7 +101,9 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(
             [
                 reply.status
-                for reply in self.server.exchange(post(b"1", b"/hooks/a", b"Connection: close") + GET)
+                for reply in self.server.exchange(
+                    post(b"1", b"/hooks/a", b"Connection: close") + GET
+                )
             ],
             [202],
         )
@@ -121,7 +123,9 @@ class RequestTests(SynchronousTestCase):
     def test_a_body_too_large_is_refused_before_it_is_asked_for(self) -> None:
         """No 100 comes before the 413."""
         head = post(b"x" * 1001, b"/hooks/a", b"Expect: 100-continue").partition(b"\r\n\r\n")[0]
-        self.assertEqual(error_code(self.server.exchange(head + b"\r\n\r\n")[0]), (413, "too-large"))
+        self.assertEqual(
+            error_code(self.server.exchange(head + b"\r\n\r\n")[0]), (413, "too-large")
+        )
 
     def test_head_has_no_body(self) -> None:
         """By either way; what follows on the connection is not disturbed."""
@@ -296,7 +300,8 @@ class BadRequestTests(SynchronousTestCase):
         for _ in range(3):
             client.send(b"x" * 100_000)
         self.assertEqual(
-            [error_code(reply) for reply in parse_responses(client.received())], [(413, "too-large")]
+            [error_code(reply) for reply in parse_responses(client.received())],
+            [(413, "too-large")],
         )
 
     def test_accounts_that_cannot_be(self) -> None:
@@ -456,7 +461,9 @@ class DetailTests(SynchronousTestCase):
         client.protocol.dataReceived(post(b"1") + post(b"2") + GET)
         client.protocol.readConnectionLost()
         self.server.settle()
-        self.assertEqual([reply.status for reply in parse_responses(client.received())], [202, 202, 200])
+        self.assertEqual(
+            [reply.status for reply in parse_responses(client.received())], [202, 202, 200]
+        )
         self.assertIs(client.ended, ConnectionDone)
         self.assertEqual(self.server.listener.connections, set())
 
@@ -548,7 +555,9 @@ class TimeoutTests(SynchronousTestCase):
         for data in (b"G", GET[:-2], post(b"1" * 10)[:-1]):
             self.assertEqual(self.stalled(data, 9).received(), b"")
             client = self.stalled(data, 12)
-            self.assertEqual(error_code(parse_responses(client.received())[0]), (408, "too-slow"), data)
+            self.assertEqual(
+                error_code(parse_responses(client.received())[0]), (408, "too-slow"), data
+            )
 
     def test_a_trickle_is_no_request(self) -> None:
         """Neither blank lines nor a byte now and then prolong it."""

@@ -82,10 +82,10 @@ class WriterMachine(RuleBasedStateMachine):
                 patch.object(each, "monotonic", self.clock.seconds)
                 for each in (link, queue, barrier, proof)
             ),
-            patch.object(queue.random, "uniform", lambda low, high: high),
+            patch.object(queue.random, "uniform", lambda low, high: high),  # type: ignore[attr-defined]
         ]
         for each in self.patches:
-            each.start()
+            each.start()  # type: ignore[attr-defined]
         self.retention = Retention(length=LENGTH, age=AGE)
         self.stores = [
             MongoStore("mongodb://simulated/", self.retention, self.clock, self.clock)
@@ -97,7 +97,7 @@ class WriterMachine(RuleBasedStateMachine):
         self.heads: dict[str, Cursor] = {}  # where somebody was told that an account stands
         self.firsts: set[tuple[str, str, int]] = set()  # told as stored by that very call
         self.errors: list[Any] = []
-        globalLogPublisher.addObserver(self._observe)
+        globalLogPublisher.addObserver(self._observe)  # type: ignore[arg-type]
 
     def _observe(self, event: Any) -> None:
         if "log_failure" in event:
@@ -230,11 +230,11 @@ class WriterMachine(RuleBasedStateMachine):
                 assert all(call.result is not None for call in calls)
                 self._check_order(calls)
         finally:
-            globalLogPublisher.removeObserver(self._observe)
+            globalLogPublisher.removeObserver(self._observe)  # type: ignore[arg-type]
             for store in self.stores:
                 store.stop()
             for each in self.patches:
-                each.stop()
+                each.stop()  # type: ignore[attr-defined]
 
     # How.
 

@@ -87,7 +87,9 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         ):
             self.assertEqual(self.server.exchange(handshake_request(key=key))[0].status, 400, key)
         self.assertEqual(
-            self.server.exchange(handshake_request("/events/a", "Content-Length: 3") + b"abc")[0].status,
+            self.server.exchange(handshake_request("/events/a", "Content-Length: 3") + b"abc")[
+                0
+            ].status,
             400,
         )
         self.assertEqual(self.server.exchange(handshake_request("/healthz"))[0].status, 200)
@@ -168,7 +170,9 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         sockets = [self.subscribe() for _ in range(3)]
         for _ in range(2):
             for socket in sockets:
-                socket.client.send(client_frame(b"whole", PING) + client_frame(b"half", final=False))
+                socket.client.send(
+                    client_frame(b"whole", PING) + client_frame(b"half", final=False)
+                )
             for socket in sockets:
                 socket.client.send(client_frame(b"whole", 0))
         self.assertEqual(len(made), 2 * len(sockets))
