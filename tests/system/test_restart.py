@@ -11,9 +11,7 @@ from twisted.internet.task import deferLater
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import TestCase
 
-from asyncplumber import Cursor, Event, Plumber
-from asyncplumber.core.callbacks import CallbackSubscriber
-from harness.core import CoreCase
+from asyncplumber import Cursor, Plumber
 from harness.mongod import fresh_uri
 
 SOON = 10.0  # seconds

@@ -16,7 +16,9 @@ class OriginTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.server = MemoryServer(plumber={"origins": ["https://app.example"]})
 
-    def asked(self, method: str, path: str, origin: str, *headers: tuple[str, str]) -> ClientResponse:
+    def asked(
+        self, method: str, path: str, origin: str, *headers: tuple[str, str]
+    ) -> ClientResponse:
         """The answer to a page of this origin."""
         return self.server.request(
             method, path, [("Origin", origin), *headers], b"1" if method == "POST" else b""
