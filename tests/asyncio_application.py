@@ -1,8 +1,7 @@
 """
-An application on the asyncio reactor that test_callbacks runs: Tornado's WebSockets, fed by
-`Plumber.register`.
+An application on the asyncio reactor: Tornado's WebSockets, fed by `Plumber.register`.
 
-It says what happened in lines of JSON, and ends by itself.
+`tests.system.test_callbacks` runs it.  It writes facts as lines of JSON, and ends by itself.
 """
 
 from __future__ import annotations
@@ -15,26 +14,26 @@ from twisted.internet import asyncioreactor
 
 asyncioreactor.install(asyncio.new_event_loop())
 
-from tornado.httpserver import HTTPServer  # the reactor comes first
-from tornado.testing import bind_unused_port
-from tornado.web import Application
-from tornado.websocket import WebSocketHandler, websocket_connect
-from twisted.internet import reactor
-from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.task import deferLater
+from tornado.httpserver import HTTPServer  # the reactor comes first  # noqa: E402
+from tornado.testing import bind_unused_port  # noqa: E402
+from tornado.web import Application  # noqa: E402
+from tornado.websocket import WebSocketHandler, websocket_connect  # noqa: E402
+from twisted.internet import reactor  # noqa: E402
+from twisted.internet.defer import Deferred, ensureDeferred  # noqa: E402
+from twisted.internet.task import deferLater  # noqa: E402
 
-from asyncplumber import Event, Plumber
+from asyncplumber import Event, Plumber  # noqa: E402
 
 plumber = Plumber("memory:")
 
 
 def say(*facts: object) -> None:
-    """A line for the test."""
+    """Write a line for the test."""
     print(json.dumps(facts), flush=True)
 
 
 class Pipe(WebSocketHandler):
-    """A browser of an account, in Tornado's words: `write_message` returns an asyncio future."""
+    """A subscriber's WebSocket, whose `write_message` returns a future of asyncio."""
 
     def open(self) -> None:
         plumber.register("a", self.arrived, after="earliest")
@@ -47,10 +46,7 @@ class Pipe(WebSocketHandler):
 
 
 async def both(event: Event) -> None:
-    """
-    Awaits asyncio's things, which want a task around them, and Twisted's, each event after the
-    other.
-    """
+    """Await what needs a task of asyncio, and a Deferred."""
     async with asyncio.timeout(10):
         await asyncio.sleep(0.001)
     say("both", event.data, await deferLater(reactor, 0.001, lambda: "deferred"))
@@ -100,7 +96,7 @@ async def main() -> None:
 
 
 def cancelled(event: Event) -> object:
-    """A future that somebody cancels."""
+    """Await a future that is cancelled."""
     future = asyncio.get_running_loop().create_future()
     future.cancel()
     say("cancelled", event.data)
@@ -108,7 +104,7 @@ def cancelled(event: Event) -> object:
 
 
 def end(failure: object) -> None:
-    """Whatever happened."""
+    """Write the outcome."""
     if failure is not None:
         say("failed", str(failure))
     reactor.stop()

@@ -1,6 +1,7 @@
 """
-The Celery app that the worker process of `test_celery` imports; the environment says where its
-folder and its plumber are.
+The Celery app of the workers in `tests.system.test_celery`.
+
+The environment says where its folder and its plumber are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ app.conf.update(celery_settings(Path(os.environ["CELERY_TEST_FOLDER"])))
 
 
 def tell(signal: Signal, **_: object) -> None:
-    """Say that a process ends, before asyncplumber hears of it."""
+    """Say that a process ends, before the announcer gets the signal."""
     os.write(1, f"{signal.name}\n".encode())
 
 
@@ -42,7 +43,7 @@ plumber = announce(
 
 
 class Odd:
-    """Nothing that JSON can express."""
+    """A value that JSON cannot express."""
 
     def __repr__(self) -> str:
         return "<something odd>"
@@ -50,19 +51,19 @@ class Odd:
 
 @app.task
 def add(x: int, y: int) -> int:
-    """The simplest result."""
+    """Return a result."""
     return x + y
 
 
 @app.task
 def fail() -> None:
-    """The simplest failure."""
+    """Fail."""
     raise ValueError("no such thing")
 
 
 @app.task
 def report(steps: int) -> str:
-    """Tells how far it is."""
+    """Report progress."""
     for step in range(steps):
         plumber.progress({"done": step, "of": steps})
     return "complete"
@@ -70,7 +71,7 @@ def report(steps: int) -> str:
 
 @app.task(bind=True, max_retries=2)
 def second_time(self: Any) -> str:
-    """Fails at first."""
+    """Fail in the first run."""
     if self.request.retries == 0:
         raise self.retry(exc=OSError("try again"), countdown=0)
     return "at last"
@@ -78,23 +79,23 @@ def second_time(self: Any) -> str:
 
 @app.task(ignore_result=True)
 def rich() -> dict[str, object]:
-    """What Celery's JSON can express and Python's cannot."""
+    """Return what Celery's JSON can express and Python's cannot."""
     return {"day": date(2012, 9, 28), "price": Decimal("1.50")}
 
 
 @app.task(ignore_result=True)
 def odd() -> Odd:
-    """What nothing can express; Celery does not mind if nobody keeps the result."""
+    """Return what no JSON can express; Celery accepts it if the result is not kept."""
     return Odd()
 
 
 @app.task
 def die() -> None:
-    """Takes its whole process along, as the kernel does to one that wants too much memory."""
+    """Kill the process, as the kernel does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @app.task
 def sleep(seconds: float) -> None:
-    """Takes its time."""
+    """Sleep."""
     time.sleep(seconds)

@@ -17,20 +17,19 @@ plumber = Outbox()  # where ASYNCPLUMBER_URL says: made once, before RQ forks
 
 
 def render(pages: int) -> dict[str, int]:
-    """The work; it knows nothing of who waits for it."""
+    """Do the work.  It knows nothing about the account that waits for it."""
     return {"pages": pages}
 
 
 def succeeded(job, connection, result, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
-    """Tell the account, without a chance to change what becomes of the job."""
+    """Send the result.  An outbox raises nothing, so the job stays finished."""
     plumber.send(job.meta["account"], result, id=job.id)
-    plumber.flush(
-        1.0
-    )  # RQ ends the process of a job at once: wait, but for no longer than a second
+    # RQ ends the process of a job at once.  Wait until it is sent, for one second at most.
+    plumber.flush(1.0)
 
 
 def failed(job, connection, type, value, traceback) -> None:  # type: ignore[no-untyped-def]
-    """The same for a job that will not be tried again."""
+    """Send the failure of a job that is not tried again."""
     if not job.retries_left:
         plumber.send(
             job.meta["account"], {"error": str(value)}, id=f"{job.id}:failed", type="failure"

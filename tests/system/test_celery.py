@@ -31,21 +31,21 @@ ANSWER = 30.0  # seconds that a real worker may take until an event is there
 
 
 class Unspeakable:
-    """A result that has not even a repr."""
+    """A result without a repr."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no words")
 
 
 class Speaking:
-    """A result that says in kombu's way what it is in JSON."""
+    """A result that tells kombu what it is in JSON."""
 
     def __json__(self) -> list[int]:
         return [1, 2]
 
 
 class EagerTests(SynchronousTestCase):
-    """What is announced, seen without a worker: tasks run in this process."""
+    """Announcements without a worker: tasks run in this process."""
 
     def begin(self, *script: Step, **options: Any) -> None:
         self.receiver = Receiver(*script)
@@ -62,25 +62,22 @@ class EagerTests(SynchronousTestCase):
         self.plumber = announce(self.app, self.receiver.url, retry_policy=retry_policy, **options)
 
     def run_task(self, work: Callable[[], Any], **options: Any) -> Any:
-        """Run a function as a task for account 42; the result that its caller sees."""
+        """Run a function as a task for account 42, and return its result."""
         self.work = work
         return self.task.apply_async(**{**for_account("42"), **options})
 
-    def said(self) -> list[tuple[str, Any]]:
+    def announced(self) -> list[tuple[str, Any]]:
         return [
             (request.headers["event-type"], json.loads(request.body))
             for request in self.receiver.received
         ]
 
     def test_result(self) -> None:
-        """
-        A result goes to the account that the task was started for, under an id that the task's id
-        makes.
-        """
+        """It goes to the account of the task, with an id made of the task's id."""
         self.begin()
         self.run_task(lambda: [1, 2], task_id="t-1")
         self.assertEqual(
-            self.said(),
+            self.announced(),
             [
                 (
                     "result",
@@ -92,13 +89,11 @@ class EagerTests(SynchronousTestCase):
         self.assertEqual((request.path, request.id), ("/hooks/42", "t-1:SUCCESS"))
 
     def test_failure(self) -> None:
-        """
-        A failure tells the type and the message of the error, and not where in the code it was.
-        """
+        """It has type and message of the error, and no traceback."""
         self.begin()
         outcome = self.run_task(lambda: 1 // 0)
         self.assertEqual(outcome.state, "FAILURE")
-        [(type, data)] = self.said()
+        [(type, data)] = self.announced()
         self.assertEqual((type, data["state"]), ("failure", "FAILURE"))
         self.assertEqual(
             data["error"],
@@ -106,20 +101,22 @@ class EagerTests(SynchronousTestCase):
         )
 
     def test_traceback(self) -> None:
-        """Who wants them gets tracebacks."""
+        """Tracebacks are sent if the application asks for them."""
         self.begin(tracebacks=True)
         self.run_task(lambda: 1 // 0)
-        self.assertIn("Traceback (most recent call last)", self.said()[0][1]["error"]["traceback"])
+        self.assertIn(
+            "Traceback (most recent call last)", self.announced()[0][1]["error"]["traceback"]
+        )
 
     def test_no_account(self) -> None:
-        """A task that was started for nobody is announced to nobody."""
+        """A task without an account is not announced."""
         self.begin()
         self.run_task(lambda: self.plumber.progress(1), headers=None)
         self.run_task(lambda: self.plumber.progress(1), headers={"other": "header"})
-        self.assertEqual(self.said(), [])
+        self.assertEqual(self.announced(), [])
 
     def test_other_app(self) -> None:
-        """Signals are for all apps of a process; the tasks of another app are left alone."""
+        """Signals reach all apps of a process; tasks of another app are ignored."""
         self.begin()
         other = Celery("other", set_as_current=False)
         other.conf.task_always_eager = True
@@ -129,34 +126,32 @@ class EagerTests(SynchronousTestCase):
             return 1
 
         self.assertEqual(work.apply_async(**for_account("42")).get(), 1)
-        self.assertEqual(self.said(), [])
+        self.assertEqual(self.announced(), [])
 
     def test_progress(self) -> None:
-        """Progress is told while the task runs, each report as an event of its own."""
+        """It is sent while the task runs, each report as an event of its own."""
         self.begin()
         self.run_task(lambda: [self.plumber.progress({"done": done}) for done in range(2)] and "ok")
-        self.assertEqual([type for type, _ in self.said()], ["progress", "progress", "result"])
+        self.assertEqual([type for type, _ in self.announced()], ["progress", "progress", "result"])
         self.assertEqual(
-            [data.get("progress") for _, data in self.said()], [{"done": 0}, {"done": 1}, None]
+            [data.get("progress") for _, data in self.announced()], [{"done": 0}, {"done": 1}, None]
         )
         self.assertEqual(len({request.id for request in self.receiver.received}), 3)
 
     def test_progress_outside(self) -> None:
-        """Outside of a task there is nobody to tell, and nothing breaks."""
+        """Outside of a task it does nothing."""
         self.begin()
         self.plumber.progress(1)
-        self.assertEqual(self.said(), [])
+        self.assertEqual(self.announced(), [])
 
     def test_beyond_json(self) -> None:
-        """
-        What Celery's JSON can express arrives as bare values; else the repr arrives, with a mark.
-        """
+        """Values of Celery's JSON arrive bare; other results arrive as their repr, with a mark."""
         self.begin()
         self.run_task(lambda: datetime(2012, 9, 28, tzinfo=UTC))
         self.run_task(lambda: {"nan": float("nan")})
         self.run_task(lambda: Unspeakable())
         self.run_task(lambda: {"key": UUID(int=7), "price": Decimal("1.50"), "own": Speaking()})
-        said = [data for _, data in self.said()]
+        said = [data for _, data in self.announced()]
         self.assertEqual(
             (said[0]["result"], "repr" in said[0]), ("2012-09-28T00:00:00+00:00", False)
         )
@@ -176,10 +171,7 @@ class EagerTests(SynchronousTestCase):
         self.assertEqual(paths, ["/hooks/7", f"/hooks/{UUID(int=7)}", "/hooks/7"])
 
     def test_outcome_stays(self) -> None:
-        """
-        Neither a plumber that refuses nor an account that cannot be changes what becomes of the
-        task.
-        """
+        """A refusal, or an impossible account, does not change the outcome of a task."""
         self.begin(respond(413))
         self.assertEqual(self.run_task(lambda: 1).get(), 1)
         self.assertEqual(self.run_task(lambda: 2, headers={"account": ""}).get(), 2)
@@ -187,11 +179,11 @@ class EagerTests(SynchronousTestCase):
         self.assertEqual(len(self.receiver.received), 1)
 
     def test_comes_back(self) -> None:
-        """What a plumber did not take at once it gets when it is back, in order."""
+        """Events that were not accepted at once are sent later, in order."""
         self.begin(*[respond(503)] * 3)
         self.run_task(lambda: [self.plumber.progress(done) for done in range(3)] and "ok")
         signals.worker_process_shutdown.send(sender=None)
-        kept = [data.get("progress", "ok") for _, data in self.said()[3:]]
+        kept = [data.get("progress", "ok") for _, data in self.announced()[3:]]
         self.assertEqual(kept, [0, 1, 2, "ok"])
 
     def test_time_of_event(self) -> None:
@@ -206,7 +198,7 @@ class EagerTests(SynchronousTestCase):
 
 
 class WorkerTestCase(SynchronousTestCase):
-    """Starts a real worker, and tasks for it from a process that knows nothing of asyncplumber."""
+    """Starts a real worker, and tasks for it from a process without asyncplumber."""
 
     def client(self) -> Celery:
         self.folder = Path(mkdtemp(prefix="asyncplumber-test-"))
@@ -231,7 +223,7 @@ else:
 
 
 class _AnyPool(_Case):
-    """What holds with every pool of Celery, against a real server."""
+    """What holds with every pool of Celery, with a real server."""
 
     pool: ClassVar[str]
     server: Server
@@ -248,10 +240,7 @@ class _AnyPool(_Case):
         ).id
 
     def events(self, account: str, number: int) -> list[dict[str, Any]]:
-        """
-        Wait for so many events of the account, as a long-polling subscriber does; fewer only if
-        time ran out.
-        """
+        """Return so many events of the account, read by long-poll."""
         events: list[dict[str, Any]] = []
         connection = HTTPConnection("127.0.0.1", self.server.port, timeout=2 * ANSWER)
         after = "earliest"
@@ -269,10 +258,7 @@ class _AnyPool(_Case):
         return events
 
     def test_announces(self) -> None:
-        """
-        Results, failures, retries, progress and what was never begun reach the subscribers of their
-        accounts.
-        """
+        """Results, failures, retries, progress and expired tasks reach their subscribers."""
         added = self.start("add", "result", 20, 22)
         self.start("fail", "failure")
         self.start("report", "progress", 3)
@@ -321,10 +307,7 @@ class PreforkTests(_AnyPool, WorkerTestCase):
     pool = "prefork"
 
     def test_lost(self) -> None:
-        """
-        When a child dies, or is killed for a hard time limit, the main process says so in its
-        place.
-        """
+        """The main process announces for a child that died or was killed by a time limit."""
         self.start("die", "killed")
         self.start("sleep", "slow", 600, time_limit=1)
         [killed] = self.events("killed", 1)
@@ -350,17 +333,17 @@ class ThreadsTests(_AnyPool, WorkerTestCase):
 
 
 class AbsentPlumberTests(WorkerTestCase):
-    """No result is lost because its process ends while the plumber is away for a moment."""
+    """No result is lost if its process ends while the plumber is away for a moment."""
 
     def end_while_away(self, end: str, *options: str) -> None:
-        """Let one task run, and the plumber be back only when the process has said that it ends."""
+        """Run one task; the plumber comes back only when the process says that it ends."""
         back = threading.Event()
         received: list[str] = []
 
-        def away(door: Any) -> None:
+        def away(handler: Any) -> None:
             if back.is_set():
-                received.append(door.headers["Webhook-Id"])
-            (receive if back.is_set() else respond(503))(door)
+                received.append(handler.headers["Webhook-Id"])
+            (receive if back.is_set() else respond(503))(handler)
 
         receiver = Receiver(*[away] * 1000)
         self.addCleanup(receiver.stop)
@@ -376,19 +359,19 @@ class AbsentPlumberTests(WorkerTestCase):
         self.assertEqual(received, [f"{id}:SUCCESS"], process.output)
 
     def test_child_is_recycled(self) -> None:
-        """A child that has done its number of tasks sends its outbox before it goes."""
+        """A child that reaches its number of tasks empties its outbox before it exits."""
         self.end_while_away(
             "worker_process_shutdown", "--pool", "prefork", "--max-tasks-per-child", "1"
         )
 
     def test_child_is_stopped(self) -> None:
-        """A child sends its outbox before its worker ends."""
+        """A child empties its outbox before its worker ends."""
         self.end_while_away("worker_process_shutdown", "--pool", "prefork")
 
     def test_solo_is_stopped(self) -> None:
-        """A worker without children does so itself."""
+        """A worker without children empties its own."""
         self.end_while_away("worker_shutdown", "--pool", "solo")
 
     def test_threads_are_stopped(self) -> None:
-        """So does one with threads."""
+        """A worker with threads does the same."""
         self.end_while_away("worker_shutdown", "--pool", "threads")

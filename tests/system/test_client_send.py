@@ -56,7 +56,7 @@ class SendingTests(SenderTestCase):
     """What goes out."""
 
     def test_post(self) -> None:
-        """A send is a POST to the account's webhook, and returns what the receipt says."""
+        """A send is a POST to the webhook of the account, and returns the receipt."""
         receiver = self.receiver()
         receipt = self.sender(receiver.url + "/").send(
             "42", {"total": 7}, id="t-1", type="progress"
@@ -75,7 +75,7 @@ class SendingTests(SenderTestCase):
         self.assertNotEqual(sender.send("42", 1).id, sender.send("42", 1).id)
 
     def test_kinds_of_data(self) -> None:
-        """Text goes as text, bytes as they are, all else as JSON."""
+        """Text is sent as text, bytes as they are, and all else as JSON."""
         self.assertEqual(encode("é"), ("text/plain; charset=utf-8", "é".encode()))
         self.assertEqual(encode(b"\x00"), ("application/octet-stream", b"\x00"))
         self.assertEqual(encode([1, None]), ("application/json", b"[1,null]"))
@@ -90,7 +90,7 @@ class SendingTests(SenderTestCase):
         self.assertEqual(told, [("/hooks/42", str(key)), (f"/hooks/{key}", "7")])
 
     def test_an_argument_of_another_type_is_named(self) -> None:
-        """What is no key, no text or no time is a TypeError that says which argument it is."""
+        """A value of the wrong type is a TypeError that names the argument."""
         sender = self.sender("http://127.0.0.1:1")
         wrong: list[tuple[str, Any]] = [
             ("account", None),
@@ -114,7 +114,7 @@ class SendingTests(SenderTestCase):
         self.assertEqual(receiver.received[0].headers["content-type"], "application/xml")
 
     def test_account_in_path(self) -> None:
-        """Whatever an account's name holds, it is one segment of the path below the plumber's."""
+        """An account is one segment of the path, whatever characters it has."""
         receiver = self.receiver()
         self.sender(receiver.url + "/plumber").send("a/b?ü%2F", 1)
         self.assertEqual(receiver.received[0].path, "/plumber/hooks/a%2Fb%3F%C3%BC%252F")
@@ -129,7 +129,7 @@ class SendingTests(SenderTestCase):
         self.assertEqual((headers["ce-specversion"], headers["ce-type"]), ("1.0", "result"))
 
     def test_unsendable(self) -> None:
-        """What no plumber would take is refused before anything is sent."""
+        """It is refused before anything is sent."""
         receiver = self.receiver()
         sender = self.sender(receiver.url)
         unsendable: list[tuple[str, Any, dict[str, Any]]] = [
@@ -149,14 +149,14 @@ class SendingTests(SenderTestCase):
         self.assertEqual(receiver.received, [])
 
     def test_token(self) -> None:
-        """A token goes out as a bearer's, and other headers beside it."""
+        """A token is sent as a bearer token, beside other headers."""
         receiver = self.receiver()
         self.sender(receiver.url, token="s3cret", headers={"X-Team": "blue"}).send("42", 1)
         headers = receiver.received[0].headers
         self.assertEqual((headers["authorization"], headers["x-team"]), ("Bearer s3cret", "blue"))
 
-    def test_token_is_not_told(self) -> None:
-        """Neither a failure nor a token that cannot be sent puts the token into a message."""
+    def test_the_token_is_secret(self) -> None:
+        """No error message has the token in it."""
         receiver = self.receiver(respond(403), respond(500))
         sender = self.sender(receiver.url, RetryPolicy(attempts=1), token="s3cret")
         for failure in (Refused, Undelivered):
@@ -178,7 +178,7 @@ class SendingTests(SenderTestCase):
         self.assertEqual(receiver.received[0].headers["authorization"], "Bearer t")
 
     def test_needs_only_python(self) -> None:
-        """A synchronous program does not load Twisted or Celery to send."""
+        """A synchronous program that sends does not load Twisted or Celery."""
         code = (
             "import sys, asyncplumber.client; "
             "print({'twisted', 'celery', 'treq', 'zope', 'msgspec'} & set(sys.modules))"
@@ -190,7 +190,7 @@ class SendingTests(SenderTestCase):
 
 
 class RetryTests(SenderTestCase):
-    """What happens when it does not work at once."""
+    """Attempts that fail."""
 
     def test_again_after_503(self) -> None:
         """An attempt that failed for now is repeated after a pause, as the same event."""
@@ -201,25 +201,25 @@ class RetryTests(SenderTestCase):
         self.assertEqual(self.time.naps, [0.125])
 
     def test_transient(self) -> None:
-        """Too slow, too many and every fault of the server are worth another attempt."""
+        """408, 429 and every 5xx are worth another attempt."""
         receiver = self.receiver(*[respond(status) for status in (408, 429, 500, 502, 504, 507)])
         self.sender(receiver.url).send("42", 1)
         self.assertEqual(len(receiver.received), 7)
 
-    def test_closed_without_an_answer(self) -> None:
-        """A new connection that is closed in place of an answer is a failed attempt."""
+    def test_closed_without_a_response(self) -> None:
+        """A new connection that is closed without a response is a failed attempt."""
         receiver = self.receiver(close)
         self.sender(receiver.url).send("42", 1)
         self.assertEqual((len(receiver.received), len(self.time.naps)), (2, 1))
 
-    def test_no_answer(self) -> None:
-        """A server that says nothing fails the attempt after the time-out."""
+    def test_no_response(self) -> None:
+        """An attempt without a response fails after the timeout."""
         receiver = self.receiver(stall)
         self.sender(receiver.url, RetryPolicy(timeout=0.05)).send("42", 1)
         self.assertEqual((len(receiver.received), len(self.time.naps)), (2, 1))
 
-    def test_nobody_there(self) -> None:
-        """A port where nobody listens is tried until the deadline, which the error tells."""
+    def test_a_closed_port(self) -> None:
+        """A closed port is tried until the deadline; the error says so."""
         receiver = Receiver()
         receiver.stop()
         sender = self.sender(receiver.url, RetryPolicy(deadline=2.0, initial_backoff=1.0))
@@ -230,7 +230,7 @@ class RetryTests(SenderTestCase):
         )
 
     def test_attempts(self) -> None:
-        """The number of attempts can be bounded as well, and the last reason is told."""
+        """The number of attempts can be bounded; the error has the last reason."""
         receiver = self.receiver(
             *[respond(503, {"error": {"code": "unavailable", "message": "no store"}})] * 2
         )
@@ -240,7 +240,7 @@ class RetryTests(SenderTestCase):
         self.assertEqual((error.attempts, error.reason), (2, "503 (unavailable): no store"))
 
     def test_refused(self) -> None:
-        """What will never be accepted is not sent again; the error says what the plumber said."""
+        """A refused event is not sent again; the error says what the plumber said."""
         receiver = self.receiver(
             respond(413, {"error": {"code": "too-large", "message": "at most 1 MiB"}})
         )
@@ -251,7 +251,7 @@ class RetryTests(SenderTestCase):
         self.assertEqual(len(receiver.received), 1)
 
     def test_refused_by_somebody_else(self) -> None:
-        """Problem details and answers without words make an error as well."""
+        """RFC 9457 problem details, and responses without a body, are understood."""
         receiver = self.receiver(
             respond(403, {"type": "about:blank", "title": "Forbidden"}), respond(404)
         )
@@ -260,7 +260,7 @@ class RetryTests(SenderTestCase):
         self.assertEqual(self.assertRaises(Refused, sender.send, "42", 1).status, 404)
 
     def test_redirect(self) -> None:
-        """A redirect is not followed: a result must not go where its sender did not say."""
+        """It is not followed: an event goes where its sender said, or nowhere."""
         other = self.receiver()
         receiver = self.receiver(respond(307, Location=other.url + "/hooks/42"))
         self.assertEqual(
@@ -269,7 +269,7 @@ class RetryTests(SenderTestCase):
         self.assertEqual(other.received, [])
 
     def test_no_receipt(self) -> None:
-        """A success that is no receipt comes from somebody else: nothing was kept."""
+        """A success without a receipt is not a plumber's: the event was not kept."""
         receiver = self.receiver(respond(200, {"status": "ok"}), respond(200, [1]), respond(204))
         sender = self.sender(receiver.url)
         for _ in range(3):
@@ -277,7 +277,7 @@ class RetryTests(SenderTestCase):
 
 
 class ConnectionTests(SenderTestCase):
-    """What happens to the connections."""
+    """Which connections are used."""
 
     def test_reuse(self) -> None:
         """One send after the other goes over the same connection."""
@@ -288,9 +288,7 @@ class ConnectionTests(SenderTestCase):
         self.assertEqual(len({request.client for request in receiver.received}), 1)
 
     def test_stale(self) -> None:
-        """
-        A connection that the server closed while it was idle costs neither a pause nor an attempt.
-        """
+        """An idle connection that the server closed costs no pause and no attempt."""
         receipt = {
             "id": "t",
             "cursor": "e.1",
@@ -306,7 +304,7 @@ class ConnectionTests(SenderTestCase):
         self.assertEqual(self.time.naps, [])
 
     def test_after_a_timeout(self) -> None:
-        """A connection with an answer outstanding is never used again."""
+        """A connection whose response is still due is not used again."""
         receiver = self.receiver(receive, stall)
         sender = self.sender(receiver.url, RetryPolicy(timeout=0.05))
         sender.send("42", 1)
@@ -336,7 +334,7 @@ class ConnectionTests(SenderTestCase):
         self.assertEqual(len({request.id for request in receiver.received}), 120)
 
     def test_fork(self) -> None:
-        """After a fork the child dials its own connection, and leaves the parent's alone."""
+        """After a fork the child opens its own connection, and leaves the parent's alone."""
         receiver = self.receiver()
         code = (
             "import os, sys; from asyncplumber.client import Sender; sender = Sender(sys.argv[1])\n"
@@ -351,7 +349,7 @@ class ConnectionTests(SenderTestCase):
 
 
 def certificate(folder: str) -> str:
-    """The path of a file with a certificate for 127.0.0.1 that nobody signed, and its key."""
+    """Return the path of a self-signed certificate for 127.0.0.1, with its key."""
     from ipaddress import ip_address
 
     from cryptography import x509
@@ -395,14 +393,14 @@ class TLSTests(SenderTestCase):
         self.context.load_cert_chain(self.path)
 
     def test_unknown_authority(self) -> None:
-        """Nothing is sent to a server that cannot prove its name, and trying again is no use."""
+        """Nothing is sent to a server that cannot prove its name, and there is one attempt."""
         receiver = self.receiver(tls=self.context)
         error = self.assertRaises(Undelivered, self.sender(receiver.url).send, "42", 1)
         self.assertIn("certificate verify failed", error.reason)
         self.assertEqual((error.attempts, receiver.received), (1, []))
 
     def test_private_authority(self) -> None:
-        """A context that knows the authority lets it through."""
+        """A context with the authority accepts the server."""
         receiver = self.receiver(tls=self.context)
         sender = self.sender(receiver.url, tls=ssl.create_default_context(cafile=self.path))
         self.assertEqual(sender.send("42", 1, id="t-1").id, "t-1")

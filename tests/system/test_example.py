@@ -1,7 +1,4 @@
-"""
-The example of a Twisted application that is not ours, as its reader would run it: in a process of
-its own, two of them.
-"""
+"""The example of a Twisted application with a plumber inside, in two processes."""
 
 import http.client
 import json

@@ -1,7 +1,4 @@
-"""
-The example for RQ as its reader would run it: a real Redis server, a real worker, which forks for
-each job.
-"""
+"""The example for RQ, with a real Redis server and a real worker, which forks for each job."""
 
 from __future__ import annotations
 
@@ -26,11 +23,11 @@ from harness.receiver import Receiver, Step, respond, stall
 
 EXAMPLES = ROOT / "docs" / "examples"
 SOON = 30.0  # seconds that a worker may take on a busy machine
-HELD_UP = 10.0  # seconds; a job that waited for an absent plumber to answer would take 30
+DELAY_LIMIT = 10.0  # seconds; a job that waited for an absent plumber would take 30
 
 
 class RQTests(SynchronousTestCase):
-    """What is left of a job when its result is announced, or cannot be."""
+    """The outcome of a job whose result is announced, or cannot be."""
 
     if shutil.which("redis-server") is None:
         skip = "no redis-server on the PATH"
@@ -75,10 +72,7 @@ class RQTests(SynchronousTestCase):
         return worker
 
     def ended(self, job: Job, worker: Process) -> float:
-        """
-        Wait until the job has ended well, and its process too.  Seconds that it took from its
-        beginning.
-        """
+        """Wait until the job has succeeded; return the seconds that it took."""
         began = time.monotonic()
         self.until(
             lambda: job.get_status(refresh=True) in ("finished", "failed"), "the job has ended"
@@ -88,7 +82,7 @@ class RQTests(SynchronousTestCase):
         return took
 
     def run_example(self, url: str) -> tuple[Job, Process]:
-        """Start a job as the example's reader does."""
+        """Start a job as a reader of the example does."""
         worker = self.worker(url)
         command = [sys.executable, str(EXAMPLES / "rq_tasks.py"), "42"]
         subprocess.run(command, env=self.environment(url), check=True, capture_output=True)
@@ -100,10 +94,7 @@ class RQTests(SynchronousTestCase):
         return Job.fetch(ids[0], connection=self.redis), worker
 
     def test_a_result_arrives(self) -> None:
-        """
-        The process of a job ends without a close_going_away, and its event is in the history all
-        the same.
-        """
+        """The process of a job ends by ``os._exit``, and its event is in the history."""
         server = start_server()
         self.addCleanup(server.kill)
         job, worker = self.run_example(server.url)
@@ -113,20 +104,20 @@ class RQTests(SynchronousTestCase):
         self.assertIn(f'"id":"{job.id}"', said)
         self.assertIn('"data":{"pages":3}', said)
 
-    def test_a_job_stays_finished_though_nobody_listens_there(self) -> None:
-        """With the plumber away a job that succeeded is not FAILED, and ends without delay."""
-        gone = Receiver()
-        gone.stop()
-        job, worker = self.run_example(gone.url)
-        self.assertLess(self.ended(job, worker), HELD_UP)
+    def test_a_job_stays_finished_without_a_plumber(self) -> None:
+        """It does not fail, and ends without delay."""
+        absent = Receiver()
+        absent.stop()
+        job, worker = self.run_example(absent.url)
+        self.assertLess(self.ended(job, worker), DELAY_LIMIT)
         worker.wait_for("1 event is not sent within 1 seconds")
 
-    def test_a_job_stays_finished_though_the_plumber_hangs(self) -> None:
-        """The same with one that takes the connection and says nothing, or refuses."""
+    def test_a_job_stays_finished_if_the_plumber_hangs(self) -> None:
+        """Nor if the plumber accepts the connection and does not respond, or refuses."""
         for step in (stall, respond(413)):
             receiver = self.receiver(step)
             job, worker = self.run_example(receiver.url)
-            self.assertLess(self.ended(job, worker), HELD_UP)
+            self.assertLess(self.ended(job, worker), DELAY_LIMIT)
             self.assertEqual(len(receiver.wait_for(1)), 1)
             worker.stop()
             self.redis.flushall()
@@ -137,10 +128,7 @@ class RQTests(SynchronousTestCase):
         return receiver
 
     def test_sending_as_a_job_of_its_own(self) -> None:
-        """
-        Where no result may be lost the sending is a job itself: RQ keeps it, and runs it again if
-        it failed.
-        """
+        """RQ keeps it, and runs it again if it failed: no result is lost."""
         receiver = self.receiver(respond(403), respond(403))
         worker = self.worker(receiver.url)
         job = self.queue.enqueue(

@@ -1,6 +1,4 @@
-"""
-Tests for `asyncplumber.client.twisted`: the whole way through treq and twisted.web, in memory.
-"""
+"""The sender for Twisted, through treq and twisted.web, in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ Step = Callable[[Request], Any]
 
 
 def answer(status: int, body: object = None, **headers: str) -> Step:
-    """A step that answers so."""
+    """Return a step that responds with this status and body."""
 
     def step(request: Request) -> bytes:
         request.setResponseCode(status)
@@ -46,7 +44,7 @@ def answer(status: int, body: object = None, **headers: str) -> Step:
 
 
 def receipt_of(id: str) -> dict[str, Any]:
-    """What a plumber answers."""
+    """Return the receipt that a plumber gives."""
     return {
         "id": id,
         "cursor": "e.1",
@@ -57,24 +55,24 @@ def receipt_of(id: str) -> dict[str, Any]:
 
 
 def receive(request: Request) -> Any:
-    """A step that gives a receipt."""
+    """Respond with a receipt."""
     return answer(201, receipt_of(str(request.getHeader("webhook-id"))))(request)
 
 
 def stall(request: Request) -> int:
-    """A step that never answers."""
+    """Never respond."""
     return NOT_DONE_YET
 
 
 def stall_in_body(request: Request) -> int:
-    """A step that begins an answer and never ends it."""
+    """Begin a response, and never end it."""
     request.setHeader("content-length", "100")
     request.write(b"{")
     return NOT_DONE_YET
 
 
 class Receiver(Resource):
-    """Answers by the script, then with receipts."""
+    """Follows the script, and then responds with receipts."""
 
     isLeaf = True
 
@@ -93,7 +91,7 @@ class Receiver(Resource):
 
 
 class TreqSenderTests(SynchronousTestCase):
-    """The same promises as those of the synchronous sender, kept without blocking."""
+    """The promises of the synchronous sender, without blocking."""
 
     def begin(
         self,
@@ -133,9 +131,7 @@ class TreqSenderTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_keys_and_rich_data(self) -> None:
-        """
-        Keys of a database and Python's dates and numbers go out as with the synchronous sender.
-        """
+        """Keys of a database, dates and Decimals are sent as by the synchronous sender."""
         data = {"day": date(2012, 9, 28), "price": Decimal("1.50"), "key": UUID(int=7)}
         self.successResultOf(self.begin(account=42, id=UUID(int=7), data=data))
         [(uri, request, body)] = self.receiver.requests
@@ -145,7 +141,7 @@ class TreqSenderTests(SynchronousTestCase):
         )
 
     def test_unsendable(self) -> None:
-        """What cannot be sent fails before anything is."""
+        """It fails before anything is sent."""
         self.failureResultOf(self.begin(data=float("inf")), ValueError)
         self.assertEqual(self.receiver.requests, [])
 
@@ -160,7 +156,7 @@ class TreqSenderTests(SynchronousTestCase):
         self.assertEqual(len(self.receiver.ids), 2)
 
     def test_retry_after(self) -> None:
-        """The wish of the server to wait is honoured."""
+        """The sender waits as long as the server asks."""
         sending = self.begin(answer(429, retry_after="7"))
         self.clock.advance(7)
         self.assertNoResult(sending)
@@ -168,7 +164,7 @@ class TreqSenderTests(SynchronousTestCase):
         self.successResultOf(sending)
 
     def test_no_answer(self) -> None:
-        """A server that says nothing fails the attempt after the time-out."""
+        """An attempt without a response fails after the timeout."""
         sending = self.begin(stall, retry_policy=RetryPolicy(timeout=5.0))
         self.clock.advance(4.9)
         self.assertEqual(len(self.receiver.requests), 1)
@@ -176,8 +172,8 @@ class TreqSenderTests(SynchronousTestCase):
         self.successResultOf(sending)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_no_end_of_the_answer(self) -> None:
-        """A server that does not end its answer fails the attempt as well."""
+    def test_a_response_without_an_end(self) -> None:
+        """So does an attempt whose response does not end."""
         sending = self.begin(stall_in_body, retry_policy=RetryPolicy(timeout=5.0, attempts=1))
         self.client.flush()
         self.clock.advance(5)
@@ -196,7 +192,7 @@ class TreqSenderTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_refused(self) -> None:
-        """What will never be accepted is not sent again."""
+        """A refused event is not sent again."""
         sending = self.begin(
             answer(413, {"error": {"code": "too-large", "message": "at most 1 MiB"}})
         )
@@ -210,7 +206,7 @@ class TreqSenderTests(SynchronousTestCase):
         self.assertEqual(len(self.receiver.requests), 1)
 
     def test_cancelled_while_asking(self) -> None:
-        """Cancelling breaks off a request, and nothing is sent after that."""
+        """Cancelling ends a request, and nothing is sent after that."""
         sending = self.begin(stall)
         sending.cancel()
         self.failureResultOf(sending, CancelledError)
@@ -219,7 +215,7 @@ class TreqSenderTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cancelled_in_the_answer(self) -> None:
-        """Cancelling breaks off an answer that has begun."""
+        """Cancelling ends a response that has begun."""
         sending = self.begin(stall_in_body)
         self.client.flush()
         sending.cancel()
@@ -256,7 +252,7 @@ class _AtOnce:
         return done
 
     def stopProducing(self) -> None:
-        """Nothing is left to stop."""
+        """It is written already."""
 
 
 class ConnectionTests(SynchronousTestCase):
@@ -273,7 +269,7 @@ class ConnectionTests(SynchronousTestCase):
         )
 
     def connect(self) -> tuple[Any, StringTransport]:
-        """Let the latest connection come about; its protocol and transport."""
+        """Complete the latest connection; return its protocol and transport."""
         protocol = self.reactor.tcpClients[-1][2].buildProtocol(None)
         transport = StringTransport()
         transport.abortConnection = transport.loseConnection
@@ -303,7 +299,7 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(second).id, "t-1")
 
     def test_closed_without_an_answer(self) -> None:
-        """A server that closes one connection after the other in place of an answer has failed."""
+        """A server that closes each connection without a response has failed."""
         sending = self.begin()
         for _ in range(2):
             protocol, _ = self.connect()
@@ -311,9 +307,7 @@ class ConnectionTests(SynchronousTestCase):
         self.assertIn("ConnectionLost", self.failureResultOf(sending, Undelivered).value.reason)
 
     def test_cancelled(self) -> None:
-        """
-        Cancelling a request closes its connection, and is no failure of the server's to be retried.
-        """
+        """Cancelling a request closes its connection, and does not count as a failed attempt."""
         sending = self.begin()
         protocol, transport = self.connect()
         sending.cancel()
@@ -322,8 +316,8 @@ class ConnectionTests(SynchronousTestCase):
         self.failureResultOf(sending, CancelledError)
         self.assertEqual(len(self.reactor.tcpClients), 1)
 
-    def test_timed_out_in_the_answer(self) -> None:
-        """A connection whose answer does not end is closed."""
+    def test_timeout_during_the_response(self) -> None:
+        """A connection whose response does not end is closed."""
         sending = self.begin()
         protocol, transport = self.connect()
         protocol.dataReceived(b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n{")
