@@ -119,7 +119,7 @@ class CallTests(CallbackCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a_callback_that_causes_an_event_finishes_before_it_comes(self) -> None:
-        """Be it kept or whispered."""
+        """The event is kept, or ephemeral."""
         order: list[str] = []
 
         def cause(event: Event) -> None:
@@ -144,7 +144,7 @@ class CallTests(CallbackCase):
 
 
 class SlowTests(CallbackCase):
-    """A slow callback costs nobody anything, and loses nothing."""
+    """A slow callback does not slow others down, and loses nothing."""
 
     def setUp(self) -> None:
         super().setUp()
