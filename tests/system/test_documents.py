@@ -75,6 +75,19 @@ class SendTests(DocumentsTestCase):
         self.assertEqual([event["data"] for event in self.events("demo")], [{"total": 7}] * 3)
 
 
+class EmbedTests(SynchronousTestCase):
+    """The guide about a plumber in an application."""
+
+    def test_it_sends_and_receives(self) -> None:
+        """The program of the page ends, and prints what it says."""
+        code = named_blocks("howto/embed.rst")["embedded.py"]
+        process = Process([sys.executable, "-c", code])
+        self.addCleanup(process.kill)
+        self.assertEqual(process.wait(), 0, process.output)
+        lines = process.output.splitlines()
+        self.assertEqual(lines[1:2], ["invoice {'total': 7}"], process.output)
+
+
 class ClientTests(SynchronousTestCase):
     """The guide about clients."""
 
