@@ -1,7 +1,8 @@
 """
-asyncplumber: the pipe from background tasks to the browsers that wait for their results.
+The pipe from background tasks to the browsers that wait for their results.
 
-``twistd asyncplumber`` is the server; `Plumber` is the same for a Twisted application of your own.
+``twistd asyncplumber`` is the server.  ``Plumber`` is the same for a Twisted application of your
+own.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: a task that only sends, by `asyncplumber.client`, is not to load Twisted.
+    # On demand: a task that only sends, by ``asyncplumber.client``, is not to load Twisted.
     if name not in __all__:
         raise AttributeError(f"module 'asyncplumber' has no attribute {name!r}")
     return getattr(import_module(f"asyncplumber.{_MODULES.get(name, 'errors')}"), name)

@@ -80,7 +80,7 @@ class Plumber(Service):
 
     Args:
         store: A URI (``memory:``, ``sqlite:PATH``, ``mongodb://…``), or a store.
-        advertise_url: Where the other instances reach `resource`, directly and not through a load
+        advertise_url: Where the other instances reach ``resource``, directly and not through a load
             balancer.
         retention: How many events are kept, and for how long.
         lease: Seconds after which the others forget this instance if it dies.
@@ -91,8 +91,8 @@ class Plumber(Service):
         body_limit: The most bytes in the body of a POST.
         check: Seconds between comparisons with the history, which find what was not relayed.
         unsent_limit: The most bytes that are queued for one subscriber; beyond it is disconnected.
-        hosts: Names by which clients may address `resource`, beside ``localhost`` and that of
-            `advertise_url`.
+        hosts: Names by which clients may address ``resource``, beside ``localhost`` and that of
+            ``advertise_url``.
         origins: Origins whose pages may subscribe and post, beside its own.
         carrier: Makes, for the id of this instance, what carries events to the other instances.
             None is HTTP.
@@ -173,7 +173,7 @@ class Plumber(Service):
 
     @property
     def advertise_url(self) -> str:
-        """Where the other instances reach `resource`.  Set it before the start."""
+        """Where the other instances reach ``resource``.  Set it before the start."""
         return self._advertise_url
 
     @advertise_url.setter
@@ -196,7 +196,7 @@ class Plumber(Service):
         Return a Deferred that fires when the store is open, at once if it is.
 
         A database server that is down is waited for.  Fails if the store can never be opened, and
-        with `Unavailable` if the plumber is stopped before.
+        with ``Unavailable`` if the plumber is stopped before.
         """
         return self._life.when_running()
 
@@ -256,13 +256,13 @@ class Plumber(Service):
         """Return all that this instance serves, for a twisted.web or Klein site.
 
         That is ``/events`` by WebSocket, Server-Sent Events and long-poll, ``/hooks``, the page
-        and the client script.  Mount it at the path of `advertise_url`.
+        and the client script.  Mount it at the path of ``advertise_url``.
         """
         return self.routes.resource(self._reactor)
 
     def register(self, account: Key, callback: Callback, after: After = None) -> None:
         """
-        Call `callback` with each `Event` of an account.
+        Call ``callback`` with each ``Event`` of an account.
 
         It may be called before the start, and lasts over a stop and a start.  What the callback
         raises is logged.  A second registration of the same callback changes nothing.
@@ -272,7 +272,7 @@ class Plumber(Service):
             callback: A callable, or an Autobahn WebSocket protocol, which is sent the envelope.  If
                 the callable returns an awaitable, that is awaited before the next event: a
                 Deferred, a coroutine, or on the asyncio reactor a future.
-            after: Where to begin: a `Cursor` or its text, ``"earliest"`` for all that is kept, or
+            after: Where to begin: a ``Cursor`` or its text, ``"earliest"`` for all that is kept, or
                 None for now.
 
         Raises:
@@ -296,7 +296,7 @@ class Plumber(Service):
 
         Args:
             account: Whose events.
-            after: Where to begin: a `Cursor` or its text, ``"earliest"`` for all that is kept, or
+            after: Where to begin: a ``Cursor`` or its text, ``"earliest"`` for all that is kept, or
                 None for now.
 
         Raises:
@@ -320,7 +320,7 @@ class Plumber(Service):
         """
         Send one event, and wait until it is kept.
 
-        Does what `asyncplumber.client.Sender.send` does, without HTTP: the arguments mean the same.
+        The arguments mean what they mean to ``asyncplumber.client.Sender.send``.
 
         Raises:
             PlumberError: The event is not accepted; ``status`` and ``code`` say why.

@@ -1,8 +1,8 @@
 """
 What a program says about an event that it sends, and the receipt that it gets.
 
-The senders of `asyncplumber.client` and `Plumber.send` share this module, so that one call means
-the same event in all of them.  It needs only the standard library: a worker that sends loads
+The senders of ``asyncplumber.client`` and ``Plumber.send`` share this module.  So one call means the
+same event in all of them.  It needs only the standard library: a worker that sends loads
 nothing of the server.
 """
 
@@ -69,10 +69,10 @@ def message(
 
     Args:
         account: Whose subscribers get it.
-        data: Bytes and text go out as they are, all else as JSON (see `encode`).
+        data: Bytes and text go out as they are, all else as JSON (see ``encode``).
         id: Two sends with the same id are one event; None makes a new id.
         type: What kind of event it is.
-        content_type: What `data` is; None takes it from the type of `data`.
+        content_type: What ``data`` is; None takes it from the type of ``data``.
         time: When it happened; None is when it arrives.
 
     Raises:
@@ -97,7 +97,7 @@ def message(
 
 
 def is_header_value(text: str) -> bool:
-    """Whether `text` is visible ASCII with spaces only inside, and not empty."""
+    """Whether ``text`` is visible ASCII with spaces only inside, and not empty."""
     return _HEADER_VALUE.fullmatch(text) is not None
 
 
@@ -106,7 +106,7 @@ def key_text(argument: str, value: Any) -> str:
     Return an account or an id as text.
 
     Raises:
-        TypeError: It is not a str, an int or a UUID; the message names `argument`.
+        TypeError: It is not a str, an int or a UUID; the message names ``argument``.
     """
     if isinstance(value, str):
         return value
@@ -123,7 +123,7 @@ def _checked_text(argument: str, value: Any) -> str:
 
 def encode(data: Any) -> tuple[str, bytes]:
     """
-    Return the content type and the bytes of `data`.
+    Return the content type and the bytes of ``data``.
 
     Raises:
         ValueError, TypeError: JSON cannot express it.

@@ -15,7 +15,7 @@ class Losses:
     """The events that one outbox lost.  Threads may share it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` returns seconds, and is monotonic."""
+        """``clock`` returns seconds, and is monotonic."""
         #: How many events were lost.
         self.count = 0
         self._clock = clock
@@ -30,14 +30,14 @@ class Losses:
         self.log()
 
     def add(self, id: object, reason: str) -> None:
-        """Count a lost event; the next `log` writes it."""
+        """Count a lost event; the next ``log`` writes it."""
         with self._lock:
             self.count += 1
             self._unlogged += 1
             self._last = f"{id if isinstance(id, str) else 'without id'} is lost: {reason}"
 
     def log(self, *, now: bool = False) -> None:
-        """Log what is not logged yet: once per interval, or at once if `now` is true."""
+        """Log what is not logged yet: once per interval, or at once if ``now`` is true."""
         with self._lock:
             moment = self._clock()
             if not self._unlogged or not (now or moment - self._logged_at >= LOG_INTERVAL):

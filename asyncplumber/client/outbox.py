@@ -1,7 +1,7 @@
 """
 Sending from a program that must neither wait nor fail because of it.
 
-An `Outbox` is a bounded queue in memory, and a thread that sends from it in order.  An event is
+An ``Outbox`` is a bounded queue in memory, and a thread that sends from it in order.  An event is
 lost if it does not fit, if the plumber refuses it, or if it is still there when the process ends.
 Losses are counted, and logged in one line per interval.
 """
@@ -32,8 +32,8 @@ MAX_EVENTS = 1000  # that wait in one process
 MAX_BYTES = 16 * 1024 * 1024  # of their bodies: what an absent plumber may cost each process
 RETRY_POLICY = RetryPolicy(deadline=300.0)  # for each event: a deployment takes minutes
 EXIT_TIMEOUT = 10.0  # seconds that a process which ends waits for its outbox
-INLINE_TIMEOUT = 1.0  # seconds that `Outbox.put` waits for a response
-EXIT_PAUSE = 0.25  # seconds; the longest pause between attempts while a caller waits in `flush`
+INLINE_TIMEOUT = 1.0  # seconds that ``Outbox.put`` waits for a response
+EXIT_PAUSE = 0.25  # seconds; the longest pause between attempts while a caller waits in ``flush``
 
 # What encoding raises for unsuitable data.  A task queue's time limit can interrupt us at any
 # moment; it is none of these, and reaches the task.
@@ -73,7 +73,7 @@ class Outbox:
         max_events: The most events that wait.
         max_bytes: The most bytes of their bodies.
         exit_timeout: Seconds that an ending process waits until all is sent.
-        inline_timeout: Seconds that `put` waits for a response if it sends at once.
+        inline_timeout: Seconds that ``put`` waits for a response if it sends at once.
         clock: Returns seconds, and is monotonic.
         sender_factory: Makes the senders.
 
@@ -140,7 +140,7 @@ class Outbox:
         Have one event sent soon.
 
         Returns at once, and raises nothing: an event that cannot be sent counts as lost.  The
-        arguments are those of `Sender.send`, except that `time` is now if it is None.
+        arguments are those of ``Sender.send``, except that ``time`` is now if it is None.
         """
         try:
             request = self.endpoint.request(
@@ -209,7 +209,7 @@ class Outbox:
 
     def close(self, timeout: float | None = None) -> bool:
         """
-        Wait as `flush` does, then drop the events that are left.  The outbox can still be used.
+        Wait as ``flush`` does, then drop the events that are left.  The outbox can still be used.
 
         An event that is being sent at that moment is lost only if that attempt fails.
 
@@ -292,14 +292,14 @@ class Outbox:
             self._losses.log()
 
     def _pause(self, seconds: float) -> None:
-        """Wait between two attempts, for a moment only while a caller waits in `flush`."""
+        """Wait between two attempts, for a moment only while a caller waits in ``flush``."""
         if self._abandoned is None and self._hurry.wait(seconds):
             time_module.sleep(min(seconds, EXIT_PAUSE))
         if self._abandoned is not None:
             raise _Abandoned
 
     def _register_finalizer(self) -> None:
-        """Have a child of `multiprocessing` close the outbox: it ends without `atexit`."""
+        """Have a child of ``multiprocessing`` close the outbox: it ends without ``atexit``."""
         if not self._has_finalizer:
             self._has_finalizer = True
             process = sys.modules.get("multiprocessing.process")

@@ -78,7 +78,7 @@ class Endpoint:
         Build the request for one event.
 
         Raises:
-            ValueError, TypeError: It cannot be sent; see `asyncplumber.sending.message`.
+            ValueError, TypeError: It cannot be sent; see ``asyncplumber.sending.message``.
         """
         event = message(account, data, id=id, type=type, content_type=content_type, time=time)
         path = f"{self._prefix}/hooks/{quote(event.account, safe='')}"

@@ -41,13 +41,13 @@ class RetryPolicy(NamedTuple):
     """
     How long one send keeps trying.
 
-    The pause before the next attempt is a random part of `initial_backoff`, doubled with each
-    failure up to `max_backoff` (full jitter): many tasks that failed together do not come back
+    The pause before the next attempt is a random part of ``initial_backoff``, doubled with each
+    failure up to ``max_backoff`` (full jitter): many tasks that failed together do not come back
     together.
 
     Attributes:
         timeout: Seconds without a sign of life after which an attempt has failed.
-        attempts: The most attempts; None allows as many as fit into `deadline`.
+        attempts: The most attempts; None allows as many as fit into ``deadline``.
         deadline: Seconds for all attempts and the pauses between them.
         initial_backoff: Seconds of the longest first pause.
         max_backoff: Seconds of the longest pause at all.
@@ -69,7 +69,7 @@ class RetryState:
         """
         Args:
             policy: How long to try.
-            id: The event's id, for `Undelivered`.
+            id: The event's id, for ``Undelivered``.
             now: When the send begins.
             random: Returns a number from 0 to 1.
         """

@@ -1,5 +1,5 @@
 """
-Sending from any synchronous program, over `http.client`.
+Sending from any synchronous program, over ``http.client``.
 
 Needs only the standard library.
 """
@@ -29,8 +29,8 @@ class Sender:
     """
     Sends events to one plumber, over connections that stay open.
 
-    Threads may share it, and it works on both sides of a fork.  An event goes to `url` or nowhere:
-    proxy settings of the environment are not read, and redirects are not followed.
+    Threads may share it, and it works on both sides of a fork.  An event goes to ``url`` or to no
+    other place: proxy settings of the environment are not read, and redirects not followed.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Sender:
                 dates and times become ISO 8601, and Decimals and UUIDs strings.
             id: Two sends with the same id are one event; None makes a new id.
             type: What kind of event it is.
-            content_type: What `data` is; None takes it from the type of `data`.
+            content_type: What ``data`` is; None takes it from the type of ``data``.
             time: When it happened: a datetime with a time zone, or RFC 3339.  None is when it
                 arrives.
 
@@ -109,7 +109,7 @@ class Sender:
         Send a request that was built before.
 
         Raises:
-            Refused, Undelivered: As `send` does.
+            Refused, Undelivered: As ``send`` does.
         """
         state = RetryState(self._retry_policy, request.id, self._clock(), self._random)
         while True:
@@ -221,7 +221,7 @@ def send(
     Send one event to the plumber that the environment names, and wait until it is kept.
 
     Its URL is ``ASYNCPLUMBER_URL``, by default ``http://127.0.0.1:8080``, and the token is
-    ``ASYNCPLUMBER_TOKEN``, by default none.  Arguments and errors are those of `Sender.send`.
+    ``ASYNCPLUMBER_TOKEN``, by default none.  Arguments and errors are those of ``Sender.send``.
     """
     return _sender(*from_environment()).send(
         account, data, id=id, type=type, content_type=content_type, time=time

@@ -1,7 +1,7 @@
 """
 Sending from a program on Twisted, over treq.
 
-The requests, the meaning of the responses and the pauses are those of `asyncplumber.client.send`;
+The requests, the meaning of the responses and the pauses are those of ``asyncplumber.client.send``;
 this module only waits in another way.
 """
 
@@ -92,7 +92,7 @@ class TreqSender:
         """
         Send one event, and wait until it is kept.
 
-        Arguments and errors are those of `asyncplumber.client.Sender.send`.
+        Arguments and errors are those of ``asyncplumber.client.Sender.send``.
 
         ``Deferred.fromCoroutine`` makes a Deferred of it, which can be cancelled at any moment.
         Nothing is sent after that; a request that is under way may still arrive.
@@ -116,12 +116,12 @@ class TreqSender:
 
     async def _attempt(self, request: Request, timeout: float) -> Response:
         """
-        Send the request once, and wait `timeout` seconds for the response.
+        Send the request once, and wait ``timeout`` seconds for the response.
 
         Raises:
             _TimedOut: It did not come in time.
             CancelledError: The caller cancelled.
-            Exception: One of `_FAILURES`.
+            Exception: One of ``_FAILURES``.
         """
         expired = False
 
@@ -178,7 +178,7 @@ class _BodyCollector(Protocol):
     Collects the beginning of a body, and reads the rest away so that the connection can be reused.
 
     The server has another collector for what its instances respond to each other
-    (`asyncplumber.relays`).  It belongs to another program, and reads bodies whole.
+    (``asyncplumber.relays``).  It belongs to another program, and reads bodies whole.
     """
 
     def __init__(self) -> None:
@@ -186,7 +186,7 @@ class _BodyCollector(Protocol):
         self.done: Deferred[bytes] = Deferred(self._cancel)
 
     def _cancel(self, done: Deferred[bytes]) -> None:
-        # `treq.collect` would leave the connection open to a server that never ends its response.
+        # ``treq.collect`` would leave the connection open to a server that never ends its response.
         done.errback(CancelledError())
         if self.transport is not None:
             self.transport.loseConnection()
@@ -205,7 +205,7 @@ class _BodyCollector(Protocol):
 
 def _read_body(response: IResponse) -> Deferred[bytes]:
     """
-    Read at most `BODY_LIMIT` bytes of a body.
+    Read at most ``BODY_LIMIT`` bytes of a body.
 
     Returns:
         A Deferred of the bytes.  Cancelling it closes the connection.

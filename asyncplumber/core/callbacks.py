@@ -99,7 +99,7 @@ class CallbackSubscriber:
         self._retry: IDelayedCall | None = None
 
     def start(self) -> None:
-        """Begin, or go on after a `stop` with the first event that it was not called with."""
+        """Begin, or go on after a ``stop`` with the first event that it was not called with."""
         self._is_stopped = False
         self._subscribe()
 
@@ -120,7 +120,7 @@ class CallbackSubscriber:
     # Subscribing
 
     def _subscribe(self) -> None:
-        """Subscribe; if that fails, try again later, until `stop`."""
+        """Subscribe; if that fails, try again later, until ``stop``."""
         self._retry = None
         if self._is_stopped or self._admission is not None:
             return

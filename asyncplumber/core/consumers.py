@@ -1,5 +1,5 @@
 """
-The application's own subscribers: its callbacks, and its `async for` loops.
+The application's own subscribers: its callbacks, and its ``async for`` loops.
 
 They may be made at any time, also before the instance runs.
 """
@@ -41,7 +41,7 @@ class Consumers:
         self._feeds: set[Feed] = set()
 
     def register(self, account: Key, callback: Callback, after: After) -> None:
-        """See `asyncplumber.Plumber.register`."""
+        """See ``asyncplumber.Plumber.register``."""
         name, position = _account(account), _position(after)
         if (name, callback) in self._callbacks:
             return
@@ -51,13 +51,13 @@ class Consumers:
             subscriber.start()
 
     def unregister(self, account: Key, callback: Callback) -> None:
-        """See `asyncplumber.Plumber.unregister`."""
+        """See ``asyncplumber.Plumber.unregister``."""
         subscriber = self._callbacks.pop((key_text("account", account), callback), None)
         if subscriber is not None:
             subscriber.stop()
 
     def events(self, account: Key, after: After) -> EventIterator:
-        """See `asyncplumber.Plumber.events`."""
+        """See ``asyncplumber.Plumber.events``."""
         feed = Feed(
             self._hub, _account(account), _position(after), self._clock, self._feeds.discard
         )

@@ -2,7 +2,7 @@
 ``async for event in plumber.events("42")``: a subscriber that an application reads from.
 
 One event at a time is handed over.  While the application works on it, further events are queued,
-and beyond a bound they are left to the history: see `asyncplumber.core.callbacks`.
+and beyond a bound they are left to the history: see ``asyncplumber.core.callbacks``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EventsMissed(Exception):
 
 class Feed:
     """
-    The subscriber behind an `EventIterator`.
+    The subscriber behind an ``EventIterator``.
 
     The hub holds it, and it does not hold the iterator.  So the iterator can be collected as soon
     as the application leaves its loop, and closes the feed.
@@ -53,7 +53,7 @@ class Feed:
         clock: IReactorTime,
         on_end: Callable[[Feed], object],
     ) -> None:
-        """`on_end` is called once, when the feed gives no more events."""
+        """``on_end`` is called once, when the feed gives no more events."""
         self._subscriber = CallbackSubscriber(
             hub, account, self._offer, after, clock, on_gap=self._on_gap
         )
@@ -72,7 +72,7 @@ class Feed:
         """
         Return a Deferred of the next event.
 
-        It can be cancelled, and then takes no event.  Fails with what `end` was told, and with
+        It can be cancelled, and then takes no event.  Fails with what ``end`` was told, and with
         RuntimeError if another reader waits.
         """
         if self._reader is not None:
@@ -130,7 +130,7 @@ class EventIterator:
     Read it in a coroutine that Twisted runs, as ``Deferred.fromCoroutine`` does, or in a callback.
 
     It unsubscribes when the loop is left, by ``break`` or by an exception, as soon as the iterator
-    is not referenced any more.  ``async with`` or `aclose` do it at a certain moment.
+    is not referenced any more.  ``async with`` or ``aclose`` do it at a certain moment.
 
     Raises in the loop:
         EventsMissed: Events cannot be replayed any more.  Begin anew at one of its positions.

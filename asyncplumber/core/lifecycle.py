@@ -45,7 +45,7 @@ class Lifecycle:
         """
         Args:
             open: The first half of a start.  If it fails, the start has failed for good.  It may
-                be still under way when `drain` is called.
+                be still under way when ``drain`` is called.
             serve: The second half, called if no stop has come in between.
             drain: The first half of a stop.
             close: The second half.  Neither may fail; what they raise is logged.
@@ -77,7 +77,7 @@ class Lifecycle:
         """
         Return a Deferred that fires when it runs, at once if it does.
 
-        Fails as the start fails, and with `Unavailable` if a stop comes before.
+        Fails as the start fails, and with ``Unavailable`` if a stop comes before.
         """
         if self.state is State.RUNNING:
             return succeed(None)

@@ -1,8 +1,8 @@
 """
 What an instance tells about itself: the one read model for metrics, pages and commands.
 
-`asyncplumber.Plumber.status` makes a `Status`.  It is a snapshot of what this instance knows; the
-store is not asked.
+``asyncplumber.Plumber.status`` makes a ``Status``.  It is a snapshot of what this instance knows;
+the store is not asked.
 """
 
 from __future__ import annotations

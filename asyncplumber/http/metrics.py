@@ -31,7 +31,7 @@ class Metrics(Collector):
     """
 
     def __init__(self, figures: Callable[[], Figures]) -> None:
-        """`figures` returns those of this instance."""
+        """``figures`` returns those of this instance."""
         self._figures = figures
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -48,7 +48,7 @@ class Metrics(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics, as `Collector` wants it."""
+        """Yield the metrics, as ``Collector`` wants it."""
         for name, figure in self.combined().items():
             yield _family(name, figure)
 

@@ -13,7 +13,7 @@ class Presence:
     def __init__(
         self, hub: Hub, registry: IRegistry | None, instance_id: str, client: PresenceClient
     ) -> None:
-        """`registry` is None if this instance is alone on its store."""
+        """``registry`` is None if this instance is alone on its store."""
         self._hub = hub
         self._registry = registry
         self._instance_id = instance_id

@@ -62,7 +62,7 @@ def announce(
     exit_timeout: float = EXIT_TIMEOUT,
 ) -> Announcer:
     """
-    Announce the tasks of `app` from now on.  Call it once, where the app is made.
+    Announce the tasks of ``app`` from now on.  Call it once, where the app is made.
 
     Args:
         app: The Celery app.
@@ -91,7 +91,7 @@ def announce(
 
 
 class Announcer:
-    """Turns the signals of Celery into events.  `progress` is for the tasks themselves."""
+    """Turns the signals of Celery into events.  ``progress`` is for the tasks themselves."""
 
     def __init__(self, app: Celery, outbox: Outbox, tracebacks: bool) -> None:
         self._app = app

@@ -3,7 +3,7 @@ Fakes for tests: a server in memory, and senders that only remember.
 
 No socket is opened, and no test waits: time is a clock that the test moves.
 
-An application that sends gets a `FakeSender` in place of its sender::
+An application that sends gets a ``FakeSender`` in place of its sender::
 
     from asyncplumber.client import Undelivered
     from asyncplumber.testing import FakeSender
@@ -24,10 +24,11 @@ An application that sends gets a `FakeSender` in place of its sender::
     finish_order(sender, order)
     assert order["notified"] is False
 
-`FakeOutbox` does the same for an `Outbox`, and `FakeTreqSender` for a `TreqSender` or for
+``FakeOutbox`` does the same for an ``Outbox``, and ``FakeTreqSender`` for a ``TreqSender`` or for
 ``Plumber.send``.
 
-An application that receives uses a `MemoryServer`, the server that ``twistd asyncplumber`` starts::
+An application that receives uses a ``MemoryServer``, which is all that ``twistd asyncplumber``
+starts::
 
     from asyncplumber.testing import MemoryServer
 

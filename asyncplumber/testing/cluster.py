@@ -21,8 +21,8 @@ class MemoryCluster:
     Args:
         count: The number of servers.
         store: Makes the store from the clock.  None makes one in memory.
-        plumber: Further arguments for each `asyncplumber.Plumber`.
-        limits: Further limits, see `MemoryServer`.
+        plumber: Further arguments for each ``asyncplumber.Plumber``.
+        limits: Further limits, see ``MemoryServer``.
 
     Attributes:
         clock: The reactor of all servers, and its clock.

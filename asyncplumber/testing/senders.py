@@ -37,8 +37,8 @@ class _Recorder:
         Let the next sends fail.
 
         Args:
-            error: What they raise, for example `asyncplumber.client.Undelivered`.
-            times: How many of them; None is all, until `recover`.
+            error: What they raise, for example ``asyncplumber.client.Undelivered``.
+            times: How many of them; None is all, until ``recover``.
         """
         self._error, self._failures = error, -1 if times is None else times
 
@@ -47,7 +47,7 @@ class _Recorder:
         self._error = None
 
     def record(self, account: Key, data: Any, options: dict[str, Any]) -> Receipt:
-        """Do what a plumber does with an event; see `Sender.send` for the arguments and errors."""
+        """Do what a plumber does with an event.  Arguments and errors are those of a sender."""
         sent = message(account, data, **options)
         if self._error is not None and self._failures:
             self._failures -= 1
@@ -70,7 +70,7 @@ class _Recorder:
 
 
 class FakeSender(_Recorder):
-    """Stands for an `asyncplumber.client.Sender`."""
+    """Stands for an ``asyncplumber.client.Sender``."""
 
     def send(
         self,
@@ -82,7 +82,7 @@ class FakeSender(_Recorder):
         content_type: str | None = None,
         time: Time | None = None,
     ) -> Receipt:
-        """Remember the event, or fail as `fail` said.  What cannot be sent raises as usual."""
+        """Remember the event, or fail as ``fail`` said.  What cannot be sent raises as usual."""
         options = {"id": id, "type": type, "content_type": content_type, "time": time}
         return self.record(account, data, options)
 
@@ -97,7 +97,7 @@ class FakeSender(_Recorder):
 
 
 class FakeTreqSender(_Recorder):
-    """Stands for an `asyncplumber.client.twisted.TreqSender`, or for the send of a `Plumber`."""
+    """Stands for a ``TreqSender``, or for the ``send`` of a ``Plumber``."""
 
     async def send(
         self,
@@ -109,17 +109,17 @@ class FakeTreqSender(_Recorder):
         content_type: str | None = None,
         time: Time | None = None,
     ) -> Receipt:
-        """Remember the event, or fail as `fail` said.  What cannot be sent raises as usual."""
+        """Remember the event, or fail as ``fail`` said.  What cannot be sent raises as usual."""
         options = {"id": id, "type": type, "content_type": content_type, "time": time}
         return self.record(account, data, options)
 
 
 class FakeOutbox(_Recorder):
     """
-    Stands for an `asyncplumber.client.Outbox`.  Nothing waits in it.
+    Stands for an ``asyncplumber.client.Outbox``.  Nothing waits in it.
 
     Attributes:
-        dropped: How many events were lost, because they cannot be sent or `fail` said so.
+        dropped: How many events were lost, because they cannot be sent or ``fail`` said so.
     """
 
     def __init__(self, *, subscribers: int = 0, now: Callable[[], float] = time_of_day) -> None:

@@ -20,7 +20,7 @@ from asyncplumber.plumber import Plumber
 from asyncplumber.server.service import Server
 from asyncplumber.transports.connected_clients import ConnectedClients
 
-NOW = 1_800_000_000.0  # seconds since 1970: the time at which a `MemoryServer` begins
+NOW = 1_800_000_000.0  # seconds since 1970: the time at which a ``MemoryServer`` begins
 
 
 class ClientResponse(NamedTuple):
@@ -33,7 +33,7 @@ class ClientResponse(NamedTuple):
 
 def parse_responses(data: bytes, has_bodies: bool = True) -> list[ClientResponse]:
     """
-    Return the responses in `data`, each with a Content-Length.
+    Return the responses in ``data``, each with a Content-Length.
 
     Args:
         data: What a client received.
@@ -62,7 +62,7 @@ def parse_responses(data: bytes, has_bodies: bool = True) -> list[ClientResponse
 @implementer(ITransport)
 class MemoryClient(StringTransport):
     """
-    The client's end of a connection to a `MemoryServer`.  It is the server's transport as well.
+    The client's end of a connection to a ``MemoryServer``.  It is the server's transport as well.
 
     Attributes:
         protocol: The server's protocol.
@@ -135,12 +135,12 @@ class MemoryServer:
         store: A URI, a store, or a function that makes one from the server's clock.
         clock: The reactor to run on, if several servers share one.
         body_limit: The most bytes in the body of a POST.
-        plumber: Further arguments for `asyncplumber.Plumber`.
+        plumber: Further arguments for ``asyncplumber.Plumber``.
         limits: Further limits, those of the listener.
 
     Attributes:
         clock: The reactor and its clock.
-        plumber: The `asyncplumber.Plumber` that is served.
+        plumber: The ``asyncplumber.Plumber`` that is served.
         service: The service that listens.
     """
 
@@ -223,7 +223,7 @@ class MemoryServer:
         Stop the server.
 
         Returns:
-            A Deferred that fires when it has stopped.  `advance` until then.
+            A Deferred that fires when it has stopped.  ``advance`` until then.
         """
         stopped = self.service.stopService()
         self.settle()

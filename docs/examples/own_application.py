@@ -1,10 +1,9 @@
 """
-A Twisted application that is not asyncplumber, with asyncplumber inside.  Run it with ``twistd -ny
-own_application.py``.
+A Twisted application with a plumber inside.  Run it with ``twistd -ny own_application.py``.
 
-It keeps the last result of each account in a page of its own.  Tasks post to
-/plumber/hooks/{account}, on this instance or any other that uses the same store, and
-`Latest.arrived` is called here.  Browsers subscribe at /plumber/events/{account}.
+It shows the last result of each account at ``/latest``.  Tasks post to
+``/plumber/hooks/{account}``, on this instance or on any other one with the same store, and browsers
+subscribe at ``/plumber/events/{account}``.  ``Latest.arrived`` is called in all instances.
 """
 
 import json
