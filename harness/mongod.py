@@ -119,7 +119,11 @@ class Mongod:
         ]
         log.unlink(missing_ok=True)
         self._shim = subprocess.Popen(
-            [sys.executable, "-c", _SHIM, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", _SHIM, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # A signal to the group of the tests must not end the shim before its server.
+            start_new_session=True,
         )
         assert self._shim.stdout is not None
         self.pid = int(self._shim.stdout.readline())
