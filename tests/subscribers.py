@@ -29,6 +29,10 @@ from harness.mongod import fresh_uri
 from harness.reactor import reactor
 from tests.contracts import RealReactorWithFakeClock
 
+# Seconds that an instance counts in a real store.  A lease lasts longer than any test: the store
+# measures it by a real clock, and the server renews it by a clock that only the test moves.
+LEASE = 600.0
+
 
 class ServerCase:
     """A server in memory, for tests that need one store only."""
@@ -131,7 +135,8 @@ class OnSqlite(StoreCase):
     visits = 200
 
     def make(self, clock: Any) -> IStore:
-        return open_store(f"sqlite:{self.mktemp()}", self.retention, RealReactorWithFakeClock())
+        reactor = RealReactorWithFakeClock()
+        return open_store(f"sqlite:{self.mktemp()}", self.retention, reactor, lease=LEASE)
 
 
 class OnMongo(StoreCase):
@@ -140,7 +145,7 @@ class OnMongo(StoreCase):
     visits = 100
 
     def make(self, clock: Any) -> IStore:
-        return open_store(fresh_uri(), self.retention, RealReactorWithFakeClock())
+        return open_store(fresh_uri(), self.retention, RealReactorWithFakeClock(), lease=LEASE)
 
 
 class SubscriberContract(StoreCase):
