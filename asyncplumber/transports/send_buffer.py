@@ -222,8 +222,8 @@ class SendBuffer(ABC):
     def end(self) -> None:
         """Hand everything to the transport, then end our direction of the connection.
 
-        The client may still send.  TLS has no half-closed connections: there the transport says
-        goodbye, and reads on until the client answers.
+        The client may still send.  TLS has no half-closed connections: there the transport sends
+        a close alert, and reads on until the client answers.
         """
         self.flush()
         end_writing = getattr(self._transport, "loseWriteConnection", None)
