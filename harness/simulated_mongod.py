@@ -24,6 +24,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from txmongo.errors import TimeExceeded
 
+from asyncplumber.stores.mongo.pool import ConnectionChanged
+
 Document = dict[str, Any]
 State = dict[str, dict[Any, Document]]  # collection -> _id -> document
 Change = Callable[[State], None]
@@ -140,9 +142,24 @@ class SimulatedPool:
             self.generation += 1
         return connection
 
-    def command(self, database: str, body: Document, timeout: float) -> Deferred[Document]:
-        answer = self.getprotocol().addCallback(lambda connection: connection.send(body))
+    def command_on(
+        self, generation: int, database: str, body: Document, timeout: float
+    ) -> Deferred[Document]:
+        """Send a command, but only by a connection of this generation."""
 
+        def checked(connection: Connection) -> Deferred[Document]:
+            if self.generation != generation:
+                raise ConnectionChanged
+            return connection.send(body)
+
+        return self._limited(self.getprotocol().addCallback(checked), timeout)
+
+    def command(self, database: str, body: Document, timeout: float) -> Deferred[Document]:
+        return self._limited(
+            self.getprotocol().addCallback(lambda connection: connection.send(body)), timeout
+        )
+
+    def _limited(self, answer: Deferred[Document], timeout: float) -> Deferred[Document]:
         def late(_: Any, timeout: float) -> Any:
             raise TimeExceeded(f"run time of {timeout} s exceeded")
 
@@ -172,8 +189,8 @@ class SimulatedMongod:
         """Stand in for the constructor of a pool.  Two connections show what any number shows."""
         return SimulatedPool(self, min(size, 2))
 
-    def steps(self) -> list[Callable[[], None]]:
-        """Return the steps that can be taken now, in a fixed order."""
+    def steps(self, *, journal: bool = True) -> list[Callable[[], None]]:
+        """Return the steps that can be taken now, in a fixed order; those of the journal too?"""
         if not self.is_up:
             return []
         possible: list[Callable[[], None]] = []
@@ -182,7 +199,7 @@ class SimulatedMongod:
                 possible.append(lambda at=connection: self._apply(at))
             if connection.outbox and connection.outbox[0].needs <= self._durable:
                 possible.append(lambda at=connection: self._answer(at))
-        if self._durable < len(self._log):
+        if journal and self._durable < len(self._log):
             possible.append(self._journal)
         for pool in self.pools:
             possible.extend(pool.connectable())
@@ -217,12 +234,18 @@ class SimulatedMongod:
             return  # there are more documents
         connection.inbox.popleft()
         request.result = result
-        if "writeConcern" in request.body or request.body.get("readConcern") == {
-            "level": "linearizable"
-        }:
+        if self._waits_for_journal(request, result):
             request.needs = len(self._log)
         if not request.answer.called:
             connection.outbox.append(request)
+
+    @staticmethod
+    def _waits_for_journal(request: Request, result: Document) -> bool:
+        """Return whether the answer waits.  Nothing is promised of one that only tells an error."""
+        if request.body.get("readConcern") == {"level": "linearizable"}:
+            return True
+        is_error = "writeErrors" in result and not result["n"]
+        return "writeConcern" in request.body and not is_error
 
     def _answer(self, connection: Connection) -> None:
         request = connection.outbox.popleft()

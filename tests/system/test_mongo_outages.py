@@ -27,7 +27,7 @@ class OutageTests(TestCase):
     timeout = 60
 
     def setUp(self) -> None:
-        self.patch(mongo_link, "PATIENCE", 1.5)
+        self.patch(mongo_link, "CALL_TIMEOUT", 1.5)
         self.server = Mongod()
         self.addCleanup(self.server.stop)
 
@@ -57,6 +57,7 @@ class OutageTests(TestCase):
             store.registry.add_instance(Instance("1", "http://x")),
         )
         self.server.start()
+        self.patch(mongo_link, "CALL_TIMEOUT", 20.0)  # it has to connect and to make indexes
         self.assertEqual(seqs(await append(store, drafts(2))), [1, 2])
         with pymongo.MongoClient(self.server.uri) as client:
             self.assertIn("place", client.test.events.index_information())
@@ -65,7 +66,7 @@ class OutageTests(TestCase):
         """
         Killed amid appends and started again: all that was answered is there, once, without a hole.
         """
-        self.patch(mongo_link, "PATIENCE", 30.0)  # the calls under way shall outlast the restart
+        self.patch(mongo_link, "CALL_TIMEOUT", 30.0)  # the calls under way shall outlast the restart
         self.server.start()
         store, reader = await self.opened(), await self.opened()
         accepted: dict[str, Stored] = {}
@@ -139,7 +140,7 @@ class LoginTests(TestCase):
         With the right one all works, database in the URI or not; with a wrong one the log says what
         to check.
         """
-        self.patch(mongo_link, "PATIENCE", 1.5)
+        self.patch(mongo_link, "CALL_TIMEOUT", 1.5)
         server = Mongod("--auth").start()
         self.addCleanup(server.stop)
         with pymongo.MongoClient(server.uri) as client:

@@ -38,10 +38,11 @@ class OldPrimaryTests(TestCase):
         self.addCleanup(self.set.stop)
         await self.set.start()
         self.old = self.set.members[0]
+        self.reactor = RealReactorWithFakeClock()
         self.store = open_store(
             with_database(self.set.uri, "test"),
             Retention(length=10, age=1e6),
-            RealReactorWithFakeClock(),
+            self.reactor,
         )
         self.addCleanup(self.store.stop)
         await self.store.start()
@@ -101,7 +102,7 @@ class OldPrimaryTests(TestCase):
         """
         self.assertEqual(await self.appended(25, "before"), list(range(1, 26)))
         await self.history.sweep()
-        hub = Hub(self.history, self.store._link.reactor)  # type: ignore[attr-defined]
+        hub = Hub(self.history, self.reactor)
         self.addCleanup(hub.stop)
         live, back = Recorder(), Recorder()
         live.subscribe(await hub.admit("a"), EARLIEST)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from typing import Any
-from unittest.mock import patch
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as some
@@ -29,14 +28,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from asyncplumber.errors import Unavailable
 from asyncplumber.event import Cursor, Draft, Event, Stored
 from asyncplumber.interfaces import CursorLost
-from asyncplumber.stores.mongo import barrier, link, proof, queue
+from asyncplumber.stores.mongo.link import RETRY_PAUSE
 from asyncplumber.stores.mongo.store import MongoStore
 from asyncplumber.stores.retention import Retention
 from harness.simulated_mongod import SimulatedMongod
 
 WRITERS = 3
-ACCOUNTS = ("a", "b")
-KEYS = tuple(f"k{number}" for number in range(8))
+ACCOUNTS = ("a", "b", "c")
+KEYS = tuple(f"k{number}" for number in range(6))
 LENGTH = 6  # events kept of an account: few, so that some are forgotten while others are written
 AGE = 1000.0  # seconds that events are kept
 TOO_LONG = 6.0  # seconds, in which every call gives up
@@ -44,9 +43,10 @@ TOO_LONG = 6.0  # seconds, in which every call gives up
 EXAMPLES = int(os.environ.get("ASYNCPLUMBER_TEST_EXAMPLES", "30"))
 
 accounts = some.sampled_from(ACCOUNTS)
-keys = some.lists(some.sampled_from(KEYS), min_size=1, max_size=4)
+pairs = some.lists(some.tuples(accounts, some.sampled_from(KEYS)), min_size=1, max_size=4)
 writers = some.integers(0, WRITERS - 1)
-choices = some.lists(some.integers(0, 999), min_size=1, max_size=12)
+choices = some.lists(some.integers(0, 99), max_size=20)
+journals = some.booleans()
 
 
 def draft(account: str, key: str) -> Draft:
@@ -76,19 +76,17 @@ class WriterMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.clock.advance(1_000_000)
         self.server = SimulatedMongod(self.clock, replicated=self.replicated)
-        self.patches = [
-            patch.object(link, "Pool", self.server.pool),
-            *(
-                patch.object(each, "monotonic", self.clock.seconds)
-                for each in (link, queue, barrier, proof)
-            ),
-            patch.object(queue.random, "uniform", lambda low, high: high),  # type: ignore[attr-defined]
-        ]
-        for each in self.patches:
-            each.start()  # type: ignore[attr-defined]
         self.retention = Retention(length=LENGTH, age=AGE)
         self.stores = [
-            MongoStore("mongodb://simulated/", self.retention, self.clock, self.clock)
+            MongoStore(
+                "mongodb://simulated/",
+                self.retention,
+                self.clock,
+                self.clock,
+                steady=self.clock,
+                uniform=lambda low, high: high,
+                connect=self.server.pool,
+            )
             for _ in range(WRITERS)
         ]
         self.appends: list[list[Append]] = [[] for _ in range(WRITERS)]
@@ -105,47 +103,63 @@ class WriterMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """All writers are connected, and the accounts have an event."""
+        """All writers are connected, and one account has an event."""
         for store in self.stores:
             store.start()
         self._settle()
-        for account in ACCOUNTS:
+        for account in ACCOUNTS[:1]:
             self._append(0, [(account, "first")])
         self._settle()
 
     # What may happen.
 
-    @rule(writer=writers, account=accounts, keys=keys)
-    def append(self, writer: int, account: str, keys: list[str]) -> None:
-        """A writer is asked to append some drafts of one account."""
-        self._append(writer, [(account, key) for key in keys])
+    @rule(writer=writers, pairs=pairs, choices=choices, journal=journals)
+    def append(
+        self, writer: int, pairs: list[tuple[str, str]], choices: list[int], journal: bool
+    ) -> None:
+        """A writer is asked to append some drafts."""
+        self._append(writer, pairs)
+        self._go_on(choices, journal)
 
-    @rule(writer=writers, keys=keys)
-    def append_to_both(self, writer: int, keys: list[str]) -> None:
-        """A writer is asked to append drafts of two accounts."""
-        self._append(writer, [(ACCOUNTS[at % 2], key) for at, key in enumerate(keys)])
-
-    @rule(choices=choices)
-    def go_on(self, choices: list[int]) -> None:
+    @rule(choices=choices, journal=journals)
+    def go_on(self, choices: list[int], journal: bool) -> None:
         """The server and the network take some steps."""
-        for choice in choices:
-            steps = self.server.steps()
-            if steps:
-                steps[choice % len(steps)]()
+        self._go_on(choices, journal)
 
     @rule()
     def settle_for_now(self) -> None:
         """Everything that can happen without time passing happens."""
         self._run_dry()
 
-    @rule(writer=writers)
-    def cut(self, writer: int) -> None:
+    @rule(writer=writers, choices=choices, journal=journals)
+    def cut(self, writer: int, choices: list[int], journal: bool) -> None:
         """A writer loses its connections; what it sent may still arrive."""
         self._pools(writer)[1].cut()
+        self._go_on(choices, journal)
+
+    @rule(choices=choices, journal=journals)
+    def crash(self, choices: list[int], journal: bool) -> None:
+        """The server is killed, and is back before a writer tries again."""
+        self.server.kill()
+        self.server.start()
+        self.clock.advance(RETRY_PAUSE)
+        self._go_on(choices, journal)
+
+    @rule(
+        asked=some.lists(some.tuples(writers, pairs), min_size=2, max_size=5),
+        choices=some.lists(some.integers(0, 99), min_size=10, max_size=50),
+    )
+    def race(self, asked: list[tuple[int, list[tuple[str, str]]]], choices: list[int]) -> None:
+        """Several writers are asked at once, and the server is killed amid it."""
+        for writer, pairs in asked:
+            self._append(writer, pairs)
+        self._go_on(choices, journal=False)
+        self.crash([], journal=True)
+        self._run_dry()
 
     @rule()
     def kill(self) -> None:
-        """The server is killed."""
+        """The server is killed, and stays away."""
         self.server.kill()
 
     @precondition(lambda self: not self.server.is_up)
@@ -154,9 +168,14 @@ class WriterMachine(RuleBasedStateMachine):
         """The server comes back."""
         self.server.start()
 
-    @rule(seconds=some.sampled_from([0.001, 0.1, 0.5, TOO_LONG, 50.0, 100.0, AGE]))
+    @rule(seconds=some.sampled_from([0.001, 0.1, 0.5]))
     def wait(self, seconds: float) -> None:
         """Time passes."""
+        self.clock.advance(seconds)
+
+    @rule(seconds=some.sampled_from([TOO_LONG, 50.0, 100.0, AGE]))
+    def wait_long(self, seconds: float) -> None:
+        """Time passes, in which calls give up, heads are not trusted any more, or events age."""
         self.clock.advance(seconds)
 
     @rule(writer=writers)
@@ -233,8 +252,6 @@ class WriterMachine(RuleBasedStateMachine):
             globalLogPublisher.removeObserver(self._observe)  # type: ignore[arg-type]
             for store in self.stores:
                 store.stop()
-            for each in self.patches:
-                each.stop()  # type: ignore[attr-defined]
 
     # How.
 
@@ -242,6 +259,13 @@ class WriterMachine(RuleBasedStateMachine):
         """A call may fail as the interfaces say, and in no other way."""
         call.addErrback(lambda failure: failure.trap(Unavailable, CursorLost) and None)
         call.addErrback(self.errors.append)
+
+    def _go_on(self, choices: list[int], journal: bool) -> None:
+        """Take some steps; without `journal`, the journal is slow and none of them is its."""
+        for choice in choices:
+            steps = self.server.steps(journal=journal)
+            if steps:
+                steps[choice % len(steps)]()
 
     def _pools(self, writer: int) -> list[Any]:
         return self.server.pools[2 * writer : 2 * writer + 2]
@@ -316,8 +340,8 @@ class WriterMachine(RuleBasedStateMachine):
                     last[answer.event.account] = answer.event.seq
 
     def _learn_head(self, account: str, cursor: Cursor) -> None:
-        known = self.heads.get(account, cursor)
-        self.heads[account] = max(known, cursor)
+        if cursor.seq:  # an account without events has no numbering of its own
+            self.heads[account] = max(self.heads.get(account, cursor), cursor)
 
     def _learn_page(self, page: list[Event]) -> None:
         seqs = [event.seq for event in page]

@@ -1,30 +1,35 @@
 """
-The line to MongoDB: commands with a time limit, what counts as durable here, and whose fault it is
-when none is answered.
+The connection to MongoDB: commands with a time limit, what counts as durable, and outages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from time import monotonic
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
-from txmongo.errors import TimeExceeded
 
+from asyncplumber.clocks import SteadyClock, TimeSource
+from asyncplumber.concurrency import Waiters
 from asyncplumber.errors import Unavailable
-from asyncplumber.stores.mongo.uri import Address, Pool, parsed
+from asyncplumber.stores.mongo.pool import Pool, TimeExceeded
+from asyncplumber.stores.mongo.uri import Address, parsed
 from asyncplumber.stores.outage import Outage
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+Document = dict[str, Any]
 
-PATIENCE = 5.0  # seconds for a call, however many commands it takes
-START_PATIENCE = 2.0  # seconds that a start waits for a server; it goes on trying afterwards
+CALL_TIMEOUT = 5.0  # seconds for a call, however many commands it takes
+START_TIMEOUT = 2.0  # seconds that a start waits for a server; it goes on trying afterwards
 RETRY_PAUSE = 0.1  # seconds before an interrupted command is sent again
-READERS = 3  # connections beside the writer's: more gain nothing
+PREPARE_PAUSE = 0.5  # seconds before a failed first contact is tried again
+READERS = 3  # connections beside the writer's; more gain nothing
+DUPLICATE_KEY = 11000  # the server's code
 _BAD_LOGIN = (13, 18, 8000)  # server codes of Unauthorized and AuthenticationFailed
 _INDEX_DIFFERS = 85
 LOST = (AutoReconnect, TimeExceeded, TimeoutError, CancelledError)
@@ -32,14 +37,17 @@ LOST = (AutoReconnect, TimeExceeded, TimeoutError, CancelledError)
 
 def _reason(error: BaseException) -> str:
     """
-    What to tell the operator.  Never the text of a failed command, which holds what was to be
-    stored.
+    Return what the operator is told.
+
+    This is never the text of a failed command, which contains what was to be stored.
     """
     if isinstance(error, OperationFailure):
         details = error.details or {}
         text = f"{details.get('errmsg', type(error).__name__)} (code {error.code})"
         if error.code in _BAD_LOGIN:
-            return f"MongoDB does not let us in, check user, password and authSource of the URI: {text}"
+            return (
+                f"MongoDB refuses the login, check user, password and authSource of the URI: {text}"
+            )
         return text
     if isinstance(error, TimeExceeded | TimeoutError | CancelledError):
         return "no answer in time"
@@ -48,101 +56,122 @@ def _reason(error: BaseException) -> str:
 
 class MongoLink:
     """
-    Connections to one database.  `indexes` are (collection, specification) pairs, created before
-    anything else is done.
+    Connections to one database.
+
+    Deadlines are times of `clock`.
     """
 
     def __init__(
-        self, uri: str, reactor: Any, indexes: Sequence[tuple[str, dict[str, Any]]]
+        self,
+        uri: str,
+        reactor: IReactorTime,
+        indexes: Sequence[tuple[str, Document]],
+        clock: TimeSource = SteadyClock,
+        connect: Callable[[Address, int], Any] = Pool,
     ) -> None:
-        """Raises ValueError if `uri` cannot be used; dials nothing."""
+        """
+        Connect to nothing yet.
+
+        Args:
+            uri: A MongoDB URI.
+            reactor: For timers; for ``mongodb+srv`` also its thread pool.
+            indexes: Collections and specifications of the indexes to create first.
+            clock: A clock that is never set.
+            connect: Makes a pool of so many connections.
+
+        Raises:
+            ValueError: `uri` cannot be used.
+        """
         self._uri = uri
-        # The nodes behind mongodb+srv are in the DNS, which is asked at the start.
+        # For mongodb+srv the nodes are in the DNS, which is asked at the start.
         self._address: Address | None = None if uri.startswith("mongodb+srv:") else parsed(uri)
-        self.reactor = reactor
+        self._reactor = reactor
         self._indexes = indexes
+        self.clock = clock
+        self._connect = connect
         self._outage = Outage(str(self._address or "mongodb+srv"))
-        self._waiting: list[Deferred[None]] = []
-        self._ready = False
+        self._is_open = False
+        self._is_ready = False
+        self._ready = Waiters()
         self._preparing: Deferred[None] = succeed(None)
         self._calls = 0
-        self._idle: Deferred[None] | None = None
-        self._open = False
-        self._generations = (
-            0  # of the writer's connections before the last stop, which no later one may repeat
-        )
-        self.reader: Any = None
-        self.writer: Any = None
+        self._idle = Waiters()
+        self._generations = 0  # of the writer before the last stop; no later one may repeat them
+        self._reader: Any = None
+        self._writer: Any = None
         self.replicated = False
-        self._durable: dict[str, Any] = {"w": 1, "j": True}
-        self._settled: dict[str, Any] = {"level": "local"}
+        self._durable: Document = {"w": 1, "j": True}
+        self._settled: Document = {"level": "local"}
 
     async def open(self) -> None:
         """Begin to connect, and wait a little for it."""
-        self._open = True
+        self._is_open = True
         self._preparing = Deferred.fromCoroutine(self._prepare())
         self._preparing.addErrback(lambda failure: failure.trap(CancelledError) and None)
         try:
-            await self._until_ready(monotonic() + START_PATIENCE)
+            await self._until_ready(self.clock.seconds() + START_TIMEOUT)
         except TimeoutError:
             self._outage.began("no answer yet; trying on")
 
     async def close(self) -> None:
-        """Wait for the calls under way, each of which ends by its time limit, and hang up."""
-        self._open = False
+        """Wait for the calls under way, each of which ends by its time limit, and disconnect."""
+        self._is_open = False
         self._preparing.cancel()
         if self._calls:
-            self._idle = Deferred()
-            await self._idle
-        for pool in (self.reader, self.writer):
+            await self._idle.wait()
+        for pool in (self._reader, self._writer):
             if pool is not None:
                 await pool.disconnect()
-        if self.writer is not None:
-            self._generations = self.writer.generation
-        self.reader = self.writer = None
-        self._ready = False
+        if self._writer is not None:
+            self._generations = self._writer.generation
+        self._reader = self._writer = None
+        self._is_ready = False
 
     def pause(self, seconds: float) -> Deferred[None]:
-        """@return: Deferred of None after that time."""
-        return deferLater(self.reactor, seconds, lambda: None)
+        """Return a Deferred that fires after that time."""
+        return deferLater(self._reactor, seconds, lambda: None)
+
+    def limited(self, waiting: Deferred[T], deadline: float) -> Deferred[T]:
+        """Give `waiting` a time limit.  It then fails with `TimeoutError`."""
+        return waiting.addTimeout(max(0.0, deadline - self.clock.seconds()), self._reactor)
 
     async def _prepare(self) -> None:
         while True:
             try:
-                await self._prepare_once(monotonic() + PATIENCE)
+                await self._prepare_once(self.clock.seconds() + CALL_TIMEOUT)
             except CancelledError:
                 raise
             except Exception as error:
                 self._outage.began(_reason(error))
-                await self.pause(RETRY_PAUSE * 5)
+                await self.pause(PREPARE_PAUSE)
             else:
                 self._outage.over()
-                self._ready = True
-                waiting, self._waiting = self._waiting, []
-                for deferred in waiting:
-                    deferred.callback(None)
+                self._is_ready = True
+                self._ready.release()
                 return
 
     async def _prepare_once(self, deadline: float) -> None:
         if self._address is None:
-            self._address = await deferToThreadPool(
-                self.reactor, self.reactor.getThreadPool(), parsed, self._uri
-            )
-        if self.reader is None:
-            self.reader, self.writer = Pool(self._address, READERS), Pool(self._address, 1)
-            self.writer.generation = self._generations
-        # Once through all connections, so that their generations have settled.
+            reactor = cast(Any, self._reactor)
+            pool = reactor.getThreadPool()
+            self._address = await deferToThreadPool(reactor, pool, parsed, self._uri)
+        if self._reader is None:
+            self._reader = self._connect(self._address, READERS)
+            self._writer = self._connect(self._address, 1)
+            self._writer.generation = self._generations
+        # Use each connection once, so that the generations have settled.
         for _ in range(READERS):
-            hello = await self._command(deadline, {"hello": 1}, self.reader, "admin")
-        await self._command(deadline, {"hello": 1}, self.writer, "admin")
+            hello = await self._command(deadline, {"hello": 1}, self._reader, "admin")
+        await self._command(deadline, {"hello": 1}, self._writer, "admin")
         self._agree(hello, self._address.options)
         for collection, index in self._indexes:
-            await self._index(deadline, collection, index)
+            await self._create_index(deadline, collection, index)
 
-    def _agree(self, hello: dict[str, Any], options: dict[str, Any]) -> None:
+    def _agree(self, hello: Document, options: Document) -> None:
         """
-        Find out what durable means here: the journal on a single server, a majority of a replica
-        set; never less.
+        Find out what durable means here.
+
+        It is the journal on a single server and a majority of a replica set, and never less.
         """
         self.replicated = "setName" in hello or hello.get("msg") == "isdbgrid"
         if not self.replicated:
@@ -150,125 +179,151 @@ class MongoLink:
         wanted = options.get("w", "majority")
         if isinstance(wanted, int) and wanted <= len(hello.get("hosts", ())) // 2:
             wanted = "majority"
-        self._durable = {"w": wanted, "j": True, "wtimeout": int(PATIENCE * 1000)}
+        self._durable = {"w": wanted, "j": True, "wtimeout": int(CALL_TIMEOUT * 1000)}
         self._settled = {"level": "majority"}
 
-    async def _index(self, deadline: float, collection: str, index: dict[str, Any]) -> None:
+    async def _create_index(self, deadline: float, collection: str, index: Document) -> None:
+        create = {"createIndexes": collection, "indexes": [index]}
         try:
-            await self._command(
-                deadline, {"createIndexes": collection, "indexes": [index]}, self.reader
-            )
+            await self._command(deadline, create, self._reader)
         except OperationFailure as error:
             if error.code != _INDEX_DIFFERS or "expireAfterSeconds" not in index:
                 raise
             change = {"name": index["name"], "expireAfterSeconds": index["expireAfterSeconds"]}
-            await self._command(deadline, {"collMod": collection, "index": change}, self.reader)
+            await self._command(deadline, {"collMod": collection, "index": change}, self._reader)
 
     async def _until_ready(self, deadline: float) -> None:
-        if not self._ready:
-            waiting: Deferred[None] = Deferred(self._waiting.remove)
-            self._waiting.append(waiting)
-            await waiting.addTimeout(max(0.0, deadline - monotonic()), self.reactor)
+        if not self._is_ready:
+            await self.limited(self._ready.wait(), deadline)
 
-    def call(self, work: Callable[[float], Coroutine[Any, Any, T]]) -> Deferred[T]:
+    def call(
+        self,
+        work: Callable[[float, *Arguments], Coroutine[Any, Any, T]],
+        *arguments: *Arguments,
+        is_part: bool = False,
+    ) -> Deferred[T]:
         """
-        Run `work` with the monotonic time at which its time is up.  What the store does to it
-        becomes `Unavailable`.
-        """
-        return Deferred.fromCoroutine(self._guarded(work))
+        Run `work` with a deadline.
 
-    async def _guarded(self, work: Callable[[float], Coroutine[Any, Any, T]]) -> T:
-        if not self._open:
+        Args:
+            work: Takes the deadline and the arguments.
+            arguments: What else it takes.
+            is_part: Whether this is a part of calls under way, which a stop waits for.
+
+        Raises:
+            Unavailable: Through the Deferred, for all that the connection or the server does.
+        """
+        return Deferred.fromCoroutine(self._guarded(work, arguments, is_part))
+
+    async def _guarded(
+        self,
+        work: Callable[[float, *Arguments], Coroutine[Any, Any, T]],
+        arguments: tuple[*Arguments],
+        is_part: bool,
+    ) -> T:
+        if not self._is_open and not is_part:
             raise Unavailable
-        deadline = monotonic() + PATIENCE
+        deadline = self.clock.seconds() + CALL_TIMEOUT
         self._calls += 1
         try:
             await self._until_ready(deadline)
-            result = await work(deadline)
+            result = await work(deadline, *arguments)
         except (PyMongoError, *LOST) as error:
-            # Before the first contact the reason is known better by who tries to connect.
-            if self._ready:
+            # Before the first contact, `_prepare` knows the reason better.
+            if self._is_ready:
                 self._outage.began(_reason(error))
             raise Unavailable from error
         finally:
             self._calls -= 1
-            if self._idle is not None and not self._calls:
-                self._idle.callback(None)
+            if not self._calls:
+                self._idle.release()
         self._outage.over()
         return result
 
-    async def command(
-        self, deadline: float, body: dict[str, Any], pool: Any = None
-    ) -> dict[str, Any]:
-        """
-        Send a command that does no harm when it is sent twice, again and again until the deadline.
-        """
+    async def command(self, deadline: float, body: Document, pool: Any = None) -> Document:
+        """Send a command that may be sent twice, again and again until the deadline."""
         while True:
             try:
-                return await self._command(deadline, dict(body), pool or self.reader)
+                return await self._command(deadline, dict(body), pool or self._reader)
             except AutoReconnect:
-                if monotonic() + RETRY_PAUSE > deadline:
+                if self.clock.seconds() + RETRY_PAUSE > deadline:
                     raise
                 await self.pause(RETRY_PAUSE)
 
     async def rows(
-        self, deadline: float, body: dict[str, Any], *, fresh: bool = False, proven: bool = False
-    ) -> list[dict[str, Any]]:
+        self, deadline: float, body: Document, *, fresh: bool = False, proven: bool = False
+    ) -> list[Document]:
         """
-        The rows that a ``find`` or ``aggregate`` answers at once: its batch is all that is fetched.
+        Return the rows of a ``find`` or ``aggregate``.  Only its first batch is fetched.
 
-        With `fresh` they are what the writer's server has at this moment, settled or not; else what
-        a majority has. With `proven` the server that answers is the primary of that majority, see
-        `mongo_proof`.
+        Args:
+            deadline: When the time is up.
+            body: The command.
+            fresh: Read what the writer's server has at this moment, durable or not.  Otherwise
+                read what a majority has.
+            proven: Read from the primary of that majority, see `asyncplumber.stores.mongo.proof`.
         """
         if fresh:
-            answer = await self.command(
-                deadline, {**body, "readConcern": {"level": "local"}}, self.writer
-            )
+            local = {**body, "readConcern": {"level": "local"}}
+            answer = await self.command(deadline, local, self._writer)
         else:
             concern = {"level": "linearizable"} if proven and self.replicated else self._settled
             answer = await self.command(deadline, {**body, "readConcern": concern})
-        return answer["cursor"]["firstBatch"]  # type: ignore[no-any-return]
+        rows: list[Document] = answer["cursor"]["firstBatch"]
+        return rows
 
-    async def change(self, deadline: float, body: dict[str, Any]) -> dict[str, Any]:
-        """The same for a command that writes; the answer comes when it is durable."""
+    async def change(self, deadline: float, body: Document) -> Document:
+        """Send a command that writes and may be sent twice; it is durable when this returns."""
         answer = await self.command(deadline, {**body, "writeConcern": self._durable})
         for error in (*answer.get("writeErrors", ()), answer.get("writeConcernError")):
             if error is not None:
                 raise OperationFailure(error.get("errmsg", ""), error.get("code"), error)
         return answer
 
-    async def write_once(self, deadline: float, body: dict[str, Any]) -> dict[str, Any]:
-        """
-        Send a command by the writer's connection, once.  The caller has to look for ``writeErrors``
-        in the answer.
+    @property
+    def reader_generation(self) -> int:
+        """A number that changes when one of the readers' connections does."""
+        return int(self._reader.generation)
 
-        It is sent before this coroutine first waits, if there is a connection: see
-        `writer_generation`.
+    async def writer_generation(self, deadline: float) -> int:
+        """Wait for the writer's connection, and return its generation."""
+        await self.limited(self._writer.getprotocol(), deadline)
+        return int(self._writer.generation)
+
+    async def write_on(self, generation: int, deadline: float, body: Document) -> Document:
         """
-        answer = await self._command(deadline, {**body, "writeConcern": self._durable}, self.writer)
+        Send a command once, by the writer's connection of this generation.
+
+        The caller has to look for ``writeErrors`` in the answer.
+
+        Raises:
+            ConnectionChanged: The connection is another one; nothing was sent.
+            AutoReconnect: The connection was lost; nobody knows whether the server got it.
+        """
+        body = {**body, "writeConcern": self._durable}
+        answer = await self._command(deadline, body, self._writer, generation=generation)
         if error := answer.get("writeConcernError"):
             raise OperationFailure(error.get("errmsg", ""), error.get("code"), error)
         return answer
 
-    async def writer_generation(self, deadline: float) -> int:
-        """
-        The generation of the connection that a `write_once` would use that is called without
-        waiting for anything.
-        """
-        await self.writer.getprotocol().addTimeout(max(0.0, deadline - monotonic()), self.reactor)
-        return self.writer.generation  # type: ignore[no-any-return]
-
     async def _command(
-        self, deadline: float, body: dict[str, Any], pool: Any, database: str = ""
-    ) -> dict[str, Any]:
-        left = deadline - monotonic()
+        self,
+        deadline: float,
+        body: Document,
+        pool: Any,
+        database: str = "",
+        generation: int | None = None,
+    ) -> Document:
+        left = deadline - self.clock.seconds()
         if left <= 0:
             raise TimeoutError
-        # Both limits: ours, and the server's, which otherwise would go on with what nobody waits
-        # for.
+        # The server has the same limit: else it would go on with what nobody waits for.
         body["maxTimeMS"] = int(left * 1000) + 1
-        answer: Awaitable[dict[str, Any]] = pool.command(
-            database or self._address.database, body, timeout=left
-        )  # type: ignore[union-attr]
+        if not database:
+            assert self._address is not None  # known since the first contact
+            database = self._address.database
+        if generation is None:
+            answer: Deferred[Document] = pool.command(database, body, timeout=left)
+        else:
+            answer = pool.command_on(generation, database, body, timeout=left)
         return await answer

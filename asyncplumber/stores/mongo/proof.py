@@ -1,65 +1,49 @@
 """
-What is about to be told as lost must be lost.
+A position that is about to be reported as lost must be lost.
 
-A primary that was cut off from the others goes on answering reads until it notices, by default for
-up to ten seconds. What it says was true once, and a majority has it; but a majority may have more.
-So "your cursor is beyond the end" and "there is no such instance" are asked once more as a
-linearizable read: the server answers after it has written a no-op that a majority acknowledged,
-which only the primary of that majority can.
+A primary that was cut off from the others answers reads until it notices, by default for up to ten
+seconds.  Its answer was true once, and a majority has it; but the majority may have more by now.
+So "your cursor is beyond the end" and "there is no such instance" are checked by a linearizable
+read.  The server answers it after a majority has acknowledged a no-op write, which only the primary
+of that majority can achieve.
 """
 
 from __future__ import annotations
 
-from time import monotonic
-
-from twisted.internet.defer import Deferred
-
-from asyncplumber.stores.mongo.heads import Place, Places
-from asyncplumber.stores.mongo.link import PATIENCE, MongoLink
+from asyncplumber.concurrency import SingleFlight
+from asyncplumber.stores.mongo.accounts import Accounts, MongoAccount
+from asyncplumber.stores.mongo.link import MongoLink
 
 
 class Proof:
     """
-    Looks places up so that a replaced primary cannot answer.
+    Looks up accounts so that a replaced primary cannot answer.
 
-    One such question is under way at a time, for all accounts that were waiting: it costs a write,
-    and before a primary that is cut off it blocks a connection until its time is up.
+    One such question is under way at a time, for all accounts that wait.  It costs a write, and at
+    a primary that is cut off it blocks a connection until its time is up.
     """
 
-    def __init__(self, link: MongoLink, places: Places) -> None:
+    def __init__(self, link: MongoLink, accounts: Accounts) -> None:
         self._link = link
-        self._places = places
-        self._waiting: list[tuple[str, Deferred[Place | None]]] = []
-        self._asking = False
+        self._accounts = accounts
+        self._wanted: set[str] = set()
+        self._found: dict[str, MongoAccount] = {}
+        self._asking = SingleFlight(self._ask, "a linearizable read of MongoDB")
 
-    async def place(self, deadline: float, account: str) -> Place | None:
+    async def account(self, deadline: float, name: str) -> MongoAccount | None:
         """
-        The account's place, or None if it has none.
+        Return the account, or None if it has no row.
 
-        Fails with what the link fails with, so as a whole with `Unavailable`: then nothing is
-        known.
+        Raises:
+            Unavailable: Nothing is known.
         """
-        answer: Deferred[Place | None] = Deferred()
-        answer.addTimeout(max(0.0, deadline - monotonic()), self._link.reactor)
-        self._waiting.append((account, answer))
-        if not self._asking:
-            self._asking = True
-            Deferred.fromCoroutine(self._ask())
-        return await answer
+        self._wanted.add(name)
+        await self._link.limited(self._asking.run(), deadline)
+        # The waiters are resumed before the next question begins.
+        return self._found.get(name)
 
     async def _ask(self) -> None:
-        """Ask for all who wait, and again for those who came meanwhile."""
-        while self._waiting:
-            waiting, self._waiting = self._waiting, []
-            # The time of some is up already, and nobody reads their answer.
-            waiting = [(account, answer) for account, answer in waiting if not answer.called]
-            accounts = {account for account, _ in waiting}
-            try:
-                places = await self._places.find(monotonic() + PATIENCE, accounts, proven=True)
-            except Exception as error:
-                for _, answer in waiting:
-                    answer.errback(error)
-            else:
-                for account, answer in waiting:
-                    answer.callback(places.get(account))
-        self._asking = False
+        wanted, self._wanted = self._wanted, set()
+        self._found = await self._link.call(
+            lambda deadline: self._accounts.find(deadline, wanted, proven=True), is_part=True
+        )

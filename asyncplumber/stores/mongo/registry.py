@@ -1,15 +1,14 @@
 """
-The registry in MongoDB: collections ``instances`` and ``hooks``.
+The registry in MongoDB: the collections ``instances`` and ``hooks``.
 
-Leases run by the server's clock, so that it does not matter whether the instances agree on the
-time.  A lease is the instance's, not the hook's: to renew it is one small write, however many hooks
-there are.
+Leases run by the server's clock, so the clocks of the instances may differ.  A lease belongs to an
+instance and not to a hook: one small write renews it, however many hooks there are.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from bson import ObjectId
@@ -19,15 +18,15 @@ from zope.interface import implementer
 
 from asyncplumber.event import Instance
 from asyncplumber.interfaces import IRegistry
-from asyncplumber.stores.mongo.link import RETRY_PAUSE, MongoLink
+from asyncplumber.stores.mongo.link import DUPLICATE_KEY, RETRY_PAUSE, MongoLink
 from asyncplumber.stores.retention import hook_url
 
 T = TypeVar("T")
 
-CHUNK = 1000  # rows in one command
-_DUPLICATE = 11000
-_OURS = {"$type": "string"}  # other programs may keep hooks here too: theirs name no instance
-_REMAINS = 3600  # seconds after which the server removes a lapsed instance if nobody sweeps
+CHUNK = 250  # rows in one command: few enough for its time limit on a busy machine
+PAGE = 10_000  # rows of one answer
+_OURS = {"$type": "string"}  # other programs may keep hooks here; theirs name no instance
+_REMAINS = 3600  # seconds after which the server removes an expired instance if nobody sweeps
 
 INDEXES: list[tuple[str, dict[str, Any]]] = [
     ("hooks", {"name": "account_url", "key": {"account_id": 1, "url": 1}, "unique": True}),
@@ -41,38 +40,42 @@ def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 async def kept_secret(link: MongoLink, deadline: float) -> bytes:
-    """As `ISecrets.secret` says.  It is in the collection ``secrets``."""
+    """Return the secret, see `ISecrets.secret`.  It is in the collection ``secrets``."""
     update = {
         "q": {"_id": "peers"},
         "u": {"$setOnInsert": {"secret": secrets.token_hex(32)}},
         "upsert": True,
     }
     while True:
-        # What a majority has is not taken back by a failover.
-        rows = await link.rows(
-            deadline, {"find": "secrets", "filter": {"_id": "peers"}, "limit": 1}
-        )
+        # A failover does not take back what a majority has.
+        body = {"find": "secrets", "filter": {"_id": "peers"}, "limit": 1}
+        rows = await link.rows(deadline, body)
         if rows:
             return str(rows[0]["secret"]).encode("ascii")
         try:
             await link.change(deadline, {"update": "secrets", "updates": [update]})
         except OperationFailure as error:
-            if error.code != _DUPLICATE:
+            if error.code != DUPLICATE_KEY:
                 raise
-            await link.pause(
-                RETRY_PAUSE
-            )  # somebody else was first, and a majority is about to have it
+            # Another instance was first, and a majority is about to have its secret.
+            await link.pause(RETRY_PAUSE)
 
 
 @implementer(IRegistry)
 class MongoRegistry:
-    """Who has subscribers of which account, for all instances with the same database."""
+    """
+    Which instances have subscribers of which account, for all with the same database.
+
+    Calls for many accounts take several commands, each of which has its own time limit.
+    """
 
     def __init__(self, link: MongoLink, lease: float) -> None:
         self._link = link
         self._lease = int(lease * 1000)
 
-    async def _lend(self, deadline: float, instance: Instance, upsert: bool) -> Instance | None:
+    async def _renew_lease(
+        self, deadline: float, instance: Instance, upsert: bool
+    ) -> Instance | None:
         row = instance._replace(lease=secrets.token_hex(8))
         fields = {
             "url": {"$literal": row.url},
@@ -85,16 +88,16 @@ class MongoRegistry:
 
     def add_instance(self, instance: Instance) -> Deferred[Instance]:
         async def work(deadline: float) -> Instance:
-            # The row comes last: who sees it may count on the hooks being this life's.
+            # The row comes last: a process that sees it sees no hooks of a former run.
             await self._delete(deadline, "hooks", {"instance": instance.id})
-            row = await self._lend(deadline, instance, True)
+            row = await self._renew_lease(deadline, instance, True)
             assert row is not None
             return row
 
         return self._link.call(work)
 
     def renew(self, instance: Instance) -> Deferred[Instance | None]:
-        return self._link.call(lambda deadline: self._lend(deadline, instance, False))
+        return self._link.call(lambda deadline: self._renew_lease(deadline, instance, False))
 
     def remove_instance(self, instance: Instance) -> Deferred[None]:
         async def work(deadline: float) -> None:
@@ -113,51 +116,57 @@ class MongoRegistry:
             for account in dict.fromkeys(accounts)
         ]
 
-        async def work(deadline: float) -> None:
-            for some in _chunks(updates):
-                body = {"update": "hooks", "updates": some, "ordered": False}
-                try:
-                    await self._link.change(deadline, body)
-                except OperationFailure as error:
-                    # Two who put in the same hook at the same moment: now it is there, so the
-                    # second time goes well.
-                    if error.code != _DUPLICATE:
-                        raise
-                    await self._link.change(deadline, body)
+        async def work(deadline: float, chunk: Sequence[dict[str, Any]]) -> None:
+            body = {"update": "hooks", "updates": chunk, "ordered": False}
+            try:
+                await self._link.change(deadline, body)
+            except OperationFailure as error:
+                # Another process added the same hook at the same moment.  It is there now, so a
+                # second attempt succeeds.
+                if error.code != DUPLICATE_KEY:
+                    raise
+                await self._link.change(deadline, body)
 
-        return self._link.call(work)
+        return self._in_chunks(work, updates)
 
     def unregister(self, instance: Instance, accounts: Collection[str]) -> Deferred[None]:
         names = list(accounts)
 
-        async def work(deadline: float) -> None:
-            for some in _chunks(names):
-                await self._delete(
-                    deadline, "hooks", {"instance": instance.id, "account_id": {"$in": some}}
-                )
+        async def work(deadline: float, chunk: Sequence[str]) -> None:
+            which = {"instance": instance.id, "account_id": {"$in": chunk}}
+            await self._delete(deadline, "hooks", which)
 
-        return self._link.call(work)
+        return self._in_chunks(work, names)
 
     def instances(self, accounts: Collection[str]) -> Deferred[dict[str, list[Instance]]]:
         names = list(accounts)
+        wanted: dict[str, list[Instance]] = {}
 
-        async def work(deadline: float) -> dict[str, list[Instance]]:
-            wanted: dict[str, list[Instance]] = {}
-            for some in _chunks(names):
-                for row in await self._link.rows(deadline, _wanted(some)):
-                    instance = Instance(
-                        row["_id"], row["instance"]["url"], row["instance"]["lease"]
-                    )
-                    for account in row["accounts"]:
-                        wanted.setdefault(account, []).append(instance)
-            return wanted
+        async def work(deadline: float, chunk: Sequence[str]) -> None:
+            for row in await self._link.rows(deadline, _wanted(chunk)):
+                instance = Instance(row["_id"], row["instance"]["url"], row["instance"]["lease"])
+                for account in row["accounts"]:
+                    wanted.setdefault(account, []).append(instance)
 
-        return self._link.call(work)
+        return self._in_chunks(work, names).addCallback(lambda _: wanted)
+
+    def _in_chunks(
+        self,
+        work: Callable[[float, Sequence[T]], Coroutine[Any, Any, None]],
+        rows: Sequence[T],
+    ) -> Deferred[None]:
+        """Call `work` with some of `rows` at a time, each time with a time limit of its own."""
+
+        async def run() -> None:
+            for chunk in _chunks(rows):
+                await self._link.call(work, chunk)
+
+        return Deferred.fromCoroutine(run())
 
     def prune(self, instance: Instance) -> Deferred[bool]:
         async def work(deadline: float) -> bool:
-            # The hooks are noted down before the row goes: when it is gone the instance may
-            # add_instance anew, and hooks that it puts in then must stay.
+            # Note the hooks before the row is deleted.  Afterwards the instance may be added anew,
+            # and the hooks that it adds then must stay.
             hooks = await self._hooks(deadline, instance.id)
             gone = await self._delete(
                 deadline, "instances", {"_id": instance.id, "lease": instance.lease}
@@ -172,11 +181,11 @@ class MongoRegistry:
         async def work(deadline: float) -> int:
             lapsed = {"expires_at": {"$type": "date"}, "$expr": {"$lte": ["$expires_at", "$$NOW"]}}
             dead = await self._delete(deadline, "instances", lapsed)
-            # Owners first, their hooks second, and whether the owners exist last.  An instance
-            # enlists before it puts in hooks, so what was seen of one that is missing afterwards is
-            # no living instance's.
-            question = {"distinct": "hooks", "key": "instance", "query": {"instance": _OURS}}
-            answer = await self._link.command(deadline, question)
+            # Look for owners first, for their hooks second, and whether the owners exist last.  An
+            # instance adds itself before its hooks, so hooks that were seen of an instance that is
+            # missing afterwards belong to no living one.
+            body = {"distinct": "hooks", "key": "instance", "query": {"instance": _OURS}}
+            answer = await self._link.command(deadline, body)
             seen = {
                 owner: await self._hooks(deadline, owner)
                 for owner in await self._absent(deadline, answer["values"])
@@ -200,25 +209,25 @@ class MongoRegistry:
         return [id for id in ids if id not in present]
 
     async def _hooks(self, deadline: float, owner: str) -> list[ObjectId]:
-        """The ids of an instance's hooks."""
+        """Return the ids of an instance's hooks."""
         found: list[ObjectId] = []
         body = {
             "find": "hooks",
             "sort": {"_id": 1},
             "projection": {"_id": 1},
-            "limit": 10 * CHUNK,
-            "batchSize": 10 * CHUNK,
+            "limit": PAGE,
+            "batchSize": PAGE,
         }
         while True:
             after = {"_id": {"$gt": found[-1]}} if found else {}
             rows = await self._link.rows(deadline, {**body, "filter": {"instance": owner, **after}})
             found += [row["_id"] for row in rows]
-            if len(rows) < 10 * CHUNK:
+            if len(rows) < PAGE:
                 return found
 
     async def _remove(self, deadline: float, owner: str, hooks: list[ObjectId]) -> None:
         for some in _chunks(hooks):
-            # By owner as well: one that lives at the same URL may have taken the row over.
+            # By owner as well: another instance at the same URL may have taken the row over.
             await self._delete(deadline, "hooks", {"_id": {"$in": some}, "instance": owner})
 
     async def _delete(self, deadline: float, collection: str, which: dict[str, Any]) -> int:
@@ -230,8 +239,9 @@ class MongoRegistry:
 
 def _wanted(accounts: Sequence[str]) -> dict[str, Any]:
     """
-    The question who wants these accounts.  Each instance is looked up once, however many of the
-    accounts it has.
+    Return the command that finds which instances want these accounts.
+
+    It looks up each instance once, however many of the accounts it has.
     """
     pipeline = [
         {"$match": {"account_id": {"$in": accounts}}},
@@ -247,4 +257,4 @@ def _wanted(accounts: Sequence[str]) -> dict[str, Any]:
         {"$unwind": "$instance"},
         {"$match": {"$expr": {"$gt": ["$instance.expires_at", "$$NOW"]}}},
     ]
-    return {"aggregate": "hooks", "pipeline": pipeline, "cursor": {"batchSize": 10 * CHUNK}}
+    return {"aggregate": "hooks", "pipeline": pipeline, "cursor": {"batchSize": PAGE}}
