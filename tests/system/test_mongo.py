@@ -52,9 +52,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         return self.reactor.seconds() + time.monotonic()
 
     def make(self, retention: Retention, lease: float) -> Any:
-        return MongoStore(
-            self.uri, retention, self.reactor, self.reactor, lease=lease, steady=self
-        )
+        return MongoStore(self.uri, retention, self.reactor, self.reactor, lease=lease, steady=self)
 
     async def rows(self) -> int:
         return int(self.db.accounts.count_documents({}))

@@ -66,7 +66,9 @@ class OutageTests(TestCase):
         """
         Killed amid appends and started again: all that was answered is there, once, without a hole.
         """
-        self.patch(mongo_link, "CALL_TIMEOUT", 30.0)  # the calls under way shall outlast the restart
+        self.patch(
+            mongo_link, "CALL_TIMEOUT", 30.0
+        )  # the calls under way shall outlast the restart
         self.server.start()
         store, reader = await self.opened(), await self.opened()
         accepted: dict[str, Stored] = {}

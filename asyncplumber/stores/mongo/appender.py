@@ -102,7 +102,7 @@ class Appender:
             except Exception:
                 self._log.failure("an append to MongoDB failed")
                 self._queue.fail(Unavailable())
-        self._trimmer.trim_soon()
+            self._trimmer.trim_soon()
 
     async def _write_batch(self, deadline: float) -> None:
         now = self._link.clock.seconds()
