@@ -13,7 +13,6 @@ from twisted.trial.unittest import TestCase
 
 from asyncplumber.event import Cursor, Instance, Stored
 from asyncplumber.interfaces import LEASE, CursorMoved
-from asyncplumber.stores import open_store
 from asyncplumber.stores.mongo.account_writer import DELETE_DELAY
 from asyncplumber.stores.mongo.store import MongoStore
 from asyncplumber.stores.retention import Retention

@@ -102,7 +102,7 @@ class OldPrimaryTests(TestCase):
         """
         self.assertEqual(await self.appended(25, "before"), list(range(1, 26)))
         await self.history.sweep()
-        hub = Hub(self.history, self.reactor)
+        hub = Hub(self.history, self.reactor)  # type: ignore[arg-type]
         self.addCleanup(hub.stop)
         live, back = Recorder(), Recorder()
         live.subscribe(await hub.admit("a"), EARLIEST)
