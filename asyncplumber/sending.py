@@ -1,8 +1,8 @@
 """
 What a program says about an event that it sends, and the receipt that it gets.
 
-The senders of ``asyncplumber.client`` and ``Plumber.send`` share this module.  So one call means the
-same event in all of them.  It needs only the standard library: a worker that sends loads
+The senders of ``asyncplumber.client`` and ``Plumber.send`` share this module.  So one call means
+the same event in all of them.  It needs only the standard library: a worker that sends loads
 nothing of the server.
 """
 

@@ -2,7 +2,9 @@
 Sending events from another program, such as a background task.
 
 ``send`` and ``Sender`` wait until the event is kept, and raise if that is not possible.  An
-``Outbox`` sends in the background, and neither waits nor raises.  All three need only the standard library.
+``Outbox`` sends in the background, and neither waits nor raises.  All three need only the standard
+library.
+
 ``asyncplumber.client.twisted`` is for programs on Twisted; ``asyncplumber.integrations.celery``
 announces the results of Celery tasks.
 """

@@ -1,4 +1,4 @@
-"""A `Plumber` that is stopped and started again, in a tree of services, on every store."""
+"""A plumber that is stopped and started again, in a tree of services, on every store."""
 
 from __future__ import annotations
 

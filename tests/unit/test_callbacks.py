@@ -1,4 +1,4 @@
-"""Subscribers that are not on a wire."""
+"""Callbacks of an application as subscribers, in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.core import CoreCase, draft
 
 
 class Slow:
-    """A callback that takes until the test says so."""
+    """A callback whose calls take until the test ends them."""
 
     def __init__(self) -> None:
         self.seqs: list[int] = []
@@ -28,7 +28,7 @@ class Slow:
         return self.calls[-1]
 
     def finish(self) -> None:
-        """The call that is under way, and all that follow from it."""
+        """End the call that is under way, and all that follow from it."""
         while self.calls:
             self.calls.pop().callback(None)
 
@@ -151,7 +151,7 @@ class SlowTests(CallbackCase):
         self.patch(callbacks, "MAX_QUEUED", 5)
 
     def test_one_that_falls_behind_catches_up_from_the_history(self) -> None:
-        """Nothing is lost or doubled, and little waits in memory meanwhile."""
+        """Nothing is lost or doubled, and few events wait in memory."""
         slow = Slow()
         subscriber = self.registered(slow)
         for _ in range(20):
@@ -165,7 +165,7 @@ class SlowTests(CallbackCase):
         self.assertEqual(self.hub.subscribers, 1)
 
     def test_one_that_is_always_too_slow_still_gets_everything(self) -> None:
-        """Falling behind again and again, also amid a replay."""
+        """It falls behind again and again, also during a replay."""
         slow = Slow()
         self.registered(slow)
         for n in range(60):
@@ -176,7 +176,7 @@ class SlowTests(CallbackCase):
         self.assertEqual(slow.seqs, list(range(1, 91)))
 
     def test_one_that_is_ended_while_events_wait_gets_each_once(self) -> None:
-        """What it has in its queue does not come again."""
+        """Events in its queue do not come again."""
         slow = Slow()
         self.registered(slow)
         self.publish(3)
@@ -221,7 +221,7 @@ class LifeTests(CallbackCase):
         self.assertEqual(slow.seqs, list(range(1, 301)))
 
     def test_unregistered_during_a_call_it_is_not_called_again(self) -> None:
-        """Though more was waiting."""
+        """Although more events are queued."""
 
         def once(event: Event) -> None:
             self.note(event)
@@ -233,7 +233,7 @@ class LifeTests(CallbackCase):
         self.assertEqual((self.seqs, self.hub.subscribers), ([1], 0))
 
     def test_unregistered_while_it_awaits_it_is_not_called_again(self) -> None:
-        """The call under way may end as it likes."""
+        """However the call under way ends."""
         slow = Slow()
         subscriber = self.registered(slow)
         self.publish(3)
@@ -242,7 +242,7 @@ class LifeTests(CallbackCase):
         self.assertEqual(slow.seqs, [1])
 
     def test_unregistered_while_its_channel_opens_it_is_never_subscribed(self) -> None:
-        """Nobody is left behind in the channel."""
+        """No subscription is left in the channel."""
         self.history.held = {"ensure"}
         subscriber = self.registered(self.note)
         subscriber.stop()
@@ -312,11 +312,10 @@ class GapTests(CallbackCase):
     def test_a_gap_comes_after_the_events_before_it(self) -> None:
         """The callback for gaps is called in the order of the events."""
         told: list[Any] = []
-        subscriber = CallbackSubscriber(
-            self.hub, "a", self.note, Cursor("lost", 7), self.clock, told.append
-        )
         slow = Slow()
-        self.patch(subscriber, "_call", slow)
+        subscriber = CallbackSubscriber(
+            self.hub, "a", slow, Cursor("lost", 7), self.clock, told.append
+        )
         subscriber.start()
         self.publish(1)
         self.assertEqual([gap.cursor for gap in told], [Cursor("lost", 7)])
