@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Coroutine
 from typing import Any
 
@@ -145,6 +146,20 @@ class LoopTests(EventsCase):
         reading.cancel()
         self.failureResultOf(reading, CancelledError)
         gc.collect()
+        self.assertEqual(self.subscribers, 0)
+
+    def test_one_that_another_thread_collects_unsubscribes_in_the_reactor(self) -> None:
+        """A garbage collection may run in any thread, and the hub belongs to the reactor's."""
+        calls: list[tuple[Any, ...]] = []
+        self.clock.callFromThread = lambda *call: calls.append(call)  # type: ignore[attr-defined]
+        waiting = [self.plumber.events("a")]
+        self.settle()
+        thread = threading.Thread(target=waiting.clear)
+        thread.start()
+        thread.join()
+        self.assertEqual(self.subscribers, 1)
+        ((end, *arguments),) = calls
+        end(*arguments)
         self.assertEqual(self.subscribers, 0)
 
     def test_a_cancelled_wait_takes_no_event(self) -> None:
