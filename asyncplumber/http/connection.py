@@ -213,7 +213,8 @@ class Connection:
                 elif reader.wants_continue:
                     reader.wants_continue = False
                     self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                    self._read_on()
+                    if not self._send_buffer.ready:
+                        self._block()
                 elif self._backlog:
                     data = bytes(self._backlog)
                     self._drop_backlog()
@@ -269,7 +270,10 @@ class Connection:
         self.deadline = server.now + (
             server.idle_timeout if reader.request is None else server.request_timeout
         )
-        self._read_on()
+        if self._send_buffer.ready:
+            self._enter(READING)
+        else:
+            self._block()
         if (
             reader.requests
             or self._backlog
@@ -279,14 +283,11 @@ class Connection:
         ):
             self._dispatch()
 
-    def _read_on(self) -> None:
-        """Read the next request, or wait until the client takes its responses."""
-        if not self._send_buffer.ready:
-            self._enter(BLOCKED)
-            self._pause_or_resume()
-            self._send_buffer.drained().addCallback(self._unblock)
-        elif self._state is ANSWERING:
-            self._enter(READING)
+    def _block(self) -> None:
+        """Read nothing until the client has taken its responses."""
+        self._enter(BLOCKED)
+        self._pause_or_resume()
+        self._send_buffer.drained().addCallback(self._unblock)
 
     def _unblock(self, _: None) -> None:
         if self._state is BLOCKED:
