@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent.parent / "docs/examples"
 
 
 class ComposeTests(SynchronousTestCase):
-    """Every name in one file is there in the other."""
+    """The names in one file exist in the other."""
 
     skip = None if yaml else "PyYAML is not installed (it is one of the test extra)"
 
@@ -34,7 +34,7 @@ class ComposeTests(SynchronousTestCase):
         self.dockerfile = (EXAMPLES / "Dockerfile").read_text(encoding="utf-8")
 
     def instruction(self, name: str) -> list[str]:
-        """The words of an instruction of the Dockerfile that is there once, and in JSON."""
+        """Return the words of an instruction of the Dockerfile that occurs once, in JSON."""
         (line,) = re.findall(rf"^{name} (\[.*\])$", self.dockerfile, re.MULTILINE)
         words: list[str] = json.loads(line)
         return words
@@ -65,9 +65,7 @@ class ComposeTests(SynchronousTestCase):
         )
 
     def test_nginx_knows_the_instances(self) -> None:
-        """
-        Its upstreams are their names, at the port on which they listen; its file is the example.
-        """
+        """Its upstreams are their names, with the port on which they listen."""
         config = (EXAMPLES / "nginx.conf").read_text(encoding="utf-8")
         upstreams = re.findall(r"^    server (\w+):(\d+) ", config, re.MULTILINE)
         listen = self.instruction("CMD")[1]
@@ -82,7 +80,7 @@ class ComposeTests(SynchronousTestCase):
         self.assertIn(f"listen {published};", config)
 
     def test_all_depend_on_what_is_there(self) -> None:
-        """And what they wait for has a health check."""
+        """A service that others wait for has a health check."""
         for service in self.services.values():
             for name, how in service.get("depends_on", {}).items():
                 self.assertIn(name, self.services)
@@ -95,10 +93,7 @@ class ComposeTests(SynchronousTestCase):
             self.assertTrue(source.startswith("./") or source in self.compose["volumes"], volume)
 
     def test_the_options_are_taken(self) -> None:
-        """
-        By the option parser, with the environment as compose sets it, and with a name for the
-        public.
-        """
+        """With the environment as compose sets it, with and without a public name."""
         program, *words = self.instruction("ENTRYPOINT")
         self.assertEqual(program, "twistd")
         words = words[words.index("asyncplumber") + 1 :] + self.instruction("CMD")
@@ -116,7 +111,7 @@ class ComposeTests(SynchronousTestCase):
                 self.assertIn("mongo", self.services)
 
     def test_addresses_are_in_the_network(self) -> None:
-        """Each another one."""
+        """Each has an address of its own."""
         (network,) = self.compose["networks"]["default"]["ipam"]["config"]
         prefix = network["subnet"].removesuffix("0/24")
         addresses = {

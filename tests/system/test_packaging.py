@@ -27,9 +27,7 @@ class PluginTests(TestCase):
         self.assertEqual(found, ["twisted/plugins/asyncplumber_plugin.py"])
 
     def test_version_says_what_is_installed(self) -> None:
-        """
-        ``twistd asyncplumber --version`` prints the version of the distribution and nothing else.
-        """
+        """``twistd asyncplumber --version`` prints only the version of the distribution."""
         command = [
             sys.executable,
             "-c",
@@ -51,14 +49,14 @@ class ProjectTests(TestCase):
         self.assertEqual(said.stdout.strip(), "set()", said.stderr)
 
     def test_every_public_name_exists(self) -> None:
-        """What `__all__` promises is there."""
+        """All names of ``__all__``."""
         for name in asyncplumber.__all__:
             self.assertTrue(hasattr(asyncplumber, name), name)
 
     def test_packages_are_found_by_their_namespace(self) -> None:
-        """
-        ``find:`` would build happily and leave the plugin out; without package_dir an editable
-        install hides it.
+        """``find:`` would leave the plugin out without an error.
+
+        Without ``package_dir``, an editable install hides it.
         """
         config = ConfigParser()
         config.read(ROOT / "setup.cfg")

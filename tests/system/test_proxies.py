@@ -1,4 +1,4 @@
-"""The examples for nginx and HAProxy, in the real proxies, with nothing changed but addresses."""
+"""The examples for nginx and HAProxy, in the real proxies, unchanged except for addresses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STALL = (
 
 
 def ask(port: int, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
-    """The answer of a server on this machine.  The path is sent as it is."""
+    """Return status and body of a response.  The path is sent as it is."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -45,7 +45,7 @@ def ask(port: int, method: str, path: str, body: bytes = b"", **headers: str) ->
 
 
 def disguised(path: str) -> list[str]:
-    """A path as an attacker may write it: what some server on the way takes for the same."""
+    """Return a path in the forms that some server on the way may take for the same."""
     first, rest = path[1:].partition("/")[0], path[1:].partition("/")[1:]
     tail = "".join(rest)
     encoded = f"%{ord(first[0]):02x}{first[1:]}"
@@ -64,7 +64,7 @@ def disguised(path: str) -> list[str]:
 
 
 class Gullible(http.server.BaseHTTPRequestHandler):
-    """A server that has everything, and remembers what it was asked for."""
+    """A server that answers every path, and records the paths."""
 
     asked: list[str] = []
     protocol_version = "HTTP/1.1"
@@ -79,22 +79,22 @@ class Gullible(http.server.BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class ProxyCase(TestCase):
-    """One proxy, in front of whatever a test says."""
+    """A proxy in front of the servers of a test."""
 
     start: Callable[..., Proxy]
 
     def proxy(self, *servers: int) -> Proxy:
-        """The proxy, until the test ends."""
+        """Start the proxy until the test ends."""
         proxy = type(self).start(*servers)
         self.addCleanup(proxy.kill)
         return proxy
 
     def server(self, *options: str) -> Server:
-        """An asyncplumber, until the test ends."""
+        """Start a server until the test ends."""
         server = start_server(*options)
         self.addCleanup(server.kill)
         return server
@@ -110,7 +110,7 @@ class PathFacts:
     addCleanup: Callable[..., None]
 
     def test_hidden_paths_do_not_reach_a_server_that_has_them(self) -> None:
-        """However they are written: the proxy alone sees to that."""
+        """However they are written: the proxy alone ensures it."""
         backend = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gullible)
         backend.daemon_threads = True
         thread = threading.Thread(target=backend.serve_forever, daemon=True)
@@ -126,7 +126,7 @@ class PathFacts:
         self.assertEqual([path for path in Gullible.asked if path != "/readyz"], [])
 
     def test_hidden_paths_are_not_found_and_others_are(self) -> None:
-        """With our own server behind it; an account may have a slash in it."""
+        """With our own server behind it.  An account may contain a slash."""
         server = self.server()
         port = self.proxy(server.port).port
         for path in HIDDEN:
@@ -165,9 +165,9 @@ class NginxTests(PathFacts, ProxyCase):
     start = staticmethod(start_nginx)
 
     def test_nobody_notices_a_rolling_restart(self) -> None:
-        """
-        Publishers that name their events get no error at all, and no publisher a 502; nothing
-        accepted is missing.
+        """Publishers that send an ID get no error.
+
+        No event that was accepted is missing.
         """
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -193,9 +193,7 @@ class NginxTests(PathFacts, ProxyCase):
             self.assertEqual(int(cursor.partition(".")[2]), accepted)
 
     def test_a_post_without_an_id_is_sent_once(self) -> None:
-        """
-        An instance that takes it and dies may have kept it: the publisher is told, and decides.
-        """
+        """An instance that dies during a POST may have stored it, so the publisher decides."""
         taken: list[bytes] = []
         with (
             socket.create_server(("127.0.0.1", 0)) as one,
@@ -233,10 +231,7 @@ class HaproxyTests(PathFacts, ProxyCase):
 
 
 class Load:
-    """
-    Publishers, each with an account of its own, that send one event after the other, each with an
-    id.
-    """
+    """Publishers, each with an account of its own, that send one event after the other with IDs."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -251,19 +246,19 @@ class Load:
         self.longest_gap = 0.0  # seconds between two accepted events, whoever sent them
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start to send."""
         self._last = time.monotonic()
         for thread in self._threads:
             thread.start()
 
     def wait_for(self, count: int, seconds: float = 30.0) -> None:
-        """Wait until so many more events are accepted."""
+        """Wait until this many more events are accepted."""
         with self._lock:
             aim = sum(self.accepted) + count
             assert self._lock.wait_for(lambda: sum(self.accepted) >= aim, seconds), self.statuses
 
     def stop(self) -> None:
-        """Finish what is under way.  Idempotent."""
+        """Finish the requests in flight.  Idempotent."""
         self._ended.set()
         for thread in self._threads:
             thread.join() if thread.is_alive() else None

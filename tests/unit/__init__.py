@@ -19,6 +19,7 @@ _NOT_OURS = (
     # twisted.web.static makes an error page in a way that Twisted itself has deprecated.
     "twisted.web.resource._UnsafeNoResource.__init__ was deprecated",
     "twisted.web.resource._UnsafeForbiddenResource.__init__ was deprecated",
+    "twisted.web.resource._UnsafeErrorPage.__init__ was deprecated",
 )
 for _message in _NOT_OURS:
     warnings.filterwarnings("ignore", _message, DeprecationWarning)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -68,6 +69,7 @@ LONGEST_MODULE = 400  # lines: beyond that a module is probably two
 LONGEST_FUNCTION = 50  # lines without its docstring
 
 
+@cache
 def modules(root: Path, package: str = PACKAGE) -> dict[str, ast.Module]:
     """Return each module of a package by its dotted name in it; the package itself is ``""``."""
     found = {}

@@ -40,7 +40,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """Return how many parsers our clients have."""
         gc.collect()
         clients = list(self.server.clients)
-        found = [each for each in gc.get_objects() if issubclass(type(each), FrameParser)]
+        found = [each for each in gc.get_referrers(FrameParser) if type(each) is FrameParser]
         return sum(parser.listener in clients for parser in found)
 
     def test_the_handshake_is_answered_as_the_rfc_does(self) -> None:
