@@ -190,7 +190,7 @@ class Routes:
 
     @app.route("/accounts/<raw:account>", methods=["GET"])
     def account(self, request: Request, account: str) -> Deferred[bytes]:
-        """Tell who listens to an account."""
+        """Tell how many subscribers an account has."""
         return self._write(
             request, maybeDeferred(lambda: self._pages.account(account_of(account.encode("ascii"))))
         )

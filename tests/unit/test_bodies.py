@@ -12,16 +12,9 @@ from asyncplumber.interfaces import Appended
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
 from asyncplumber.testing import MemoryClient, MemoryServer, parse_responses
+from harness.http_text import post
 
 LIMIT = 4 * LARGE
-
-
-def post(body: bytes) -> bytes:
-    """A POST as it goes over the wire."""
-    return b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (
-        len(body),
-        body,
-    )
 
 
 class LimitTests(SynchronousTestCase):
@@ -54,11 +47,8 @@ class LimitTests(SynchronousTestCase):
     def statuses(self, client: MemoryClient) -> list[int]:
         return [reply.status for reply in parse_responses(client.received())]
 
-    def test_bodies_that_are_being_sent_count_with_what_has_come_of_them(self) -> None:
-        """
-        Exactly the limit is taken; a byte more is 429, with a time to come back, and a small body
-        is taken all the same.
-        """
+    def test_a_body_counts_while_it_is_received(self) -> None:
+        """At the limit it is accepted; one byte more is 429.  A small body is always accepted."""
         whole = post(b"x" * (2 * LARGE))
         first = self.sent(whole[:-1])
         second = self.sent(whole[:-1])
@@ -78,8 +68,8 @@ class LimitTests(SynchronousTestCase):
         self.server.settle()
         self.assertEqual(self.bodies.held, 0)
 
-    def test_bodies_that_wait_for_the_store_count_until_they_are_answered(self) -> None:
-        """A store that hangs does not make memory grow; what is answered makes room."""
+    def test_a_body_counts_until_its_request_is_answered(self) -> None:
+        """A store that hangs does not make memory grow."""
         self.hangs = True
         waiting = [self.sent(post(b"x" * (2 * LARGE))) for _ in range(2)]
         self.assertEqual(self.bodies.held, LIMIT)
@@ -93,14 +83,14 @@ class LimitTests(SynchronousTestCase):
         self.server.settle()
         self.assertEqual(self.statuses(self.sent(post(b"x" * (LARGE + 1)))), [202])
 
-    def test_one_alone_may_be_larger(self) -> None:
-        """The limit of a single body is another one."""
+    def test_a_single_body_may_exceed_the_limit(self) -> None:
+        """Its own limit is another one."""
         self.assertEqual(self.statuses(self.sent(post(b"x" * (2 * LIMIT)))), [202])
         self.assertEqual(self.statuses(self.sent(post(b"x" * (2 * LIMIT + 1)))), [413])
         self.assertEqual(self.bodies.held, 0)
 
     def test_chunks_count_as_they_come(self) -> None:
-        """Nobody has to say beforehand how much it will be."""
+        """Their length need not be announced."""
         head = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         chunk = b"%x\r\n%b\r\n" % (LARGE, b"x" * LARGE)
         other = self.sent(head + chunk * 2)
@@ -131,8 +121,8 @@ class LimitTests(SynchronousTestCase):
 class GiveBackTests(SynchronousTestCase):
     """When freed memory goes back to the operating system."""
 
-    def test_once_and_some_seconds_after_much_was_held(self) -> None:
-        """Not while something is held, not for little, not again and again."""
+    def test_memory_is_returned_some_seconds_after_much_was_held(self) -> None:
+        """Not while a body is held, not after little, and only once."""
         given: list[int] = []
         bodies = Bodies(10 * WORTH_RETURNING, return_memory=lambda: given.append(1))
         for _ in range(2 * QUIET):

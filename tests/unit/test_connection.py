@@ -411,7 +411,7 @@ class DetailTests(SynchronousTestCase):
         self.assertEqual(self.server.exchange(request % b"Chunked")[0].status, 202)
 
     def test_a_compressed_body_is_refused(self) -> None:
-        """It would reach browsers without a word of its encoding; identity is no encoding."""
+        """Browsers would get it without its encoding; identity is no encoding."""
         for encoding in ("gzip", "br", "identity, gzip"):
             reply = self.server.post("a", b"1", ("Content-Encoding", encoding))
             self.assertEqual(error_code(reply), (415, "unsupported-media-type"), encoding)
@@ -569,7 +569,7 @@ class TimeoutTests(SynchronousTestCase):
             self.assertIsNot(client.ended, None, beginning)
 
     def test_an_idle_connection_is_closed(self) -> None:
-        """Without a word, as it asked nothing: new or used."""
+        """Without a response, as it sent no request: new or used."""
         for data, answers in ((b"", 0), (GET, 1)):
             client = self.stalled(data, 19)
             self.assertIs(client.ended, None)
@@ -589,7 +589,7 @@ class TimeoutTests(SynchronousTestCase):
 
     def test_a_client_that_does_not_read_is_not_read_from(self) -> None:
         """
-        Answers do not pile up: a client that takes none is not asked for more, and loses its
+        Responses do not pile up: a client that takes none is not read from, and loses its
         connection in the end.
         """
         client = self.server.connect()

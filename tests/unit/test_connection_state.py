@@ -118,7 +118,7 @@ class WayTests(SynchronousTestCase):
             self.assertIs(client.protocol.state, LOST)
 
     def test_an_illegal_transition_raises(self) -> None:
-        """A stream cannot have a connection that nobody asked a stream of; nor one that is lost."""
+        """A connection without a request cannot become a stream; a lost one cannot be lost again."""
         self.assertRaises(IllegalTransition, self.connection.detach, Protocol())
         self.client.disconnect()
         self.assertRaises(IllegalTransition, self.connection.connectionLost, None)

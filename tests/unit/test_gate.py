@@ -25,7 +25,7 @@ class OriginTests(SynchronousTestCase):
         )
 
     def test_strangers_are_refused(self) -> None:
-        """POSTs and subscribers by each way, also where the Origin says nothing or is none."""
+        """For POSTs and for each transport, also with an Origin that is empty or malformed."""
         socket_words = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
         for origin in (
             "https://evil.example",
@@ -49,15 +49,15 @@ class OriginTests(SynchronousTestCase):
                 self.assertNotIn(b"access-control-allow-origin", reply.headers)
         self.assertEqual(self.server.plumber.intake.accepted, 0)
 
-    def test_nobody_is_not_ourselves(self) -> None:
-        """An Origin that says nothing is not that of a Host that says nothing."""
-        nobody = post(b"1", b"/hooks/a", b"Origin: null")
-        absent = nobody.replace(b"Host: localhost\r\n", b"").replace(b"HTTP/1.1", b"HTTP/1.0")
+    def test_an_empty_origin_is_not_our_own(self) -> None:
+        """Also where Host is empty or absent."""
+        null = post(b"1", b"/hooks/a", b"Origin: null")
+        absent = null.replace(b"Host: localhost\r\n", b"").replace(b"HTTP/1.1", b"HTTP/1.0")
         self.assertEqual(error_code(self.server.exchange(absent)[0]), (403, "forbidden"))
-        empty = nobody.replace(b"Host: localhost", b"Host: ")
+        empty = null.replace(b"Host: localhost", b"Host: ")
         self.assertEqual(error_code(self.server.exchange(empty)[0]), (400, "bad-request"))
 
-    def test_our_own_pages_are_welcome(self) -> None:
+    def test_our_own_pages_are_served(self) -> None:
         """
         The Origin is the Host, by whatever scheme a proxy in front speaks; no further headers are
         needed.
@@ -68,7 +68,7 @@ class OriginTests(SynchronousTestCase):
             self.assertNotIn(b"access-control-allow-origin", reply.headers)
             self.assertEqual(self.asked("GET", "/events/a?wait=0", origin).status, 200)
 
-    def test_named_origins_can_read_what_they_are_answered(self) -> None:
+    def test_named_origins_can_read_the_responses(self) -> None:
         """Also errors, and also on the full path."""
         for reply in (
             self.asked("POST", "/hooks/a", "https://app.example"),
@@ -81,7 +81,7 @@ class OriginTests(SynchronousTestCase):
             self.assertEqual(reply.headers[b"access-control-allow-origin"], b"https://app.example")
             self.assertIn(b"Origin", reply.headers[b"vary"])
 
-    def test_named_origins_may_ask_first(self) -> None:
+    def test_named_origins_get_their_preflight(self) -> None:
         """A preflight, for a POST of JSON and for a GET that resumes."""
         for path, method, names in (
             ("/hooks/a", "POST", "content-type,webhook-id"),
@@ -118,7 +118,7 @@ class OriginTests(SynchronousTestCase):
         }
         return found | {b"true" if b"\r\nAccess-Control-Allow-Credentials: true" in head else None}
 
-    def test_a_star_lets_all(self) -> None:
+    def test_a_star_allows_all_origins_without_credentials(self) -> None:
         """
         Each is named in its answer, and none may send cookies: that would let every page act as its
         reader.
@@ -131,7 +131,7 @@ class OriginTests(SynchronousTestCase):
             self.assertEqual(self.credentials(origin), {None})
 
     def test_named_origins_may_send_cookies(self) -> None:
-        """Also beside a star, which alone lets nobody send them."""
+        """Also beside a star, which alone allows no cookies."""
         self.assertEqual(self.credentials("https://app.example"), {b"true"})
         self.server = MemoryServer(
             plumber={"origins": ["*", "https://app.example", "https://*.example.com"]}
@@ -141,7 +141,7 @@ class OriginTests(SynchronousTestCase):
         self.assertEqual(self.credentials("https://other.example"), {None})
 
     def test_a_refused_origin_leaves_a_line_in_the_log(self) -> None:
-        """One in an interval, with the origin and how many there were."""
+        """One line in an interval, with the origin and the number of refusals."""
         with capturedLogs() as first:
             for number in range(50):
                 self.asked("POST", "/hooks/a", f"https://evil{number}.example")

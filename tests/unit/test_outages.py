@@ -68,7 +68,7 @@ class OutageTests(SynchronousTestCase):
             self.assertEqual(reply.headers[b"retry-after"], b"2")
         self.assertEqual(server.request("GET", "/healthz").status, 200)
 
-    def test_our_own_faults_are_no_secret_and_tell_none(self) -> None:
+    def test_a_bug_of_ours_is_logged_and_not_told(self) -> None:
         """500 for the client, the reason for the log; the connection lives on."""
         server = self.broken(RuntimeError("the password is 1234"))
         for request in (

@@ -103,7 +103,7 @@ class ParityCase(SynchronousTestCase):
 
 
 class ParityTests(ParityCase):
-    """Requests that were thought of."""
+    """Chosen requests."""
 
     def test_good_requests(self) -> None:
         """Of each kind; also one twice."""
@@ -267,7 +267,7 @@ _segments = some.text("ab0%/F2.é\x00", max_size=8).map(lambda text: text.encode
 
 
 class GeneratedParityTests(ParityCase):
-    """Requests that nobody thought of."""
+    """Generated requests."""
 
     @settings(
         max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)

@@ -26,7 +26,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
 
     exchange_type: type = Connection
 
-    def test_the_head_keeps_middle_boxes_from_holding_it_back(self) -> None:
+    def test_the_head_forbids_proxies_to_buffer(self) -> None:
         """Neither caches nor buffers; and the browser is told how soon to come back."""
         source = MemoryEventSource(self.server)
         self.assertTrue(source.head.startswith(b"HTTP/1.1 200 OK\r\n"))
@@ -46,13 +46,13 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         heard = source.body()
         self.assertRegex(heard, rb"\Aid: [0-9a-z]+\.1\nevent: progress\ndata: \{.*\}\n\n\Z")
 
-    def test_a_name_for_the_stream_comes_first(self) -> None:
-        """So that a client that is lost at once knows where it stood."""
+    def test_the_cursor_comes_first(self) -> None:
+        """A client whose connection is lost at once can resume."""
         (opened,) = MemoryEventSource(self.server).events()
         self.assertEqual(opened["event"], "plumber.open")
         self.assertRegex(opened["id"], r"^[0-9a-z]+\.0$")
 
-    def test_the_header_wins_over_the_query(self) -> None:
+    def test_the_header_counts_more_than_the_query(self) -> None:
         """The query is that of the page's first connection."""
         self.post(1, 2)
         epoch = (
@@ -65,7 +65,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
                 self.data(MemoryEventSource(self.server, f"a?{name}={epoch}.1")), [2], name
             )
 
-    def test_a_polyfill_resumes_by_its_query_although_the_url_names_where_it_began(self) -> None:
+    def test_a_polyfill_resumes_by_its_own_parameter(self) -> None:
         """
         event-source-polyfill adds ``lastEventId`` to the URL of the page, whose ``after`` is of the
         first connection.
@@ -79,8 +79,8 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
             [3],
         )
 
-    def test_an_empty_id_is_none(self) -> None:
-        """In the header as in the query: then the next place counts that a client may name."""
+    def test_an_empty_cursor_is_no_cursor(self) -> None:
+        """In the header as in the query: the next place counts."""
         self.post(1, 2)
         self.assertEqual(
             self.data(MemoryEventSource(self.server, "a?after=earliest", "", "Last-Event-ID:")),
@@ -91,14 +91,14 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         )
 
     def test_a_heartbeat_is_a_comment(self) -> None:
-        """It comes in time, and is no event."""
+        """It is no event."""
         source = MemoryEventSource(self.server)
         source.events()
         self.server.advance(HEARTBEAT + 1)
         self.assertEqual(source.body(), b":\n\n")
 
-    def test_older_clients_are_served_as_well(self) -> None:
-        """HTTP/1.0 has no chunks, and needs none here."""
+    def test_http_1_0_is_served(self) -> None:
+        """Without chunks: the end of the connection ends the response."""
         source = MemoryEventSource(self.server, version="1.0")
         self.post(1)
         self.assertEqual(self.data(source), [1])
@@ -110,8 +110,8 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         source = MemoryEventSource(self.server, "a", "", "Origin: https://app.example")
         self.assertIn(b"Access-Control-Allow-Origin: https://app.example", source.head)
 
-    def test_what_was_answered_before_is_not_overtaken(self) -> None:
-        """A stream that was asked for behind a POST begins behind its receipt."""
+    def test_an_earlier_response_is_not_overtaken(self) -> None:
+        """A stream that is requested after a POST begins after its receipt."""
         client = self.server.connect()
         posted = b"POST /hooks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n1"
         client.send(
@@ -122,8 +122,8 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         self.assertTrue(receipt.startswith(b"HTTP/1.1 202"))
         self.assertTrue(stream.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream"))
 
-    def test_farewell_names_a_time_to_come_back(self) -> None:
-        """As a notice, and as what a browser heeds; then the connection is closed."""
+    def test_a_planned_close_says_when_to_reconnect(self) -> None:
+        """In ``plumber.bye`` and in ``retry``, which browsers heed; then the connection closes."""
         source = MemoryEventSource(self.server)
         source.events()
         stopped = self.server.stop()
@@ -134,7 +134,7 @@ class EventStreamTests(ServerCase, SynchronousTestCase):
         self.assertEqual((bye["event"], int(bye["retry"])), ("plumber.bye", int(1000 * wait)))
         self.assertIs(source.client.ended, ConnectionDone)
 
-    def test_an_end_of_the_stream_is_not_the_end_of_the_events(self) -> None:
+    def test_the_end_of_a_stream_is_no_clean_end(self) -> None:
         """
         No last chunk is sent: clients that take a clean end for the end of everything
         (fetch-event-source) come back.
@@ -196,14 +196,14 @@ class LongPollTests(ServerCase, SynchronousTestCase):
     """Long-poll."""
 
     def get(self, query: str) -> dict[str, Any]:
-        """The answer to a poll that does not wait."""
+        """Return the result of a poll that does not wait."""
         reply = self.server.request("GET", f"/events/a?{query}")
         self.assertEqual(reply.headers[b"cache-control"], b"no-store")
         answer: dict[str, Any] = json.loads(reply.body)
         return answer
 
-    def test_an_answer_is_empty_when_the_wait_runs_out(self) -> None:
-        """Not before, and not much later; it says where to go on."""
+    def test_the_response_is_empty_after_the_wait(self) -> None:
+        """Not before, and not much later; it has the cursor."""
         client = self.server.connect()
         client.send(b"GET /events/a?wait=3 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         self.server.advance(2.5)
@@ -212,8 +212,8 @@ class LongPollTests(ServerCase, SynchronousTestCase):
         answer = json.loads(parse_responses(client.received())[0].body)
         self.assertEqual((answer["events"], answer["cursor"][-2:]), ([], ".0"))
 
-    def test_who_does_not_wait_is_answered_at_once(self) -> None:
-        """With what there is, or with nothing."""
+    def test_a_poll_that_does_not_wait_is_answered_at_once(self) -> None:
+        """With the events there are, or with none."""
         cursor = self.get("wait=0")["cursor"]
         self.post(1)
         self.assertEqual(
@@ -222,7 +222,7 @@ class LongPollTests(ServerCase, SynchronousTestCase):
         self.assertEqual(self.get("wait=0")["events"], [])
 
     def test_an_event_ends_the_wait(self) -> None:
-        """And the connection serves on."""
+        """The connection stays open for the next request."""
         client = self.server.connect()
         for turn in range(3):
             client.send(b"GET /events/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -232,8 +232,8 @@ class LongPollTests(ServerCase, SynchronousTestCase):
                 json.loads(parse_responses(client.received())[0].body)["events"][0]["data"], turn
             )
 
-    def test_one_answer_is_bounded(self) -> None:
-        """The rest comes with the next; an event that is larger than the bound comes alone."""
+    def test_one_response_is_bounded(self) -> None:
+        """The rest comes with the next poll; an event that is larger than the bound comes alone."""
         sizes = [MAX_RESPONSE_BYTES // 3] * 4 + [MAX_RESPONSE_BYTES * 9 // 10]
         self.server = self.make_server(body_limit=2 * MAX_RESPONSE_BYTES)
         for size in (*sizes, MAX_RESPONSE_BYTES + 1000, 1):
