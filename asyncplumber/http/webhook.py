@@ -126,7 +126,7 @@ class Webhook:
 
         A publisher that reads the registry itself sends one copy to each hook of the account.
         With an event id (Webhook-Id, Idempotency-Key, CloudEvents) the copies are one event, which
-        is kept and goes to everyone like any other.  Without one, it cannot be known that the copies
+        is kept and goes to everyone like any other.  Without one, nothing tells that the copies
         belong together: each is delivered at its instance only, and is not kept.
         """
         try:

@@ -118,7 +118,7 @@ class WayTests(SynchronousTestCase):
             self.assertIs(client.protocol.state, LOST)
 
     def test_an_illegal_transition_raises(self) -> None:
-        """A connection without a request cannot become a stream; a lost one cannot be lost again."""
+        """Without a request there is no stream, and a connection is lost once."""
         self.assertRaises(IllegalTransition, self.connection.detach, Protocol())
         self.client.disconnect()
         self.assertRaises(IllegalTransition, self.connection.connectionLost, None)
