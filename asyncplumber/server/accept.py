@@ -30,11 +30,11 @@ from twisted.internet.interfaces import (
     IReadDescriptor,
     IStreamServerEndpoint,
 )
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.http.listener import ACCEPTS
 
 # Seconds that a worker with its fair share waits before it accepts all the same: after that time
@@ -158,20 +158,19 @@ class SharedPort:
         self._counts = counts
         self._reactor = reactor
         self._resumption: Any = None
-        self._publishing = LoopingCall(counts.publish_count)
-        self._publishing.clock = reactor
+        self._publishing = PeriodicTask(counts.publish_count, PUBLISH_INTERVAL, reactor, now=True)
 
     # IListeningPort
 
     def startListening(self) -> None:
         self._socket.setblocking(False)
         self._factory.doStart()
-        self._publishing.start(PUBLISH_INTERVAL)
+        self._publishing.start()
         self._reactor.addReader(self)
 
     def stopListening(self) -> None:
         """Leave the socket to the other workers.  Harmless if it has stopped."""
-        if not self._publishing.running:
+        if not self._publishing.is_running:
             return
         self._publishing.stop()
         self._counts.leave()

@@ -13,9 +13,9 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IReactorCore
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.stdio import StandardIO
-from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.plumber import Plumber
 from asyncplumber.server.accept import ConnectionCounts, SharedEndpoint
 from asyncplumber.server.service import Server
@@ -54,12 +54,13 @@ def make_worker(
     port = first + number - 1 if first else 0
     own = TCP4ServerEndpoint(reactor, port, interface=host)
 
+    def publish() -> None:
+        metrics.combined()
+
     def ready(url: str) -> None:
         counts.serve(lambda: server.connected)
-        publishing = LoopingCall(metrics.combined)
-        publishing.clock = reactor
-        publishing.start(PUBLISH_INTERVAL)
-        reactor.addSystemEventTrigger("after", "shutdown", metrics.combined)
+        PeriodicTask(publish, PUBLISH_INTERVAL, reactor, now=True).start()
+        reactor.addSystemEventTrigger("after", "shutdown", publish)
         os.write(READY, b"!")
         StandardIO(_ParentWatch(reactor), reactor=reactor)
 
