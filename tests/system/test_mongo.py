@@ -7,14 +7,15 @@ import time
 from typing import Any
 
 import pymongo
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, OperationFailure
 from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
+from asyncplumber.errors import Unavailable
 from asyncplumber.event import Cursor, Instance, Stored
 from asyncplumber.interfaces import LEASE, CursorMoved
 from asyncplumber.stores.mongo.account_writer import DELETE_DELAY
-from asyncplumber.stores.mongo.store import MongoStore
+from asyncplumber.stores.mongo.store import PING_LIFETIME, MongoStore
 from asyncplumber.stores.retention import Retention
 from harness.cluster import until
 from harness.mongod import Mongod, fresh_uri, with_database
@@ -342,6 +343,61 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
     def flushes(self) -> int:
         """How often something was deleted: that is how a reader waits for the journal."""
         return int(self.db.command("serverStatus")["metrics"]["commands"]["delete"]["total"])
+
+    async def test_a_new_epoch_leaves_remains_alone(self) -> None:
+        """An event of another numbering has numbers that would collide, and is not moved."""
+        await append(self.store, drafts(3))
+        row = self.db.events.find_one({"seq": 2}, {"_id": 0})
+        self.db.events.insert_one({**row, "epoch": "zzz", "key": "other"})
+        epoch = await self.history.begin_epoch()
+        self.assertEqual(await self.history.ensure("a"), (epoch, 3, 0))
+        self.assertEqual(seqs(await self.everything()), [1, 2, 3])
+        self.assertEqual(self.db.events.count_documents({"epoch": "zzz"}), 1)
+
+    async def test_a_new_epoch_that_was_interrupted_is_finished_by_the_next(self) -> None:
+        """Wherever it was interrupted: after the events, or after some of them."""
+        await append(self.store, [*drafts(3), *drafts(2, "b")])
+        link = self.store._link
+        change = link.change
+        for interrupted in ("accounts", "events"):
+            before = (await self.history.ensure("a")).epoch
+
+            async def broken(deadline: float, body: Any, where: str = interrupted) -> Any:
+                if body.get("update") == where:
+                    if where == "events":
+                        body = {**body, "updates": body["updates"][:1]}
+                        await change(deadline, body)
+                    raise OperationFailure("interrupted")
+                return await change(deadline, body)
+
+            link.change = broken
+            await self.assertFailure(self.history.begin_epoch(), Unavailable)
+            link.change = change
+            epoch = await self.history.begin_epoch()
+            self.assertGreater(epoch, before)
+            for account, head in (("a", 3), ("b", 2)):
+                self.assertEqual(await self.history.ensure(account), (epoch, head, 0))
+                self.assertEqual(len(await self.everything(account)), head)
+            self.assertEqual([row["_id"] for row in self.db.epochs.find({})], [epoch])
+
+    async def test_a_ping_writes_at_most_once_a_second(self) -> None:
+        """So it notices what only a write does, and costs little however often it is asked."""
+        for _ in range(3):
+            await self.store.ping()
+        [row] = self.db.pings.find({})
+        before = self.pings()
+        await self.store.ping()
+        self.assertEqual(self.pings(), before)
+        self.reactor.advance(PING_LIFETIME)
+        await self.store.ping()
+        [again] = self.db.pings.find({})
+        self.assertEqual(again["_id"], row["_id"])
+        self.assertGreaterEqual(again["at"], row["at"])
+        self.assertEqual(self.pings(), before + 1)
+
+    def pings(self) -> int:
+        """How often something was updated: that is how a ping writes."""
+        return int(self.db.command("serverStatus")["metrics"]["commands"]["update"]["total"])
 
 
 _replica_set: list[Mongod] = []

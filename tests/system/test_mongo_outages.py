@@ -6,7 +6,9 @@ import time
 from typing import Any
 
 import pymongo
-from twisted.internet.defer import gatherResults
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
@@ -99,6 +101,39 @@ class OutageTests(TestCase):
         )
         self.assertEqual({seq: events[seq - 1].id for seq in seen}, seen)
         self.assertFalse(any(answer.duplicate for answer in accepted.values()))
+
+    async def test_several_writers_of_a_killed_server_leave_no_hole(self) -> None:
+        """All append to the same accounts, and go on by themselves when the server is back."""
+        self.server.start()
+        writers = [await self.opened() for _ in range(3)]
+        self.patch(mongo_link, "CALL_TIMEOUT", 30.0)
+        accounts = ("a", "b")
+        accepted: dict[str, set[tuple[int, str]]] = {account: set() for account in accounts}
+
+        async def write(number: int, life: int) -> None:
+            for turn in range(10):
+                several = [
+                    each
+                    for account in accounts
+                    for each in drafts(2, account, prefix=f"{number}.{life}.{turn}.")
+                ]
+                for stored in await append(writers[number], several):
+                    assert isinstance(stored, Stored)
+                    accepted[stored.event.account].add((stored.event.seq, stored.event.id))
+
+        for life in range(2):
+            writing = gatherResults(
+                [Deferred.fromCoroutine(write(number, life)) for number in range(3)]
+            )
+            while len(accepted["a"]) < 60 * life + 20:
+                await deferLater(reactor, 0.001, lambda: None)  # type: ignore[arg-type]
+            self.server.restart()
+            await writing
+        for account in accounts:
+            epoch = (await writers[0].history.ensure(account)).epoch
+            events = await writers[0].history.read(account, Cursor(epoch, 0), None, 1000)
+            self.assertEqual(seqs(events), list(range(1, 121)))
+            self.assertEqual({(event.seq, event.id) for event in events}, accepted[account])
 
     async def test_a_hanging_server_is_given_up_and_found_again(self) -> None:
         """

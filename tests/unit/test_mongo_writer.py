@@ -7,6 +7,7 @@ Hypothesis chooses what happens, step by step: see `harness.simulated_mongod` fo
 from __future__ import annotations
 
 import os
+from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -203,7 +204,10 @@ class WriterMachine(RuleBasedStateMachine):
 
     @invariant()
     def there_are_no_holes(self) -> None:
-        """Neither in what readers see, nor in what survives a kill."""
+        """Neither in what readers see, nor in what survives a kill, after any step."""
+        self._check_holes()
+
+    def _check_holes(self) -> None:
         for state in (self.server.state, self.server.durable_state):
             for account in ACCOUNTS:
                 seqs = sorted(self._kept(state, account))
@@ -266,6 +270,7 @@ class WriterMachine(RuleBasedStateMachine):
             steps = self.server.steps(journal=journal)
             if steps:
                 steps[choice % len(steps)]()
+                self._check_holes()
 
     def _pools(self, writer: int) -> list[Any]:
         return self.server.pools[2 * writer : 2 * writer + 2]
@@ -279,6 +284,7 @@ class WriterMachine(RuleBasedStateMachine):
         turn = 0
         while steps := self.server.steps():
             steps[turn % len(steps)]()
+            self._check_holes()
             turn += 1
             assert turn < 5000, "it never comes to rest"
 
@@ -376,6 +382,20 @@ class WriterTests(SynchronousTestCase):
     def test_a_single_server_loses_nothing_and_leaves_no_hole(self) -> None:
         """Several writers, a server that is killed, and inserts that arrive late."""
         self.run_machine(WriterMachine)
+
+    def test_a_crash_amid_first_appends_leaves_no_hole(self) -> None:
+        """A head is known by one connection, and the numbering beside it begun by the next."""
+        for seed in range(2 * EXAMPLES):
+            random = Random(seed)
+            machine = WriterMachine()
+            machine.begin()
+            machine.append(0, [("a", "0")], [], journal=True)
+            machine.append(1, [("a", "1"), ("b", "1")], [], journal=True)
+            choices = [random.randrange(1000) for _ in range(random.randrange(10, 30))]
+            machine.go_on(choices, journal=False)
+            machine.crash([], journal=True)
+            machine.go_on([random.randrange(1000) for _ in range(60)], journal=True)
+            machine.teardown()
 
     def test_a_replica_set_loses_nothing_and_leaves_no_hole(self) -> None:
         """The same with a primary that is replaced."""
