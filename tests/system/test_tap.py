@@ -52,7 +52,7 @@ class ProcessTests(TestCase):
         done = run("--store", "sqlite:x?foo=1", "--port", "0")
         self.assertEqual(done.returncode, 1)
         self.assertNotIn("Traceback", done.stdout + done.stderr)
-        self.assertIn("--store: after the path", done.stdout + done.stderr)
+        self.assertIn("--store: the only options of a sqlite: store", done.stdout + done.stderr)
 
     def test_a_taken_port_ends_with_status_1(self) -> None:
         """A deaf server must not run on."""
