@@ -348,7 +348,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         """An event of another numbering has numbers that would collide, and is not moved."""
         await append(self.store, drafts(3))
         row = self.db.events.find_one({"seq": 2}, {"_id": 0})
-        self.db.events.insert_one({**row, "epoch": "zzz", "key": "other"})
+        self.db.events.insert_one({**row, "epoch": "zzz", "key": "other"})  # type: ignore[dict-item]
         epoch = await self.history.begin_epoch()
         self.assertEqual(await self.history.ensure("a"), (epoch, 3, 0))
         self.assertEqual(seqs(await self.everything()), [1, 2, 3])

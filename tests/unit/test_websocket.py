@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from typing import cast
+from typing import Any, cast
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
@@ -40,8 +40,9 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         """Return how many parsers our clients have."""
         gc.collect()
         clients = list(self.server.clients)
-        found = [each for each in gc.get_referrers(FrameParser) if type(each) is FrameParser]
-        return sum(parser.listener in clients for parser in found)
+        found: list[Any] = gc.get_referrers(FrameParser)
+        parsers = [each for each in found if type(each) is FrameParser]
+        return sum(parser.listener in clients for parser in parsers)  # type: ignore[comparison-overlap]
 
     def test_the_handshake_is_answered_as_the_rfc_does(self) -> None:
         """With the example of RFC 6455; no extension is accepted."""

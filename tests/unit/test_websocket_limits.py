@@ -86,8 +86,9 @@ class LimitTests(SynchronousTestCase):
             socket.client.send(frame[start : start + 64])
         gc.collect()
         (client,) = self.server.clients
-        parsers = [each for each in gc.get_referrers(FrameParser) if type(each) is FrameParser]
-        (parser,) = [each for each in parsers if each.listener is client]
+        found: list[Any] = gc.get_referrers(FrameParser)
+        parsers = [each for each in found if type(each) is FrameParser]
+        (parser,) = [each for each in parsers if each.listener is client]  # type: ignore[comparison-overlap]
         self.assertLess(sum(held(value) for value in vars(parser).values()), 4096)
         socket.client.send(client_frame(b"x", 0))
         self.assertEqual(socket.closed()[0], 1009)
