@@ -14,15 +14,15 @@ from twisted.internet import asyncioreactor
 
 asyncioreactor.install(asyncio.new_event_loop())
 
-from tornado.httpserver import HTTPServer  # the reactor comes first  # noqa: E402
-from tornado.testing import bind_unused_port  # noqa: E402
-from tornado.web import Application  # noqa: E402
-from tornado.websocket import WebSocketHandler, websocket_connect  # noqa: E402
-from twisted.internet import reactor  # noqa: E402
-from twisted.internet.defer import Deferred, ensureDeferred  # noqa: E402
-from twisted.internet.task import deferLater  # noqa: E402
+from tornado.httpserver import HTTPServer  # the reactor comes first
+from tornado.testing import bind_unused_port
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler, websocket_connect
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import deferLater
 
-from asyncplumber import Event, Plumber  # noqa: E402
+from asyncplumber import Event, Plumber
 
 plumber = Plumber("memory:")
 
