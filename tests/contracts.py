@@ -133,6 +133,17 @@ class StoreContract(_Case):
         """Let all leases end."""
         self.reactor.advance(LEASE + 1)
 
+    async def check_that_nothing_is_missed(self, cursors: Sequence[Cursor]) -> None:
+        """Check that account a can be read after all these former places before its first event."""
+        for expected in ([], [1, 2]):
+            if expected:
+                await append(self.store, drafts(2))
+            for cursor in cursors:
+                with self.assertRaises(CursorMoved) as caught:
+                    await self.history.read("a", cursor, None, 10)
+                events = await self.history.read("a", caught.exception.cursor, None, 10)
+                self.assertEqual(seqs(events), expected)
+
     async def lost(self, account: str, cursor: Cursor) -> Any:
         """Return the position that comes with the refusal to read after `cursor`."""
         with self.assertRaises(CursorLost) as caught:
@@ -543,15 +554,7 @@ class UnusedNumberingsContract(StoreContract):
             await append(self.store, [draft("other", key=f"{len(cursors)}")])
             await self.history.sweep()
         self.assertEqual(len(set(cursors)), 25)
-        for expected in ([], [1, 2]):
-            if expected:
-                await append(self.store, drafts(2))
-            for cursor in cursors:
-                with self.assertRaises(CursorMoved) as caught:
-                    await self.history.read("a", cursor, None, 10)
-                self.assertEqual(
-                    seqs(await self.history.read("a", caught.exception.cursor, None, 10)), expected
-                )
+        await self.check_that_nothing_is_missed(cursors)
 
     async def test_a_client_that_has_seen_nothing_learns_that_the_first_event_was_deleted(
         self,
