@@ -155,8 +155,9 @@ class PeriodicTask:
         self._work = work
         self._interval = interval
         self._now = now
-        self._loop = LoopingCall(self._run)
-        self._loop.clock = clock
+        self._clock = clock
+        self._runs = SingleFlight(self._guarded)
+        self._loop = self._new_loop()
 
     @property
     def is_running(self) -> bool:
@@ -166,6 +167,8 @@ class PeriodicTask:
     def start(self) -> None:
         """Begin.  Harmless if it has begun."""
         if not self._loop.running:
+            # A `LoopingCall` that is started again during a run goes on twice from then on.
+            self._loop = self._new_loop()
             self._loop.start(self._interval, now=self._now)
 
     def stop(self) -> None:
@@ -173,10 +176,14 @@ class PeriodicTask:
         if self._loop.running:
             self._loop.stop()
 
-    def _run(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._guarded())
+    def _new_loop(self) -> LoopingCall:
+        loop = LoopingCall(self._runs.run)
+        loop.clock = self._clock
+        return loop
 
     async def _guarded(self) -> None:
+        if not self.is_running:
+            return  # it was stopped while this run waited for the end of the one before
         try:
             running = self._work()
             if running is not None:

@@ -228,6 +228,45 @@ class PeriodicTaskTests(SynchronousTestCase):
         task.stop()
         running[1].callback(None)
 
+    def test_started_again_during_a_run_it_goes_on_once(self) -> None:
+        """The first run after the start waits for that run, and a stop ends all of it."""
+        seen: list[float] = []
+        first: Deferred[None] = Deferred()
+
+        async def work() -> None:
+            seen.append(self.clock.seconds())
+            if len(seen) == 1:
+                await first
+
+        task = PeriodicTask(work, 1.0, self.clock, now=True)
+        task.start()
+        task.stop()
+        task.start()
+        self.assertEqual(seen, [0.0])
+        self.clock.advance(0.5)
+        first.callback(None)
+        self.assertEqual(seen, [0.0, 0.5])
+        self.clock.pump([0.5, 1])
+        self.assertEqual(seen, [0.0, 0.5, 1.0, 2.0])
+        task.stop()
+        self.clock.pump([1, 1])
+        self.assertEqual((len(seen), self.clock.getDelayedCalls()), (4, []))
+
+    def test_a_run_that_waits_when_it_is_stopped_never_begins(self) -> None:
+        """The job may need what is closed by then."""
+        running: list[Deferred[None]] = []
+
+        async def work() -> None:
+            running.append(Deferred())
+            await running[-1]
+
+        task = PeriodicTask(work, 1.0, self.clock, now=True)
+        for _ in range(2):
+            task.start()
+            task.stop()
+        running[0].callback(None)
+        self.assertEqual(len(running), 1)
+
 
 class SemaphoreTests(SynchronousTestCase):
     """Tokens, and callers that wait for one."""
