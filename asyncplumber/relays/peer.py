@@ -17,6 +17,7 @@ MAX_QUEUED_EVENTS = 10_000  # for one instance; it finds what is beyond that in 
 MAX_QUEUED_BYTES = 16 * 1024 * 1024  # of queued events; a single `add` may exceed it
 INITIAL_BACKOFF = 0.5  # seconds that a failing instance is left alone; they double at each failure
 MAX_BACKOFF = 8.0  # seconds
+MAX_DOUBLINGS = 10  # more than reach `MAX_BACKOFF`; a float has no room for thousands of them
 
 
 class Peer:
@@ -93,8 +94,9 @@ class Peer:
 
     def failed(self, now: float) -> None:
         """A batch was not taken: leave the instance alone for a while."""
+        doublings = min(self.failures, MAX_DOUBLINGS)
         self.failures += 1
-        self.retry_at = now + min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** (self.failures - 1))
+        self.retry_at = now + min(MAX_BACKOFF, INITIAL_BACKOFF * 2**doublings)
 
     def recovered(self) -> None:
         """The instance has answered."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from typing import NoReturn
 
 from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -48,6 +49,10 @@ class _Missed(Enum):
 
 
 _Outcome = dict[str, int] | _Missed  # of a batch: subscribers for each account
+
+
+def _timed_out(_: object, timeout: float) -> NoReturn:
+    raise RelayFailed(f"no answer within {timeout:g} s")
 
 
 def _merge(answers: list[dict[str, int]]) -> dict[str, int]:
@@ -214,7 +219,7 @@ class Relay:
     async def _carry(self, instance: Instance, events: Sequence[Event]) -> dict[str, int]:
         """Carry one batch.  Raises `RelayFailed`, also when it takes too long."""
         carrying: Deferred[dict[str, int]] = maybeDeferred(self._carrier.carry, instance, events)
-        carrying.addTimeout(self._timeout, self._clock)
+        carrying.addTimeout(self._timeout, self._clock, onTimeoutCancel=_timed_out)
         self._carrying.add(carrying)
         try:
             return await carrying

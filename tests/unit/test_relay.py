@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import capturedLogs
 from zope.interface.verify import verifyObject
 
 from asyncplumber.event import Event, Instance
@@ -269,8 +270,10 @@ class FailureTests(RelayCase):
         self.clock.advance(CARRY_TIMEOUT - RECEIPT_TIMEOUT - 0.1)
         self.send(2)
         self.assertEqual(self.carrier.cancelled, 0)
-        self.clock.advance(0.1)
+        with capturedLogs() as logged:
+            self.clock.advance(0.1)
         self.assertEqual((self.carrier.cancelled, self.relay.failed), (1, 1))
+        self.assertEqual([each["error"] for each in logged], ["no answer within 5 s"])
         self.assertEqual(self.waiting(), [("you", [1])])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -289,6 +292,17 @@ class FailureTests(RelayCase):
         self.turn()
         self.answer()
         self.assertEqual((self.reached(sent).ok, self.relay.peers()), (1, []))
+
+    def test_an_instance_may_fail_for_hours(self) -> None:
+        """It renews its lease, and cannot be reached at its URL: it is left alone as before."""
+        self.registry.error = RuntimeError("no pruning here")
+        for _ in range(1100):
+            self.fail_once()
+            self.clock.advance(MAX_BACKOFF)
+        self.fail_once()
+        self.assertEqual(self.reached(self.send(1)), Reached(failed=1))
+        self.turn()
+        self.assertEqual(self.waiting(), [])
 
     def test_an_instance_that_keeps_failing_is_pruned(self) -> None:
         """With its hooks."""
