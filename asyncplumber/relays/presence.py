@@ -11,10 +11,12 @@ from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.client import Agent
 
 from asyncplumber.auth.signatures import PeerSigner, count_target
 from asyncplumber.event import Instance
+from asyncplumber.relays.http_bodies import ResponseBody
 
 TIMEOUT = 2.0  # seconds
 
@@ -27,13 +29,19 @@ class PresenceClient:
     def __init__(
         self,
         client: HTTPClient,
-        reactor: Any,
+        clock: IReactorTime,
         now: Callable[[], float],
         signer: PeerSigner,
     ) -> None:
-        """`now` returns the seconds since 1970, for signatures."""
+        """
+        Args:
+            client: Sends the questions.
+            clock: Measures how long they take.
+            now: Returns the seconds since 1970, for signatures.
+            signer: Signs the questions.
+        """
         self._client = client
-        self._reactor = reactor
+        self._clock = clock
         self._now = now
         self._signer = signer
 
@@ -48,31 +56,34 @@ class PresenceClient:
         """
         Return the number of the account's subscribers at each of these instances.
 
-        None stands for an instance that does not answer within `TIMEOUT` seconds.
+        None stands for an instance whose whole answer is not there within `TIMEOUT` seconds.
         """
-        asked = [Deferred.fromCoroutine(self._ask(instance, account)) for instance in instances]
-        counts: list[int | None] = await gatherResults(asked)
+        counts: list[int | None] = await gatherResults(
+            [self._ask(instance, account) for instance in instances]
+        )
         return counts
 
-    async def _ask(self, instance: Instance, account: str) -> int | None:
-        try:
-            headers: Any = await self._signer.sign(
-                count_target(instance.id, account), self._now(), b""
-            )
-            response = await self._client.get(
-                f"{instance.url}/accounts/{quote(account, safe='')}",
-                headers=headers,
-                allow_redirects=False,
-                timeout=TIMEOUT,
-                reactor=self._reactor,
-            )
-            if response.code != 200:
-                return None
-            return int(json.loads(await response.content())["subscribers"])
-        except Exception as error:
-            self._log.warn(
-                "instance {id} does not tell its number of subscribers: {error}",
-                id=instance.id,
-                error=f"{type(error).__name__}: {error}",
-            )
-            return None
+    def _ask(self, instance: Instance, account: str) -> Deferred[int | None]:
+        asked: Deferred[int | None] = Deferred.fromCoroutine(self._exchange(instance, account))
+        asked.addTimeout(TIMEOUT, self._clock)
+        return asked.addErrback(self._failed, instance)
+
+    async def _exchange(self, instance: Instance, account: str) -> int | None:
+        headers: Any = await self._signer.sign(count_target(instance.id, account), self._now(), b"")
+        response = await self._client.get(
+            f"{instance.url}/accounts/{quote(account, safe='')}",
+            headers=headers,
+            allow_redirects=False,
+            unbuffered=True,
+        )
+        body = ResponseBody()
+        response.deliverBody(body)
+        text = await body.complete
+        return int(json.loads(text)["subscribers"]) if response.code == 200 else None
+
+    def _failed(self, failure: Failure, instance: Instance) -> None:
+        self._log.warn(
+            "instance {id} does not tell its number of subscribers: {error}",
+            id=instance.id,
+            error=f"{type(failure.value).__name__}: {failure.getErrorMessage()}",
+        )
