@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SkipTest, TestCase
 
@@ -100,6 +100,18 @@ class OpeningTests(TestCase):
             [stored] = await append(store, [draft(key=f"{count}")])
             self.assertEqual(stored.event.seq, count)
             await store.stop()
+
+    async def test_a_start_that_was_cancelled_can_be_stopped(self) -> None:
+        """Whether the file could be opened or not."""
+        folder = self.mktemp()
+        os.mkdir(folder)
+        for path in (f"{folder}/x", f"{folder}/none/x"):
+            store = open_store(f"sqlite:{path}", Retention(), reactor)
+            opened = store.start()
+            opened.cancel()
+            await self.assertFailure(opened, CancelledError)
+            await store.stop().addTimeout(5, reactor)
+            await self.assertFailure(store.ping(), Unavailable)
 
     async def test_each_stop_waits_for_the_end(self) -> None:
         """Also a second one while the first is under way."""

@@ -114,15 +114,21 @@ class SqliteFile:
         try:
             await opened
         except (OSError, sqlite3.Error, ValueError) as error:
-            # The thread has ended.
-            while not self._calls.empty():
-                if (call := self._calls.get()) is not None:
-                    call.done.errback(Unavailable())
-            self._enter(State.CLOSED)
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ValueError(f"the store sqlite:{self._path} cannot be used: {reason}") from error
-        if self._state is State.OPENING:
+
+    def _opened(self, opened: Deferred[None]) -> None:
+        if self._state is State.OPENING:  # else `close` was called meanwhile
             self._enter(State.OPEN)
+        opened.callback(None)
+
+    def _not_opened(self, opened: Deferred[None], failure: Failure) -> None:
+        # The thread has ended.
+        while not self._calls.empty():
+            if (call := self._calls.get()) is not None:
+                call.done.errback(Unavailable())
+        self._enter(State.CLOSED)
+        opened.errback(failure)
 
     async def close(self) -> None:
         """Finish the calls that came before, and close.  Harmless if it is closed."""
@@ -173,12 +179,12 @@ class SqliteFile:
             connection = connect_among_others(self._path, self._synchronous, self._clock)
             identity = FileIdentity(self._path, self._clock)
         except Exception:
-            tell(opened.errback, Failure())
+            tell(self._not_opened, opened, Failure())
             return
         checkpoints = Checkpoints(
             self._path, lambda: connect_for_checkpoints(self._path, self._synchronous)
         )
-        tell(opened.callback, None)
+        tell(self._opened, opened)
         while (call := self._calls.get()) is not None:
             try:
                 if self._clock.seconds() - call.asked > QUEUE_TIMEOUT:
