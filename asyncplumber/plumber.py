@@ -215,10 +215,12 @@ class Plumber(Service):
         self.hub.resume()
         self._late.start()
         self.clients.start()
+        # Both begin here: if one began after a wait, a stop could have come before it.
+        relay, store = self.relay.start(self._receiver.deliver), self.store.start()
         # The way in is open before a hook says that this instance wants events.
-        await self.relay.start(self._receiver.deliver)
+        await relay
         try:
-            await self.store.start()
+            await store
         except Exception as error:
             self._log.critical("the store cannot be opened: {error}", error=str(error))
             raise

@@ -121,7 +121,7 @@ class ICarrier(Interface):
 
     def stop() -> Deferred[None]:
         """
-        Close the way in and all connections.
+        Close the way in and all connections, also those that a start is about to open.
 
         Returns:
             A Deferred that fires when they are closed.

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -26,6 +26,7 @@ from asyncplumber.stores import open_store
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
 from asyncplumber.testing import FakeOutbox, FakeSender, MemoryServer, RecordingSubscriber
+from harness.carriers import HeldCarrier
 
 
 class PlumberCase(SynchronousTestCase):
@@ -238,6 +239,26 @@ class ServiceTests(PlumberCase):
         self.stop(plumber)
         self.failureResultOf(running, Unavailable)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_stop_while_the_carrier_starts(self) -> None:
+        """Nothing is opened after it, and it can be started again."""
+        calls: list[str] = []
+        store = self.store()
+        for name in ("start", "stop"):
+            setattr(store, name, lambda name=name: calls.append(name) or succeed(None))
+        starts = [Deferred[None](), succeed(None)]
+        carrier = HeldCarrier()
+        carrier.start = lambda deliver: starts[len(calls) // 2]  # type: ignore[method-assign]
+        plumber = self.plumber(store, carrier=lambda id: carrier)
+        plumber.startService()
+        self.stop(plumber)
+        starts[0].callback(None)
+        self.settle()
+        self.assertEqual(calls, ["start", "stop"])
+        plumber.startService()
+        self.successResultOf(plumber.when_running())
+        self.stop(plumber)
+        self.assertEqual(calls, ["start", "stop"] * 2)
 
     def test_a_store_that_cannot_be_opened(self) -> None:
         """The reason is in the log, and those who wait get it; the tree can be stopped."""
