@@ -28,7 +28,17 @@ for _message in _NOT_OURS:
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("any machine")
+# The fast tier tries a few examples of what is generated; all other runs try more.
+IS_FAST = bool(os.environ.get("ASYNCPLUMBER_TESTS_IN_MEMORY"))
+
+
+def examples(count: int) -> int:
+    """Return how many examples of a generated test to try: ``count``, or a few in the fast tier."""
+    return min(count, 25) if IS_FAST else count
+
+
+settings.register_profile("fast", settings.get_profile("any machine"), max_examples=examples(100))
+settings.load_profile("fast")
 
 _SOCKET_EVENTS = {"socket.connect", "socket.bind", "socket.sendto"}
 _PROCESS_EVENTS = {
@@ -53,5 +63,5 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise AssertionError(f"{event} in a test that runs in memory: {arguments[1]!r}")
 
 
-if os.environ.get("ASYNCPLUMBER_TESTS_IN_MEMORY"):
+if IS_FAST:
     sys.addaudithook(refuse)

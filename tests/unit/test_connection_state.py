@@ -26,6 +26,7 @@ from asyncplumber.http.connection_state import (
 from asyncplumber.http.responses import Response
 from asyncplumber.testing import MemoryClient, MemoryServer, parse_responses
 from harness.http_text import EVENT_STREAM, GET, POLL, post
+from tests.unit import examples
 
 
 class TableTests(SynchronousTestCase):
@@ -185,7 +186,10 @@ class GeneratedTests(SynchronousTestCase):
     """Whatever a client does, and in whatever order."""
 
     @settings(
-        max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=examples(150),
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
     )
     @given(some.lists(some.sampled_from(STEPS), max_size=12))
     def test_no_transition_is_illegal(self, steps: list[Step]) -> None:

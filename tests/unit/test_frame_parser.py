@@ -33,6 +33,7 @@ from harness.frames import (
     handshake_request,
     server_frames,
 )
+from tests.unit import examples
 
 # Everything of Autobahn that ``frame_parser`` names, by what it is there.
 OPTIONS = {
@@ -293,7 +294,10 @@ class ParserTests(SynchronousTestCase):
             self.assertIs(parser.is_idle, is_idle)
 
     @settings(
-        max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=examples(200),
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
     )
     @given(
         st.lists(

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.errors import BadRequest
 from asyncplumber.wire.json_text import SLOW_BYTES, elements, members, one_line, value
+from tests.unit import examples
 
 # Text with lone surrogates, which the fast decoder refuses, and without.
 texts = st.text() | st.text(st.characters(categories=["Cs", "Lu"]), max_size=5)
@@ -25,7 +26,7 @@ indents = st.sampled_from([None, 1, "\t"])
 class PartsTests(SynchronousTestCase):
     """Members of an object, elements of an array."""
 
-    @settings(max_examples=40)
+    @settings(max_examples=examples(40))
     @given(st.dictionaries(texts, values), indents)
     def test_the_members_of_an_object(self, given: dict[str, Any], indent: Any) -> None:
         """Each name with the text of its value, with any layout."""
@@ -34,7 +35,7 @@ class PartsTests(SynchronousTestCase):
         read = {name: json.loads(part) for name, part in parts.items()}
         self.assertEqual(read, json.loads(body))
 
-    @settings(max_examples=40)
+    @settings(max_examples=examples(40))
     @given(st.lists(values), indents)
     def test_the_elements_of_an_array(self, given: list[Any], indent: Any) -> None:
         """Each as its text, in order."""

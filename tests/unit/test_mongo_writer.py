@@ -34,6 +34,7 @@ from asyncplumber.stores.mongo.link import RETRY_PAUSE
 from asyncplumber.stores.mongo.store import MongoStore
 from asyncplumber.stores.retention import Retention
 from harness.simulated_mongod import SimulatedMongod
+from tests.unit import IS_FAST
 
 WRITERS = 3
 ACCOUNTS = ("a", "b", "c")
@@ -42,7 +43,7 @@ LENGTH = 6  # events kept of an account: few, so that some are forgotten while o
 AGE = 1000.0  # seconds that events are kept
 TOO_LONG = 6.0  # seconds, in which every call gives up
 # How many times it is tried; the fast tier tries what takes a second.
-EXAMPLES = int(os.environ.get("ASYNCPLUMBER_TEST_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("ASYNCPLUMBER_TEST_EXAMPLES", "10" if IS_FAST else "30"))
 
 accounts = some.sampled_from(ACCOUNTS)
 pairs = some.lists(some.tuples(accounts, some.sampled_from(KEYS)), min_size=1, max_size=4)

@@ -20,6 +20,7 @@ from twisted.web.static import File
 
 from asyncplumber.testing import ClientResponse, MemoryServer, parse_responses
 from harness.mounted import MountedServer, quiet
+from tests.unit import examples
 
 _GENERATED = re.compile(rb'"id":"[0-9a-f]{20,}(\.\d+)?"|"(cursor|to)": ?"[0-9a-z]+\.')
 _OURS = (
@@ -270,7 +271,10 @@ class GeneratedParityTests(ParityCase):
     """Generated requests."""
 
     @settings(
-        max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=examples(300),
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
     )
     @given(some.lists(some.tuples(_names, _values), max_size=4), _bodies)
     def test_headers_and_bodies(self, lines: Lines, body: bytes) -> None:
@@ -278,7 +282,10 @@ class GeneratedParityTests(ParityCase):
         self.check(b"POST", b"/hooks/a", lines, body)
 
     @settings(
-        max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=examples(200),
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
     )
     @given(_segments)
     def test_segments(self, segment: bytes) -> None:

@@ -26,6 +26,7 @@ from asyncplumber.transports.send_buffer import (
     SocketBuffer,
     send_buffer_for,
 )
+from tests.unit import examples
 
 
 class PullTransport(StringTransport):
@@ -318,7 +319,10 @@ class SocketBufferTests(SendBufferFacts, SynchronousTestCase):
         self.assertEqual(self.transport.sends, [b"lost"])
 
     @settings(
-        max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=examples(200),
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
     )
     @given(
         st.lists(
