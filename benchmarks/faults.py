@@ -322,7 +322,7 @@ async def replace_primary(set: ReplicaSet, trial: Trial, dice: random.Random) ->
     finally:
         old.resume()
     await sleep(dice.uniform(4, 8))  # it compares its positions every three seconds
-    set.links.mend()
+    set.links.restore()
     await set.settled()
 
 

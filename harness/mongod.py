@@ -1,7 +1,7 @@
 """
 A real MongoDB for the tests.
 
-`shared_uri` is one server for a whole run, started when it is first asked for.  `Mongod` is a
+`shared_uri` is one server for a whole run, started at the first use.  `Mongod` is a
 server of one's own, to be killed, stopped in its tracks, and started again.
 """
 
@@ -48,7 +48,12 @@ server.wait()
 
 
 def program() -> str:
-    """The path of a mongod.  Raises SkipTest."""
+    """
+    Return the path of a mongod.
+
+    Raises:
+        SkipTest: There is none.
+    """
     found = shutil.which("mongod")
     if found:
         return found
@@ -65,12 +70,14 @@ def program() -> str:
 
 
 class Mongod:
-    """A server with a folder and a port of its own.  Not started yet."""
+    """A server with its own folder and port, which is not started yet."""
 
     def __init__(self, *flags: str, replica_set: str = "", initiate: bool = True) -> None:
         """
-        With `initiate` it is a replica set of its own; without, somebody else makes it a member of
-        one.
+        Args:
+            flags: Further arguments of mongod.
+            replica_set: The name of its replica set; ``""`` makes it a single server.
+            initiate: Whether it is a replica set alone.  If not, the caller makes it a member.
         """
         self.program = program()
         self.port = reserve_port()
@@ -83,7 +90,7 @@ class Mongod:
 
     @property
     def uri(self) -> str:
-        """Without a database."""
+        """The URI, without a database."""
         return f"mongodb://127.0.0.1:{self.port}/" + (
             f"?replicaSet={self.replica_set}" if self.replica_set else ""
         )
@@ -164,7 +171,7 @@ class Mongod:
             ):
                 time.sleep(0.02)
 
-    def _gone(self) -> None:
+    def _terminate(self) -> None:
         if self._shim is not None:
             shim, self._shim = self._shim, None
             assert shim.stdin is not None
@@ -174,29 +181,26 @@ class Mongod:
             shim.stdout.close()
 
     def kill(self) -> None:
-        """
-        SIGKILL: as when the power of the machine fails, but for what the operating system already
-        has.
-        """
-        self._gone()
+        """Send SIGKILL.  Only what the operating system has already taken survives."""
+        self._terminate()
 
     def pause(self) -> None:
-        """It hangs: connections stay, nothing is answered."""
+        """Let it hang: connections stay, and nothing is answered."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """It goes on where it was."""
+        """Let it go on where it was."""
         os.kill(self.pid, signal.SIGCONT)
 
     def restart(self) -> None:
         """Kill it if it runs, and start it again with what it has on disk."""
-        self._gone()
+        self._terminate()
         Path(self._folder, "mongod.lock").unlink(missing_ok=True)
         self.start()
 
     def stop(self) -> None:
-        """For good."""
-        self._gone()
+        """Kill it if it runs, and delete its folder."""
+        self._terminate()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -205,8 +209,10 @@ _shared: list[str] = []
 
 def shared_uri() -> str:
     """
-    A URI without a database, of a server that is there until the run ends.  Raises SkipTest if
-    there is none.
+    Return the URI, without a database, of a server that runs until the tests end.
+
+    Raises:
+        SkipTest: There is no mongod.
     """
     if not _shared:
         uri = os.environ.get(ENVIRONMENT)
@@ -219,10 +225,15 @@ def shared_uri() -> str:
 
 
 def with_database(uri: str, name: str = "") -> str:
-    """The URI with a database of that name; of a name never used before if there is none."""
+    """Return the URI with a database of that name; ``""`` is a new one."""
     return urlunsplit(urlsplit(uri)._replace(path="/" + (name or f"test_{secrets.token_hex(6)}")))
 
 
 def fresh_uri() -> str:
-    """A database of one's own on the shared server.  Raises SkipTest if there is none."""
+    """
+    Return the URI of a new database on the shared server.
+
+    Raises:
+        SkipTest: There is no mongod.
+    """
     return with_database(shared_uri())

@@ -1,10 +1,10 @@
 """
 A replica set of three real members on loopback, whose links can be cut one by one.
 
-The members know each other by the ports of proxies.  A proxy finds out whose connection it is by
-looking, in `/proc`, which process has the socket at its other end.  So a link between two members,
-or between a member and one client process, can be cut while all others stay: what is connected is
-reset, and so is each new attempt.
+The members know each other by the ports of proxies.  A proxy looks up in `/proc` which process has
+the socket at its other end.  So the link between two members, or between a member and one client
+process, can be cut while all others stay.  Connections over a cut link are reset, and so are new
+attempts.
 """
 
 from __future__ import annotations
@@ -29,16 +29,11 @@ from harness.clients import connect
 from harness.mongod import UP, Mongod
 
 NAME = "three"
-ELECTION = (
-    120.0  # seconds that a primary without the others believes to be one; nothing waits for it
-)
+ELECTION = 120.0  # seconds until a primary without the others steps down; nothing waits for it
 
 
 def _inode(port: int, peer: int) -> str:
-    """
-    The inode of the socket on loopback that has `port` and is connected to `peer`; "" if there is
-    none.
-    """
+    """Return the inode of the loopback socket from `port` to `peer`; "" if there is none."""
     ends = f":{port:04X}", f":{peer:04X}"
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
@@ -48,7 +43,7 @@ def _inode(port: int, peer: int) -> str:
 
 
 def _has(pid: int, inode: str) -> bool:
-    """Whether the process has that socket open."""
+    """Return whether the process has that socket open."""
     wanted = f"socket:[{inode}]"
     with suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -60,8 +55,9 @@ def _has(pid: int, inode: str) -> bool:
 
 class _End(Protocol):
     """
-    One half of a connection through a proxy.  `pair` is who speaks here: two process ids, 0 for an
-    unknown one.
+    One half of a connection through a proxy.
+
+    `pair` contains the ids of the two processes; 0 stands for an unknown one.
     """
 
     other: _End | None = None
@@ -81,8 +77,8 @@ class _End(Protocol):
             self.other.transport.loseConnection()
 
 
-class _Entrance(_End):
-    """Where somebody came in."""
+class _ClientEnd(_End):
+    """The half that a client connected to."""
 
     target: Mongod
 
@@ -117,29 +113,30 @@ class Links:
         self.known: list[int] = []  # process ids that are told apart
         self._ports: list[Any] = []
 
-    async def lead_to(self, target: Mongod) -> int:
-        """Open a proxy.  @return: its port."""
+    async def open_proxy(self, target: Mongod) -> int:
+        """Open a proxy, and return its port."""
 
-        def entrance() -> _Entrance:
-            end = _Entrance()
+        def client_end() -> _ClientEnd:
+            end = _ClientEnd()
             end.links, end.target = self, target
             return end
 
-        factory = Factory.forProtocol(entrance)
+        factory = Factory.forProtocol(client_end)
         factory.noisy = False
         port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
         self._ports.append(port)
         return int(port.getHost().port)
 
     def owner(self, transport: Any) -> int:
-        """The process at the other end of this connection, if it is a known one; else 0."""
+        """Return the process at the other end, or 0 if it is not a known one."""
         inode = _inode(transport.getPeer().port, transport.getHost().port)
         return next((pid for pid in self.known if inode and _has(pid, inode)), 0)
 
     def cut(self, some: Iterable[int], others: Iterable[int]) -> None:
         """
-        From now on nothing gets from the ones to the others.  They are process ids; 0 means all
-        that are not known.
+        Cut the links between some processes and others.
+
+        They are process ids; 0 means all processes that are not known.
         """
         theirs = list(others)
         cuts = {frozenset((one, other)) for one in some for other in theirs}
@@ -148,8 +145,8 @@ class Links:
             if end.pair in cuts:
                 end.transport.abortConnection()
 
-    def mend(self, some: Iterable[int] = (), others: Iterable[int] = ()) -> None:
-        """Mend these links, or all.  Connections that lost something end."""
+    def restore(self, some: Iterable[int] = (), others: Iterable[int] = ()) -> None:
+        """Restore these links, or all.  Connections that lost something end."""
         theirs = list(others)
         mended = {frozenset((one, other)) for one in some for other in theirs} or set(self.cuts)
         self.cuts -= mended
@@ -167,9 +164,7 @@ class Links:
 
 
 class ReplicaSet:
-    """
-    Three members.  Not started yet.  Raises SkipTest where there is no mongod, or no ``/proc``.
-    """
+    """Three members, which are not started yet."""
 
     def __init__(self) -> None:
         if not sys.platform.startswith("linux"):
@@ -180,7 +175,7 @@ class ReplicaSet:
 
     @property
     def uri(self) -> str:
-        """Without a database."""
+        """The URI, without a database."""
         return (
             f"mongodb://{','.join(f'127.0.0.1:{port}' for port in self.ports)}/?replicaSet={NAME}"
         )
@@ -190,9 +185,9 @@ class ReplicaSet:
         return [member.pid for member in self.members]
 
     async def start(self) -> ReplicaSet:
-        """Start all; the first one is the primary when this returns."""
+        """Start all members; the first one is the primary when this returns."""
         for member in self.members:
-            self.ports.append(await self.links.lead_to(member))
+            self.ports.append(await self.links.open_proxy(member))
             await deferToThread(member.start)
             self.links.known.append(member.pid)
         await deferToThread(self._initiate)
@@ -200,7 +195,9 @@ class ReplicaSet:
 
     def client(self, member: Mongod) -> Any:
         """
-        A client of that member alone, past the proxy.  Its calls block: they belong into a thread.
+        Return a client of that member alone, past the proxy.
+
+        Its calls block: call them in a thread.
         """
         return pymongo.MongoClient(
             "127.0.0.1", member.port, directConnection=True, serverSelectionTimeoutMS=5000
@@ -252,7 +249,7 @@ class ReplicaSet:
         raise AssertionError(f"none can be elected: {errors[-2:]}")
 
     async def primary(self) -> Mongod:
-        """The member that takes writes.  To be asked when there is one only."""
+        """Return the member that takes writes.  Call this when there is only one."""
 
         def look() -> Mongod:
             for member in self.members:
@@ -265,7 +262,7 @@ class ReplicaSet:
         return found
 
     async def elect(self, *members: Mongod) -> Mongod:
-        """Have one of these elected, whichever is not behind; wait until it takes writes."""
+        """Have one of these elected, and wait until it takes writes."""
         elected: Mongod = await deferToThread(self._step_up, *members)
         return elected
 
@@ -293,7 +290,7 @@ class ReplicaSet:
         await deferToThread(wait)
 
     async def stop(self) -> None:
-        """For good."""
+        """Stop all members, and delete their data."""
         for member in self.members:
             member.stop()
         await self.links.close()

@@ -32,7 +32,7 @@ from tests.contracts import (
 
 
 class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretContract, TestCase):
-    """A single server."""
+    """A single server keeps the contract."""
 
     timeout = 60
 
@@ -187,7 +187,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
 
     async def test_a_row_that_is_old_is_marked_as_used(self) -> None:
         """
-        Whoever asks for heads, or appends, keeps the numbering from being forgotten by the server.
+        A question for heads, and an append, keep the server from deleting the numbering.
         """
         for use in (self.history.heads, self.history.ensure, None):
             await append(self.store, drafts(1))
@@ -214,8 +214,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
 
     async def test_a_sweep_leaves_hooks_that_were_put_in_meanwhile(self) -> None:
         """
-        An instance whose old life is swept may add_instance anew at the same time: its new hooks
-        stay.
+        An instance may be added anew while its former run is swept: its new hooks stay.
         """
         for _ in range(10):
             one = await self.registry.add_instance(Instance("1", "http://127.0.0.1/1"))
@@ -229,10 +228,9 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
             self.assertEqual(await self.wanting("a", "old"), {"a": ["1"]})
             self.assertIsNotNone(await self.registry.renew(again))
 
-    def amid(self, collection: str, before: bool, happens: Any) -> None:
+    def interrupt(self, collection: str, before: bool, happens: Any) -> None:
         """
-        Let something happen just before, or just after, the registry's first delete in that
-        collection.
+        Call `happens` just before, or just after, the registry's first delete in a collection.
         """
         delete = self.registry._delete
         pending = [happens]
@@ -257,7 +255,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         async def next_life() -> None:
             await other.register(await other.add_instance(one), ["a"])
 
-        self.amid("instances", False, next_life)
+        self.interrupt("instances", False, next_life)
         self.assertTrue(await self.registry.prune(one))
         self.assertEqual(await self.wanting("a", "old"), {"a": ["1"]})
 
@@ -271,7 +269,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         await self.lapse()
         other = (await self.opened()).registry
         two = await other.add_instance(Instance("2", "http://127.0.0.1/same"))
-        self.amid("hooks", True, lambda: other.register(two, ["a"]))
+        self.interrupt("hooks", True, lambda: other.register(two, ["a"]))
         await self.registry.sweep()
         self.assertEqual(await self.wanting("a", "b"), {"a": ["2"]})
         self.assertEqual(self.db.hooks.count_documents({}), 1)
@@ -301,7 +299,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
 
     async def test_a_changed_limit_changes_the_index(self) -> None:
         """
-        A store opened with another age does not stumble over the index that the first one made.
+        A store with another age changes the index that the first one made.
         """
         await self.opened(Retention(length=10, age=90 * 86400.0))
         self.assertEqual(
@@ -310,8 +308,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
 
     async def test_what_was_read_is_durable(self) -> None:
         """
-        A reader who is told of another's event, not yet in the journal, waits for the journal
-        first.
+        A reader that finds another process's event waits until the journal has it.
         """
         if self.store._link.replicated:
             return
@@ -329,7 +326,7 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
         self.assertEqual(self.flushes(), flushes + 1)
 
     def flushes(self) -> int:
-        """How often something was deleted: that is how a reader waits for the journal."""
+        """The number of deletes: a reader waits for the journal by a delete of nothing."""
         return int(self.db.command("serverStatus")["metrics"]["commands"]["delete"]["total"])
 
     async def test_a_new_epoch_leaves_remains_alone(self) -> None:
@@ -392,7 +389,7 @@ _replica_set: list[Mongod] = []
 
 
 class ReplicaSetTests(MongoTests):
-    """A replica set of one."""
+    """A replica set of one member keeps it, too."""
 
     def database(self) -> str:
         if not _replica_set:
@@ -402,5 +399,5 @@ class ReplicaSetTests(MongoTests):
         return with_database(_replica_set[0].uri)
 
     async def test_a_majority_is_asked(self) -> None:
-        """What is written waits for it, and what is read has it."""
+        """A write waits for the majority, and a read sees what the majority has."""
         self.assertTrue(self.store._link.replicated)

@@ -1,4 +1,4 @@
-"""What happens to MongoDB servers: they are not there yet, die, hang, or do not let us in."""
+"""MongoDB servers that are down, are killed, hang, or refuse the login."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOO_LONG = 4.0  # seconds: what a call may take in these tests, and what a loade
 
 
 class OutageTests(TestCase):
-    """A server that is not there, dies, or hangs."""
+    """A server that is down, is killed, or hangs."""
 
     timeout = 60
 
@@ -158,7 +158,7 @@ class OutageTests(TestCase):
         self.assertEqual(len({event.id for event in events}), 6)
 
     async def test_a_stop_does_not_wait_for_the_server(self) -> None:
-        """Whatever is under way ends by its time limit."""
+        """The calls under way end by their time limits."""
         store = await self.opened()
         waiting = append(store, drafts(1))
         stopping = store.stop()
@@ -168,7 +168,7 @@ class OutageTests(TestCase):
 
 
 class LoginTests(TestCase):
-    """Servers that ask who we are."""
+    """Servers that require a login."""
 
     timeout = 60
 

@@ -1,6 +1,7 @@
 """
-An old primary of a replica set, cut off from the others, goes on answering reads for a while.  It
-must not be believed.
+A replaced primary, cut off from the other members, goes on answering reads for a while.
+
+Its answers must not be trusted.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ T = TypeVar("T")
 
 
 class OldPrimaryTests(TestCase):
-    """
-    Two primaries at once: the majority's, and one that does not know yet that it was replaced.
-    """
+    """Two primaries at once: the majority's, and one that was replaced and does not know."""
 
     timeout = 120
 
@@ -49,9 +48,7 @@ class OldPrimaryTests(TestCase):
         self.history = self.store.history
 
     async def position(self) -> Position | None:
-        """
-        Where the history stands, by what this instance can reach; None while it reaches nothing.
-        """
+        """Return how far the history reaches, or None while this instance reaches no server."""
         try:
             position: Position = await self.history.ensure("a")
         except Unavailable:
@@ -60,7 +57,7 @@ class OldPrimaryTests(TestCase):
 
     @staticmethod
     async def tried(call: Callable[[], Deferred[T]]) -> T:
-        """What the call answers, as soon as the store can be reached."""
+        """Return the result of the call, once the store can be reached."""
         while True:
             try:
                 return await call()
@@ -68,23 +65,20 @@ class OldPrimaryTests(TestCase):
                 continue
 
     async def appended(self, count: int, prefix: str) -> list[int]:
-        """The numbers of new events."""
+        """Append new events, and return their numbers."""
         return seqs(await self.tried(lambda: append(self.store, drafts(count, prefix=prefix))))
 
     async def replaced(self) -> None:
-        """The old primary is cut off from everybody, and another one is elected."""
+        """Cut the old primary off from all others, and have another one elected."""
         links, others = self.set.links, self.set.pids[1:]
         links.cut([self.old.pid], [0, *others])
         await self.set.elect(*self.set.members[1:])
 
     async def sees_only_the_old_one(self, head: int) -> None:
-        """
-        From now on this instance reaches the old primary and nobody else; wait until it reads
-        there.
-        """
+        """Let this instance reach only the old primary, and wait until it reads there."""
         links = self.set.links
         links.cut([0], self.set.pids[1:])
-        links.mend([0], [self.old.pid])
+        links.restore([0], [self.old.pid])
         await eventually(
             self.position,
             lambda position: position is not None and position.head == head,
@@ -92,13 +86,12 @@ class OldPrimaryTests(TestCase):
         )
 
     async def healed(self) -> None:
-        self.set.links.mend()
+        self.set.links.restore()
         await self.set.settled()
 
     async def test_an_old_primary_cannot_say_that_events_are_gone(self) -> None:
         """
-        Who stands beyond its head is told of no gap: not a reader, not one who is connected, not
-        one who comes back.
+        A reader, a connected subscriber and a returning one beyond its head are told of no gap.
         """
         self.assertEqual(await self.appended(25, "before"), list(range(1, 26)))
         await self.history.sweep()
@@ -140,7 +133,7 @@ class OldPrimaryTests(TestCase):
 
     async def test_an_old_primary_cannot_have_a_living_instance_swept(self) -> None:
         """
-        An instance that is missing in its registry may have come since: nothing of it is removed.
+        An instance that is missing in its registry may be new: nothing of it is removed.
         """
         # The connections of an instance may be of different times: some of its questions go to the
         # old primary.
