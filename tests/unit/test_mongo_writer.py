@@ -258,6 +258,7 @@ class WriterMachine(RuleBasedStateMachine):
             for calls in self.appends:
                 assert all(call.result is not None for call in calls)
                 self._check_order(calls)
+            self._check_firsts()
         finally:
             globalLogPublisher.removeObserver(self._observe)  # type: ignore[arg-type]
             for store in self.stores:
@@ -340,6 +341,18 @@ class WriterMachine(RuleBasedStateMachine):
                 assert place not in self.firsts, "stored by two calls"
                 self.firsts.add(place)
 
+    def _check_firsts(self) -> None:
+        """Each event is new for one call, if no call for it failed."""
+        failed = {
+            (each.account, each.id)
+            for calls in self.appends
+            for call in calls
+            if isinstance(call.result, Failure)
+            for each in call.drafts
+        }
+        for place, event in self.told.items():
+            assert place in self.firsts or (event.account, event.id) in failed, "new for nobody"
+
     def _check_order(self, calls: list[Append]) -> None:
         """What one writer stored of an account has the order in which it was handed over."""
         last: dict[str, int] = {}
@@ -414,8 +427,8 @@ class WriterTests(SynchronousTestCase):
             machine.go_on([random.randrange(1000) for _ in range(60)], journal=True)
             machine.teardown()
 
-    def test_a_process_that_was_suspended_looks_again(self) -> None:
-        """The steady clock stands still meanwhile, so a cached head seems to be fresh."""
+    def write_while_another_is_idle(self, suspended: bool) -> None:
+        """Others write, and delete what followed the last event that a writer knows of."""
         machine = WriterMachine()
         machine.begin()
         machine.append(1, [("a", "1")], [], journal=True)
@@ -428,9 +441,18 @@ class WriterTests(SynchronousTestCase):
         machine.wait_long(DELETE_DELAY)
         machine.append(0, [("b", "0")], [], journal=True)  # which also deletes what is due
         machine.settle_for_now()
-        machine.steady[1].suspended = machine.clock.seconds() - began
+        if suspended:
+            machine.steady[1].suspended = machine.clock.seconds() - began
         machine.append(1, [("a", "again")], [], journal=True)
         machine.teardown()
+
+    def test_a_writer_that_was_idle_looks_again(self) -> None:
+        """A cached head is trusted for less time than the events after it stay."""
+        self.write_while_another_is_idle(suspended=False)
+
+    def test_a_process_that_was_suspended_looks_again(self) -> None:
+        """The steady clock stood still meanwhile, so a cached head seems to be fresh."""
+        self.write_while_another_is_idle(suspended=True)
 
     def test_a_replica_set_loses_nothing_and_leaves_no_hole(self) -> None:
         """The same with a primary that is replaced."""
