@@ -22,7 +22,6 @@ from uuid import uuid4
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from twisted.web.resource import IResource
 
 from asyncplumber.auth.hosts import Hosts
@@ -102,8 +101,6 @@ class Plumber(Service):
     Raises:
         ValueError: The URI names no store, the secret is too short, or a host or origin is none.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -219,11 +216,7 @@ class Plumber(Service):
         relay, store = self.relay.start(self._receiver.deliver), self.store.start()
         # The way in is open before a hook says that this instance wants events.
         await relay
-        try:
-            await store
-        except Exception as error:
-            self._log.critical("the store cannot be opened: {error}", error=str(error))
-            raise
+        await store
 
     def _serve(self) -> None:
         if self.store.shared:

@@ -69,10 +69,14 @@ class Consumers:
     def start(self) -> None:
         """Subscribe all of them."""
         self._is_running = True
-        for subscriber in list(self._callbacks.values()):
-            subscriber.start()
+        # What is kept is delivered at once, and the application may answer to it by stopping us,
+        # or others of these.
+        for key, subscriber in list(self._callbacks.items()):
+            if self._is_running and self._callbacks.get(key) is subscriber:
+                subscriber.start()
         for feed in list(self._feeds):
-            feed.start()
+            if self._is_running and feed in self._feeds:
+                feed.start()
 
     def stop(self) -> None:
         """Pause the callbacks until the next start, and end the iterators with an error."""

@@ -99,8 +99,9 @@ class Lifecycle:
     async def _opening(self, number: int) -> None:
         try:
             await self._open()
-        except Exception:
+        except Exception as error:
             if self._is_current(number):
+                self._log.critical("this instance cannot start: {error}", error=str(error))
                 self.enter(State.FAILED)
                 self._failure = Failure()
                 self._running.fail(self._failure)

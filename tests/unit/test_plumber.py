@@ -11,6 +11,7 @@ from uuid import UUID
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -260,6 +261,19 @@ class ServiceTests(PlumberCase):
         self.stop(plumber)
         self.assertEqual(calls, ["start", "stop"] * 2)
 
+    def test_a_carrier_that_cannot_start(self) -> None:
+        """The start has failed, as without a store, and the log says why."""
+        carrier = HeldCarrier()
+        carrier.start = lambda deliver: fail(OSError("no broker"))  # type: ignore[method-assign]
+        plumber = self.plumber(carrier=lambda id: carrier)
+        with capturedLogs() as logged:
+            plumber.startService()
+            self.settle()
+        self.failureResultOf(plumber.when_running(), OSError)
+        [problem] = [event for event in logged if event["log_level"] is LogLevel.critical]
+        self.assertEqual(formatEvent(problem), "this instance cannot start: no broker")
+        self.stop(plumber)
+
     def test_a_store_that_cannot_be_opened(self) -> None:
         """The reason is in the log, and those who wait get it; the tree can be stopped."""
         opened = [fail(OSError("no such folder"))]
@@ -331,6 +345,47 @@ class RegisterTests(PlumberCase):
         plumber.unregister("42", seen.append)
         self.sent(plumber, 42, 2)
         self.assertEqual([(event.account, event.data) for event in seen], [("42", 1)])
+
+    def restarted(self, plumber: Plumber) -> None:
+        """Start it with an event that is kept, stop it, and start it when all is registered."""
+        plumber.startService()
+        self.sent(plumber, "a", 1)
+        self.stop(plumber)
+
+    def test_one_may_unregister_others_at_the_start(self) -> None:
+        """Those that have had no turn yet never get one."""
+        plumber = self.plumber()
+        self.restarted(plumber)
+        seen: list[Event] = []
+        plumber.register("a", lambda event: plumber.unregister("a", seen.append), "earliest")
+        plumber.register("a", seen.append, "earliest")
+        plumber.startService()
+        self.settle()
+        self.sent(plumber, "a", 2)
+        self.assertEqual((seen, plumber.hub.subscribers), ([], 1))
+        self.stop(plumber)
+
+    def test_one_may_close_an_iterator_at_the_start(self) -> None:
+        """It is not subscribed then."""
+        plumber = self.plumber()
+        self.restarted(plumber)
+        events = plumber.events("a", after="earliest")
+        plumber.register("a", lambda event: Deferred.fromCoroutine(events.aclose()), "earliest")
+        plumber.startService()
+        self.settle()
+        self.assertEqual(plumber.hub.subscribers, 1)
+        self.stop(plumber)
+
+    def test_one_may_stop_the_plumber_at_the_start(self) -> None:
+        """Nothing is left that tries to subscribe the others."""
+        plumber = self.plumber()
+        self.restarted(plumber)
+        plumber.register("a", lambda event: plumber.stopService(), "earliest")
+        plumber.register("b", print)
+        plumber.startService()
+        self.settle()
+        self.assertIs(plumber.status().state, State.STOPPED)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a_cursor_may_be_its_text(self) -> None:
         """The cursor of a receipt is a text."""
