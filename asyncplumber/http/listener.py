@@ -88,7 +88,8 @@ class Listener(Factory):
         return Connection(self)
 
     def start(self) -> None:
-        """Begin to watch the deadlines."""
+        """Begin to watch the deadlines, also after a stop."""
+        self.stopping = False
         self._ticks.start()
 
     def stop(self) -> None:

@@ -157,7 +157,8 @@ class Server(MultiService):
         if self._shares_port:
             await self._close(self._ports[0])
         await MultiService.stopService(self)  # the plumber drains and stops
-        for port in self._ports:
+        ports, self._ports = self._ports, []  # a start after this stop listens again
+        for port in ports:
             await self._close(port)
         self._listener.stop()
 

@@ -141,19 +141,18 @@ class MemoryServerTests(SynchronousTestCase):
     """What the tests of other modules do not show."""
 
     def test_it_stops_and_starts_like_any_service(self) -> None:
-        """Its plumber keeps what is registered."""
+        """It listens again, connections stay open, and its plumber keeps what is registered."""
         server = MemoryServer()
         seen: list[Any] = []
         server.plumber.register("a", lambda event: seen.append(event.data))
         server.settle()
         server.post("a", b"1")
         self.successResultOf(server.stop())
-        server.plumber.startService()
+        self.assertEqual(server.clock.getDelayedCalls(), [])
+        server.service.startService()
         server.settle()
-        self.successResultOf(Deferred.fromCoroutine(self.sent(server)))
-        self.assertEqual(seen, [1, 2])
-
-    async def sent(self, server: MemoryServer) -> None:
-        sending = Deferred.fromCoroutine(server.plumber.send("a", 2))
-        server.settle()
-        await sending
+        response = server.post("a", b"2")
+        self.assertEqual((response.status, seen), (201, [1, 2]))
+        self.assertNotIn(b"connection", response.headers)
+        self.assertEqual(len(server.clock.tcpServers), 2)
+        self.successResultOf(server.stop())
