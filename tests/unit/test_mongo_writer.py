@@ -427,7 +427,7 @@ class WriterTests(SynchronousTestCase):
             machine.go_on([random.randrange(1000) for _ in range(60)], journal=True)
             machine.teardown()
 
-    def write_while_another_is_idle(self, suspended: bool) -> None:
+    def write_while_another_is_idle(self, idle: float, suspended: bool = False) -> None:
         """Others write, and delete what followed the last event that a writer knows of."""
         machine = WriterMachine()
         machine.begin()
@@ -438,7 +438,10 @@ class WriterTests(SynchronousTestCase):
             machine.append(0, [("a", f"busy {number}")], [], journal=True)
             machine.settle_for_now()
             machine.wait(0.1)  # the account is contended
-        machine.wait_long(DELETE_DELAY)
+        machine.wait_long(idle)
+        # The number of this one is below the floor, and it is not taken for a first.
+        machine.append(0, [("a", "busy 0")], [], journal=True)
+        machine.settle_for_now()
         machine.append(0, [("b", "0")], [], journal=True)  # which also deletes what is due
         machine.settle_for_now()
         if suspended:
@@ -446,13 +449,17 @@ class WriterTests(SynchronousTestCase):
         machine.append(1, [("a", "again")], [], journal=True)
         machine.teardown()
 
+    def test_deleted_numbers_stay_taken_for_a_while(self) -> None:
+        """While a cached head is trusted, the numbers after it collide, whatever the floor is."""
+        self.write_while_another_is_idle(1.0)
+
     def test_a_writer_that_was_idle_looks_again(self) -> None:
         """A cached head is trusted for less time than the events after it stay."""
-        self.write_while_another_is_idle(suspended=False)
+        self.write_while_another_is_idle(DELETE_DELAY)
 
     def test_a_process_that_was_suspended_looks_again(self) -> None:
         """The steady clock stood still meanwhile, so a cached head seems to be fresh."""
-        self.write_while_another_is_idle(suspended=True)
+        self.write_while_another_is_idle(DELETE_DELAY, suspended=True)
 
     def test_a_replica_set_loses_nothing_and_leaves_no_hole(self) -> None:
         """The same with a primary that is replaced."""
