@@ -259,11 +259,12 @@ class Leases:
         error = to_client_error(failure, self._log, "synchronising the registry failed")
         self._log.warn("the registry cannot be told of hooks: {error}", error=error.message)
         self._sync_wanted = False
-        self._wanted.difference_update(self._waiters)
         self._fail_waiters(error)
 
     def _fail_waiters(self, error: Exception) -> None:
+        """Give up the hooks that are waited for."""
         waiting, self._waiters = self._waiters, {}
+        self._wanted.difference_update(waiting)
         for waiters in waiting.values():
             waiters.fail(error)
 

@@ -107,6 +107,10 @@ class Relay:
         return idle.addCallback(lambda _: self._close())
 
     def _close(self) -> Deferred[None]:
+        # What waited for too long first: a batch that is cancelled would make room for it.
+        for peer in list(self._peers.values()):
+            for answer in peer.drop():
+                answer.errback(RelayFailed("this instance stops"))
         for carrying in list(self._carrying):
             carrying.cancel()
         return self._carrier.stop()

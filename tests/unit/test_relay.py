@@ -389,6 +389,21 @@ class StopTests(RelayCase):
         self.successResultOf(stopped)
         self.assertEqual((self.carrier.cancelled, self.clock.getDelayedCalls()), (1, []))
 
+    def test_after_a_stop_nothing_is_carried(self) -> None:
+        """Not even what waited behind a batch that the stop cancels."""
+        self.relay = Relay(self.carrier, self.registry, "me", self.clock, timeout=1000.0)
+        self.store.registry.renew(self.you)
+        self.fail_once(InstanceGone("gone"))
+        self.assertEqual(self.waiting(), [("you", [])])
+        self.clock.advance(INITIAL_BACKOFF)
+        self.send(2)
+        stopped = self.relay.stop()
+        self.clock.advance(STOP_TIMEOUT)
+        self.successResultOf(stopped)
+        self.turn()
+        self.assertEqual((len(self.carrier.waiting), self.carrier.cancelled), (1, 1))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_it_can_be_started_again(self) -> None:
         """As a Plumber can."""
         self.successResultOf(self.relay.stop())
