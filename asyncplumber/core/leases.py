@@ -80,6 +80,7 @@ class Leases:
         self._wanted: set[str] = set()
         self._registered: dict[str, _Row] = {}
         self._dirty: set[str] = set()
+        self._may_add = False  # whether a dirty account may be wanted
         self._waiters: dict[str, Waiters] = {}  # for the hooks that are not registered yet
         self._is_added = False  # whether the registry has this instance
         self._was_lost = False  # whether it had lost it, and ``on_lease_lost`` is to be called
@@ -125,6 +126,7 @@ class Leases:
         if self._registered.get(account) is _Row.CERTAIN:
             return succeed(None)
         self._dirty.add(account)
+        self._may_add = True
         waiters = self._waiters.setdefault(account, Waiters())
         registered = waiters.wait()
         self._schedule_sync()
@@ -182,6 +184,7 @@ class Leases:
             return
         # What is asked for in this turn of the reactor goes into one call.
         await deferLater(self._clock, 0)
+        self._may_add = True
         try:
             while not self._stopped and await self._take_step():
                 pass
@@ -210,14 +213,15 @@ class Leases:
         return True
 
     def _to_add(self) -> list[str]:
-        if self._dirty.isdisjoint(self._wanted):
-            return []  # quickly: many hooks at once are taken out in many calls
+        if not self._may_add:
+            return []  # at once: many hooks are taken out in many calls, and each looks here first
         certain, found = _Row.CERTAIN, []
         for account in self._dirty:
             if account in self._wanted and self._registered.get(account) is not certain:
                 found.append(account)
                 if len(found) == MAX_HOOKS_PER_CALL:
-                    break
+                    return found
+        self._may_add = False
         return found
 
     def _to_remove(self) -> list[str]:
@@ -235,6 +239,7 @@ class Leases:
         self._is_added = True
         self._registered.clear()
         self._dirty = set(self._wanted)
+        self._may_add = True
 
     async def _add(self, accounts: list[str]) -> None:
         self._registered.update(dict.fromkeys(accounts, _Row.MAYBE))

@@ -21,7 +21,7 @@ class MemoryNetwork:
     def __init__(self, clock: IReactorTime) -> None:
         """`clock` gives a batch the turn of the reactor in which it arrives."""
         self.clock = clock
-        self.ways_in: dict[str, Deliver] = {}  # of the instances that are started
+        self.receivers: dict[str, Deliver] = {}  # of the instances that are started
 
     def carrier(self, instance_id: str) -> MemoryCarrier:
         """Make the carrier of the instance with this id."""
@@ -40,23 +40,23 @@ class MemoryCarrier:
 
     def start(self, deliver: Deliver) -> Deferred[None]:
         """See `ICarrier.start`."""
-        self._network.ways_in[self._instance_id] = deliver
+        self._network.receivers[self._instance_id] = deliver
         return succeed(None)
 
     def carry(self, instance: Instance, events: Sequence[Event]) -> Deferred[dict[str, int]]:
         """See `ICarrier.carry`."""
-        if self._instance_id not in self._network.ways_in:
+        if self._instance_id not in self._network.receivers:
             return fail(RelayFailed("this instance is stopped"))
         # Packed, so that an event that no wire could carry is noticed in tests.
         return deferLater(self._network.clock, 0, self._arrive, instance.id, pack(events))
 
     def stop(self) -> Deferred[None]:
         """See `ICarrier.stop`."""
-        self._network.ways_in.pop(self._instance_id, None)
+        self._network.receivers.pop(self._instance_id, None)
         return succeed(None)
 
     def _arrive(self, instance_id: str, body: bytes) -> dict[str, int]:
-        deliver = self._network.ways_in.get(instance_id)
+        deliver = self._network.receivers.get(instance_id)
         if deliver is None:
             raise RelayFailed("no such instance is started")
         try:

@@ -144,8 +144,6 @@ def skyhooks_draft(headers: Headers, body: bytes, now: str) -> Draft:
             "a POST without an account in its path must be JSON: "
             '{"keys": {"account_id": …}, "data": …}'
         )
-    others = {
-        name: value for name, value in headers.items() if name not in (b"content-type", BINARY_MODE)
-    }
-    others[b"content-type"] = b"application/json"
+    others = {**headers, b"content-type": b"application/json"}
+    others.pop(BINARY_MODE, None)
     return drafts_of(account, others, message.get("data", b"null"), now)[0]
