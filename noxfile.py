@@ -20,10 +20,8 @@ FAST_SECONDS = 20  # the promise of CONTRIBUTING.rst for the fast tier
 # Some tests with real servers: each dependency is used by one of them.
 SAMPLE = (
     "tests.system.test_tap",
-    "tests.system.test_transports",
     "tests.system.test_mongo",
     "tests.system.test_stores",
-    "tests.system.test_cluster",
     "tests.system.test_celery",
     "tests.system.test_rq",
 )
