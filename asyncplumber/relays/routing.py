@@ -173,7 +173,6 @@ class Relay:
         late = self._clock.callLater(0 if peer.is_overdue else RECEIPT_TIMEOUT, give_up)
 
         def settle(answer: dict[str, int] | Failure) -> None:
-            peer.is_overdue = False
             if late.active():
                 late.cancel()
                 outcome.callback(_Missed.FAILED if isinstance(answer, Failure) else answer)
@@ -206,7 +205,7 @@ class Relay:
         while peer.has_queued:
             events, answers = peer.take()
             try:
-                counts = await self._carry(peer.instance, events)
+                counts = await self._carry(peer, events)
             except RelayFailed as error:
                 self.failed += 1
                 for answer in [*answers, *peer.drop()]:
@@ -220,9 +219,11 @@ class Relay:
         if not peer.failures:
             self._forget(peer)
 
-    async def _carry(self, instance: Instance, events: Sequence[Event]) -> dict[str, int]:
+    async def _carry(self, peer: Peer, events: Sequence[Event]) -> dict[str, int]:
         """Carry one batch.  Raises `RelayFailed`, also when it takes too long."""
-        carrying: Deferred[dict[str, int]] = maybeDeferred(self._carrier.carry, instance, events)
+        carrying: Deferred[dict[str, int]] = maybeDeferred(
+            self._carrier.carry, peer.instance, events
+        )
         carrying.addTimeout(self._timeout, self._clock, onTimeoutCancel=_timed_out)
         self._carrying.add(carrying)
         try:
@@ -233,6 +234,7 @@ class Relay:
             raise RelayFailed(f"{type(error).__name__}: {error}") from error
         finally:
             self._carrying.discard(carrying)
+            peer.is_overdue = False
 
     def _forget(self, peer: Peer) -> None:
         if self._peers.get(peer.instance.id) is peer:
@@ -277,7 +279,7 @@ class Relay:
     async def _nudge(self, peer: Peer) -> None:
         """The instance has renewed its lease, so it is alive: have it look for what it missed."""
         try:
-            await self._carry(peer.instance, [])
+            await self._carry(peer, [])
         except RelayFailed:
             return
         peer.recovered()

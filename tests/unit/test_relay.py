@@ -141,6 +141,17 @@ class RoutingTests(RelayCase):
         self.answer()
         self.assertEqual(self.reached(third), Reached(subscribers=2, ok=1))
 
+    def test_a_full_queue_does_not_make_receipts_wait_again(self) -> None:
+        """The instance still hangs: that nothing more can be queued for it is no answer."""
+        self.patch(peers, "MAX_QUEUED_EVENTS", 3)
+        self.send(1)
+        self.turn()
+        self.clock.advance(RECEIPT_TIMEOUT)
+        self.assertEqual(self.reached(self.send(2, 3, 4, 5)).failed, 1)
+        sent = self.send(6)
+        self.turn()
+        self.assertEqual(self.reached(sent).pending, 1)
+
     def test_a_hanging_instance_holds_up_no_other_one(self) -> None:
         """Each has a queue of its own."""
         self.send(1)
