@@ -98,7 +98,7 @@ class Peer:
         self.failures += 1
         self.retry_at = now + min(MAX_BACKOFF, INITIAL_BACKOFF * 2**doublings)
 
-    def recovered(self) -> None:
-        """The instance has answered."""
+    def forget_failures(self) -> None:
+        """Begin anew: the instance has answered, or is not in the registry any more."""
         self.failures = 0
         self.retry_at = 0.0

@@ -212,7 +212,7 @@ class Relay:
                     answer.errback(error)
                 await self._handle_failure(peer, error)
             else:
-                peer.recovered()
+                peer.forget_failures()
                 self.relayed += len(events)
                 for answer in answers:
                     answer.callback(counts)
@@ -265,7 +265,8 @@ class Relay:
             return
         if pruned:
             self._log.warn("instance {id} does not answer and was pruned", id=peer.instance.id)
-            self._forget(peer)
+            # Forgotten when nothing is queued: a second `Peer` would have a batch of its own.
+            peer.forget_failures()
         else:
             await self._nudge(peer)
 
@@ -282,4 +283,4 @@ class Relay:
             await self._carry(peer, [])
         except RelayFailed:
             return
-        peer.recovered()
+        peer.forget_failures()
