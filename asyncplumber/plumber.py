@@ -268,7 +268,8 @@ class Plumber(Service):
                 the callable returns an awaitable, that is awaited before the next event: a
                 Deferred, a coroutine, or on the asyncio reactor a future.
             after: Where to begin: a ``Cursor`` or its text, ``"earliest"`` for all that is kept, or
-                None for now.
+                None for now.  Now is when the store has answered, a moment after this call or after
+                the start: an event that is sent before that is not delivered.
 
         Raises:
             BadAccount: There can be no such account.

@@ -85,7 +85,7 @@ class Quantity:
 
 def count(least: int, most: int) -> Quantity:
     """Return the kind of a whole number within these bounds."""
-    return Quantity(least, most, example="100,000")
+    return Quantity(least, most)
 
 
 def duration(least: float, most: float) -> Quantity:

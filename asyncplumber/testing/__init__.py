@@ -24,8 +24,7 @@ An application that sends gets a ``FakeSender`` in place of its sender::
     finish_order(sender, order)
     assert order["notified"] is False
 
-``FakeOutbox`` does the same for an ``Outbox``, and ``FakeTreqSender`` for a ``TreqSender`` or for
-``Plumber.send``.
+``FakeOutbox`` does the same for an ``Outbox``, and ``FakeTreqSender`` for a ``TreqSender``.
 
 An application that receives uses a ``MemoryServer``, which is all that ``twistd asyncplumber``
 starts::

@@ -97,7 +97,12 @@ class FakeSender(_Recorder):
 
 
 class FakeTreqSender(_Recorder):
-    """Stands for a ``TreqSender``, or for the ``send`` of a ``Plumber``."""
+    """
+    Stands for a ``TreqSender``.
+
+    It can stand for a ``Plumber`` that is only sent to.  There is one difference: what a plumber
+    does not accept raises ``Refused`` here, and a ``PlumberError`` there.
+    """
 
     async def send(
         self,

@@ -268,7 +268,8 @@ class HumanTests(TestCase):
         at = [text.index(f"{title}:") for title in GROUPS]
         self.assertEqual(at, sorted(at))
         for option in OPTIONS.values():
-            self.assertIn(f"--{option.name}", text)
+            name = f"--{option.name}{option.value and f'={option.value}'}"
+            self.assertIn(f"{name}  ", text)
         self.assertIn("--insecure", text)
         self.assertLessEqual(max(map(len, text.splitlines())), 80)
 
