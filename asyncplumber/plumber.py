@@ -160,7 +160,8 @@ class Plumber(Service):
         )
         registry = self.store.registry if self.store.shared else None
         presence = Presence(self.hub, registry, id, PresenceClient.over_treq(clock, now, signer))
-        pages = StatusPages(self.store, self.status, presence.of)
+        # Not the whole status: balancers ask often, and there may be many accounts.
+        pages = StatusPages(self.store, lambda: self._life.state, presence.of)
         #: What ``/metrics`` shows.
         self.metrics = Metrics(self._figures)
         # Only the time at which a client reconnects depends on this randomness.

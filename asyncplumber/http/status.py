@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from twisted.internet.defer import Deferred
 
 from asyncplumber.core.lifecycle import State
-from asyncplumber.core.status import Status
 from asyncplumber.errors import Unavailable
 from asyncplumber.http.responses import Response, json_response
 from asyncplumber.interfaces import IStore
@@ -19,26 +18,27 @@ class StatusPages:
     def __init__(
         self,
         store: IStore,
-        status: Callable[[], Status],
+        state: Callable[[], State],
         presence: Callable[[str], Awaitable[dict[str, int]]],
     ) -> None:
         """
         Args:
             store: Where the history is.
-            status: Returns the status of this instance.
+            state: Returns where this instance is in its life.
             presence: Returns how many subscribers an account has in the whole cluster.
         """
         self._store = store
-        self._status = status
+        self._state = state
         self._presence = presence
 
     def ready(self) -> Deferred[Response]:
-        """Return 200 if the store can be reached, and the instance is not about to stop."""
+        """Return 200 if the instance runs, and the store can be reached."""
         return Deferred.fromCoroutine(self._ready())
 
     async def _ready(self) -> Response:
-        if self._status().state in (State.DRAINING, State.STOPPING):
-            raise Unavailable("this instance is about to stop")
+        state = self._state()
+        if state is not State.RUNNING:
+            raise Unavailable(f"this instance is {state.value}")
         await self._store.ping()
         return json_response(200, {"status": "ok"})
 

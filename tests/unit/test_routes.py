@@ -172,6 +172,14 @@ class FullPathTests(SynchronousTestCase):
         self.assertNoResult(stopped)
         self.server.advance(20)
         self.successResultOf(stopped)
+        reply = self.server.request("GET", "/readyz")
+        message = json.loads(reply.body)["error"]["message"]
+        self.assertEqual((reply.status, message), (503, "this instance is stopped"))
+
+    def test_readiness_does_not_look_at_the_accounts(self) -> None:
+        """There may be a hundred thousand, and a balancer asks each second."""
+        self.patch(self.server.plumber.hub, "channels", lambda: self.fail("it looked"))
+        self.assertEqual(self.server.request("GET", "/readyz").status, 200)
 
     def test_a_client_that_does_not_wait_does_no_harm(self) -> None:
         """Its answer is not written to a connection that is lost."""
