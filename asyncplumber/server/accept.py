@@ -121,6 +121,7 @@ class ConnectionCounts:
 
         With that all workers have as many connections.  0 or less if it has enough already.
         """
+        self.publish_count()  # clients may have left since the last time
         serving = [count for count in self._counts if count != _NOT_SERVING]
         own = self._counts[self._own]
         if own == _NOT_SERVING:
@@ -133,6 +134,7 @@ class ConnectionCounts:
 
         A worker that serves takes one at least.
         """
+        self.publish_count()
         serving = sum(count != _NOT_SERVING for count in self._counts)
         if self._counts[self._own] == _NOT_SERVING and serving:
             return 0

@@ -38,6 +38,16 @@ class CountTests(SynchronousTestCase):
         self.assertEqual(self.shares(1), [-5, 1, 5])
         self.assertEqual(self.shares(16), [0, 6, 10])
 
+    def test_a_worker_counts_its_clients_at_that_moment(self) -> None:
+        """Those that have left since its last count are not in its way."""
+        connected = [0]
+        self.count(9, 3, 3)
+        self.workers[0].serve(lambda: connected[-1])
+        connected.append(9)
+        self.assertEqual(self.shares(3), [-3, 3, 3])
+        connected.append(0)
+        self.assertEqual(self.shares(3), [3, 0, 0])
+
     def test_a_rest_is_for_the_first_worker_that_comes(self) -> None:
         """One client cannot be divided by three."""
         self.count(0, 0, 0)
@@ -61,4 +71,4 @@ class CountTests(SynchronousTestCase):
         """All processes have the same table."""
         self.count(4, 0, 2)
         self.parent.clear(3)
-        self.assertEqual(self.shares(2), [-1, 3, 0])
+        self.assertEqual([worker.fair_share(2) for worker in self.workers[:2]], [-1, 3])
