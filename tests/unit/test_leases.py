@@ -176,7 +176,7 @@ class HookTests(LeasesCase):
                 self.successResultOf(registered)
 
     def test_unregistered_before_it_was_put_in_it_is_never_put_in(self) -> None:
-        """And who waited for it is told."""
+        """And its waiter fails."""
         self.start()
         registered = self.leases.register("a")
         self.leases.unregister("a")
@@ -203,7 +203,7 @@ class HookTests(LeasesCase):
         self.turn()
         self.assertEqual(self.hook_calls()[1:], [("register", ["b"]), ("unregister", ["a"])])
 
-    def test_who_is_told_of_a_hook_may_ask_for_the_next(self) -> None:
+    def test_a_callback_may_register_the_next_hook(self) -> None:
         """From inside its callback, after a success and after a failure."""
         self.start()
         for failures in (0, 1):
@@ -287,7 +287,7 @@ class OutageTests(LeasesCase):
         self.clock.advance(LEASE / 3)
         self.register("a")
 
-    def test_who_waits_is_told_and_the_hook_is_not_wanted(self) -> None:
+    def test_waiters_fail_and_the_hook_is_not_wanted(self) -> None:
         """The subscriber comes back.  Other hooks that are wanted stay wanted."""
         self.start()
         self.register("a")
@@ -461,6 +461,10 @@ class StopTests(LeasesCase):
         self.assertEqual(
             (self.own_hooks(), self.registry.calls[-1][0], self.lost), ([], "remove_instance", [])
         )
+        # The hook of the waiter that failed is not wanted any more.
+        self.registry.held = set()
+        self.start()
+        self.assertEqual((self.own_hooks(), self.leases.wanted), ([], 0))
 
     def test_an_unreachable_registry_does_not_keep_us_from_stopping(self) -> None:
         """The lease runs out."""
