@@ -1,4 +1,5 @@
-"""Everything that must hold, as sessions of nox.  ``nox -l`` lists them; ``nox -s fast`` runs one.
+"""
+Everything that must hold, as sessions of nox.  ``nox -l`` lists them; ``nox -s fast`` runs one.
 
 Sessions that run tests exist once for each Python that is installed.
 """

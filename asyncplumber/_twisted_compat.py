@@ -40,7 +40,8 @@ def is_plain_socket(transport: Any) -> bool:
 
 
 def socket_of(transport: Any) -> socket.socket | None:
-    """Return the socket of a transport, also of one below TLS.
+    """
+    Return the socket of a transport, also of one below TLS.
 
     None for a transport without one, as in memory, and for a connection that is lost.
     """
@@ -49,7 +50,8 @@ def socket_of(transport: Any) -> socket.socket | None:
 
 
 def unsent_bytes(transport: Any) -> tuple[int, int]:
-    """Return what the reactor has left to send in its current buffer.
+    """
+    Return what the reactor has left to send in its current buffer.
 
     Returns:
         The size of the buffer, and how many bytes of it were handed to the socket already.  What
@@ -74,7 +76,8 @@ def can_take_over(request: Any) -> bool:
 
 
 def take_over(request: Any) -> tuple[Any, bytes]:
-    """Take the transport from the HTTP channel that has read this ``twisted.web`` request.
+    """
+    Take the transport from the HTTP channel that has read this ``twisted.web`` request.
 
     The channel has to be idle: call this in a turn of the reactor after the one that rendered the
     request, and before any response.
@@ -111,7 +114,8 @@ def replace_reactor(transport: tcp.Connection, reactor: Any) -> None:
 
 
 def limit_accepts(ports: Iterable[Any], count: int) -> None:
-    """Let each port accept about ``count`` connections in one turn of the reactor.
+    """
+    Let each port accept about ``count`` connections in one turn of the reactor.
 
     Twisted raises the number by 20 after each turn that used it up, so a storm of new connections
     would starve the open ones.  Call this for each new connection: then a turn takes at most 20

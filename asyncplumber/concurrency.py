@@ -1,4 +1,5 @@
-"""Four small patterns of asynchronous work, written once.
+"""
+Four small patterns of asynchronous work, written once.
 
 - `Waiters` releases many Deferreds together.
 - `SingleFlight` has one run of a job under way; requests meanwhile lead to one more run.
@@ -61,7 +62,8 @@ class Waiters:
 
 
 class SingleFlight:
-    """A job of which one run is under way at a time.
+    """
+    A job of which one run is under way at a time.
 
     Requests that arrive during a run are coalesced into one more run after it.  The run under way
     cannot serve them: it may have looked already at what they want to be seen.
@@ -90,7 +92,8 @@ class SingleFlight:
         return self._is_running
 
     def run(self) -> Deferred[None]:
-        """Ask for a run that begins after this call.
+        """
+        Ask for a run that begins after this call.
 
         Returns:
             A Deferred that fires when that run has ended, and fails as it fails.
@@ -129,7 +132,8 @@ class SingleFlight:
 
 
 class PeriodicTask:
-    """A job that is repeated, and survives its own failures.
+    """
+    A job that is repeated, and survives its own failures.
 
     A `LoopingCall` alone ends for good at the first failure that reaches it.  A run that takes
     longer than the interval delays the next one: two runs never overlap.
@@ -199,7 +203,8 @@ class PeriodicTask:
 
 
 class Semaphore:
-    """A number of tokens.  A caller that finds none waits, and callers are served in order.
+    """
+    A number of tokens.  A caller that finds none waits, and callers are served in order.
 
     Twisted's `DeferredSemaphore` resumes the next waiter inside ``release``.  If that waiter has
     nothing to do any more and releases at once, the calls nest, one level for each waiter: the
@@ -223,7 +228,8 @@ class Semaphore:
         return waiter
 
     def release(self) -> None:
-        """Give a token back.
+        """
+        Give a token back.
 
         The next waiter is resumed before this returns; or, inside such a waiter, by the call that
         resumed it.

@@ -249,7 +249,8 @@ class Plumber(Service):
     # For the application
 
     def resource(self) -> IResource:
-        """Return all that this instance serves, for a twisted.web or Klein site.
+        """
+        Return all that this instance serves, for a twisted.web or Klein site.
 
         That is ``/events`` by WebSocket, Server-Sent Events and long-poll, ``/hooks``, the page
         and the client script.  Mount it at the path of ``advertise_url``.

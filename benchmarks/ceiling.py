@@ -1,4 +1,5 @@
-"""The upper limit: what MongoDB's drivers alone do with the documents that the project wrote.
+"""
+The upper limit: what MongoDB's drivers alone do with the documents that the project wrote.
 
 ``python ceiling.py DRIVER URI SIZE`` runs one driver in a process of its own, with ``SIZE``
 documents in an insert, and prints documents per second.
@@ -28,7 +29,8 @@ def _documents(database: Any) -> list[dict[str, Any]]:
 
 
 def _batches(documents: list[dict[str, Any]], size: int) -> Any:
-    """Yield the documents again and again, under other epochs each time.
+    """
+    Yield the documents again and again, under other epochs each time.
 
     The unique index needs them to be new.
     """
@@ -106,7 +108,8 @@ def _journalled(uri: str) -> str:
 def ceilings(
     uri: str, name: str, load: Callable[[], Any], *, drop: bool = False
 ) -> tuple[Any, dict[str, float]]:
-    """Run ``load``, then let each driver write the documents that it left.
+    """
+    Run ``load``, then let each driver write the documents that it left.
 
     Returns:
         The result of ``load``, and the figures ``size_NAME`` (documents in an insert, as the server

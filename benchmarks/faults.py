@@ -1,4 +1,5 @@
-"""What faults do to a cluster, and what it costs: ``python benchmarks/faults.py --seed 1``.
+"""
+What faults do to a cluster, and what it costs: ``python benchmarks/faults.py --seed 1``.
 
 Four instances on one MongoDB are under load from publishers that repeat a POST until it is
 accepted, and from subscribers of every transport that resume with their cursors.  Each fault is
@@ -66,7 +67,8 @@ class Trial:
                 self.traffic.publisher(ports, f"{round}-{account}").run(pause=0.005)
 
     async def end(self) -> None:
-        """Stop the publishers and wait until everything is delivered.
+        """
+        Stop the publishers and wait until everything is delivered.
 
         Raises:
             AssertionError: something is missing, doubled or out of order.
@@ -204,7 +206,8 @@ class _GivesUp(Protocol):
 
 
 async def give_up_replays(trial: Trial, dice: random.Random) -> None:
-    """Let 1,500 clients request a replay and give up while mongod hangs.
+    """
+    Let 1,500 clients request a replay and give up while mongod hangs.
 
     Other subscribers reconnect meanwhile.
     """
@@ -302,7 +305,8 @@ async def fault_table(dice: random.Random, rounds: int, mixed: int, only: str) -
 
 
 async def replace_primary(set: ReplicaSet, trial: Trial, dice: random.Random) -> None:
-    """Let another member become primary while an instance sees only the old one.
+    """
+    Let another member become primary while an instance sees only the old one.
 
     The old primary hangs during the election, and continues while it is cut off.
     """

@@ -30,7 +30,8 @@ def compiler() -> str | None:
 
 
 def build() -> Path:
-    """Return the path of the load generator.  Compile it if its source is newer.
+    """
+    Return the path of the load generator.  Compile it if its source is newer.
 
     Raises:
         NoCompiler: there is no C compiler.
@@ -74,7 +75,8 @@ class Load:
         )
 
     def result(self) -> Figures:
-        """Wait for its end, and return the figures.
+        """
+        Wait for its end, and return the figures.
 
         ``ok`` tells whether every subscriber got every event once and in order.
         """

@@ -40,7 +40,8 @@ def _table(samples: list[tuple[list[str], int]], each: float, unit: str) -> str:
 
 
 def hotspots(scenario: Scenario, contestant: Contestant, seconds: float) -> tuple[Figures, str]:
-    """Profile a contestant while a scenario runs.
+    """
+    Profile a contestant while a scenario runs.
 
     Returns:
         The figures, which the profiler slows down a little, and a table of the costliest functions.

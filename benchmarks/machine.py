@@ -11,7 +11,8 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def _stat(pid: str) -> tuple[int, float] | None:
-    """Return the parent and the CPU seconds of a process.
+    """
+    Return the parent and the CPU seconds of a process.
 
     None if it does not exist or is a zombie.
     """

@@ -136,7 +136,8 @@ def tables(run: Figures) -> str:
 
 
 def write_into(page: Path, mark: str, text: str) -> None:
-    """Put text between the lines ``.. MARK: begin`` and ``.. MARK: end`` of a page.
+    """
+    Put text between the lines ``.. MARK: begin`` and ``.. MARK: end`` of a page.
 
     Raises:
         ValueError: the page has no such lines.

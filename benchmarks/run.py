@@ -1,4 +1,5 @@
-"""One command that measures each contestant under the same loads on the loopback interface.
+"""
+One command that measures each contestant under the same loads on the loopback interface.
 
 Each run has a fresh server.  The contestants of a scenario run one after the other, and rounds are
 interleaved, so that everything else that happens on the machine affects all alike.  How much that
@@ -235,7 +236,8 @@ def run_all(options: argparse.Namespace) -> Figures:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """
+    Run the command.
 
     Returns:
         0 if no run had a fault, 1 if one had, 2 if nothing can be measured on this machine.

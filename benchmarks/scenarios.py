@@ -1,4 +1,5 @@
-"""What is measured.  Each scenario gets a server that was started for it, and returns figures.
+"""
+What is measured.  Each scenario gets a server that was started for it, and returns figures.
 
 ``{seconds}`` in the arguments of a load is how long it publishes at most.
 """
@@ -34,7 +35,8 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenario:
-    """A load, and the figures that are shown.
+    """
+    A load, and the figures that are shown.
 
     The first of ``columns`` is the one that is compared.  ``field`` names the contestants: peers,
     stores, workers and so on.
@@ -49,7 +51,8 @@ class Scenario:
 
 
 def merged(parts: Mapping[str, Figures]) -> Figures:
-    """Join the figures of several loads.
+    """
+    Join the figures of several loads.
 
     Keys get the name of the load as a suffix.  Faults and times are added up.
     """
@@ -73,7 +76,8 @@ def loaded(arguments: str) -> Callable[[Server], Figures]:
 
 
 def batches(accounts: int) -> Callable[[Server], Figures]:
-    """Return a scenario with 100 events in a POST.
+    """
+    Return a scenario with 100 events in a POST.
 
     Contestants without batches get single POSTs, as in ``ingest``.
     """

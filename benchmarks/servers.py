@@ -99,7 +99,8 @@ def project(
 
 
 def on_mongodb() -> Contestant:
-    """Return the project on MongoDB.
+    """
+    Return the project on MongoDB.
 
     The MongoDB server runs until this process ends, or is the one that the environment names.
     """
@@ -141,7 +142,8 @@ def nchan() -> Contestant:
 
 
 def node_ws() -> Contestant:
-    """Return a hub on node's package ``ws``.
+    """
+    Return a hub on node's package ``ws``.
 
     The package is searched where ``NODE_PATH`` says, and in a ``node_modules`` beside the project.
     """
@@ -175,7 +177,8 @@ def klein_hub() -> Contestant:
 
 
 def also(text: str) -> Contestant:
-    """Return the contestant ``NAME=COMMAND`` of the command line.
+    """
+    Return the contestant ``NAME=COMMAND`` of the command line.
 
     The command contains ``{port}`` and may contain ``{folder}``.
     """
@@ -199,7 +202,8 @@ class Server:
     """A running contestant, as a context manager that stops only what it started."""
 
     def __init__(self, contestant: Contestant, seconds: float = 3) -> None:
-        """Args:
+        """
+        Args:
         contestant: What to start.
         seconds: The value of ``{seconds}`` in the arguments of a load.
         """

@@ -25,7 +25,8 @@ def _growth(samples: list[tuple[float, int]]) -> float:
 
 
 def soak(contestant: Contestant, minutes: float) -> Figures:
-    """Watch the memory of a server.
+    """
+    Watch the memory of a server.
 
     Returns:
         ``samples`` of (seconds, KiB), and the growth of the second half in KiB per hour.

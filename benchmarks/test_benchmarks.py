@@ -1,4 +1,5 @@
-"""The benchmarks work, and find what is wrong.
+"""
+The benchmarks work, and find what is wrong.
 
 Tiny loads, with the real load generator and real servers.
 """

@@ -1,4 +1,5 @@
-"""Turn what an application's callback returns into a Deferred.
+"""
+Turn what an application's callback returns into a Deferred.
 
 On the asyncio reactor a coroutine may await Deferreds as well as asyncio's futures.  It becomes a
 task of the loop, because parts of asyncio need one (its time-outs, for example).  A Deferred that
@@ -18,7 +19,8 @@ from twisted.internet.defer import Deferred
 
 
 def as_deferred(awaitable: Awaitable[Any]) -> Deferred[Any]:
-    """Return a Deferred with the result of ``awaitable``.
+    """
+    Return a Deferred with the result of ``awaitable``.
 
     Raises:
         RuntimeError: It is a future of asyncio and no loop of asyncio runs, so it would never end.
@@ -66,7 +68,8 @@ def _with_deferreds(
 
 
 def _called(deferred: Deferred[Any], loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-    """Return a future that ends when ``deferred`` is called.
+    """
+    Return a future that ends when ``deferred`` is called.
 
     The result stays in the Deferred, where ``await`` looks for it.
     """

@@ -1,4 +1,5 @@
-"""One account's stream at this instance: each event in order, once, to each live subscription.
+"""
+One account's stream at this instance: each event in order, once, to each live subscription.
 
 An event *arrives* and is put in its place, is *drained* from the queue, and is *delivered*.  What
 is missing is read from the history.  `delivered` is where the live subscriptions are.
@@ -34,7 +35,8 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all channels of one instance share.
+    """
+    What all channels of one instance share.
 
     Attributes:
         history: Where the events are kept.
@@ -147,7 +149,8 @@ class Channel:
         return self._queue.head
 
     def arrive(self, event: Event) -> None:
-        """Put an event in its place, and fetch what is missing before it.
+        """
+        Put an event in its place, and fetch what is missing before it.
 
         Events may arrive in any order and any number of times.  `drain` delivers them.
         """
@@ -155,7 +158,8 @@ class Channel:
             self.catch_up_soon()
 
     def drain(self) -> None:
-        """Deliver what is in the queue.
+        """
+        Deliver what is in the queue.
 
         One delivery is under way at a time, so that order holds: what arrives meanwhile is
         delivered after it, together.
@@ -239,7 +243,8 @@ class Channel:
         return self._queue.is_behind(head)
 
     def catch_up(self) -> Deferred[None]:
-        """Read from the history, and deliver, what did not arrive.
+        """
+        Read from the history, and deliver, what did not arrive.
 
         Returns:
             A Deferred that fires when the live subscriptions have what was in the history at the

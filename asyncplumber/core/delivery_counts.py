@@ -12,7 +12,8 @@ REMEMBERED_BATCHES = 128
 
 
 class DeliveryCounts:
-    """The counts of the latest events of one account.
+    """
+    The counts of the latest events of one account.
 
     The count has to be taken at the delivery.  Later it would be wrong: a long-poll leaves with its
     first event, and a new subscriber begins after the event.

@@ -1,4 +1,5 @@
-"""The channels of this instance, by account.
+"""
+The channels of this instance, by account.
 
 A channel opens when the first subscriber of its account comes: the hook is put into the registry,
 and *then* the position is read from the history, so that no event falls between the two.  It
@@ -129,7 +130,8 @@ class Hub:
     # Subscribers come
 
     def admit(self, account: str) -> Deferred[Channel]:
-        """Open the account's channel, unless it is open.  The caller then subscribes at once.
+        """
+        Open the account's channel, unless it is open.  The caller then subscribes at once.
 
         Returns:
             A Deferred that has fired already if the channel is open.  It can be cancelled.  Fails
@@ -197,7 +199,8 @@ class Hub:
     # Events come
 
     def publish(self, events: Sequence[Event]) -> list[int]:
-        """Deliver events that are in the history to the subscribers here.
+        """
+        Deliver events that are in the history to the subscribers here.
 
         Events may come in any order and more than once.  What is missing before them is fetched.
 
@@ -218,7 +221,8 @@ class Hub:
         return [channel.count(event) if channel is not None else 0 for channel, event in arrived]
 
     def deliver_ephemeral(self, drafts: Iterable[Draft]) -> int:
-        """Deliver to the subscribers here only, past the history.
+        """
+        Deliver to the subscribers here only, past the history.
 
         Returns:
             How many subscribers the last draft was given to.
@@ -232,14 +236,16 @@ class Hub:
     # Events that did not come
 
     def check_soon(self) -> None:
-        """Compare positions now: something may have been missed.
+        """
+        Compare positions now: something may have been missed.
 
         Requests that arrive during a comparison are coalesced into one more comparison.
         """
         self._checks.request()
 
     async def check(self) -> int:
-        """Compare the positions of the channels with the history, and fetch what is missing.
+        """
+        Compare the positions of the channels with the history, and fetch what is missing.
 
         This heals what a lost relay, a pause or a partition left out.
 

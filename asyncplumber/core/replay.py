@@ -1,4 +1,5 @@
-"""Read from the history what a reader has not seen, page by page.
+"""
+Read from the history what a reader has not seen, page by page.
 
 There are two readers.  A channel reads what did not arrive at this instance, and a subscription
 reads what its client missed.  Both go through `catch_up`.

@@ -1,4 +1,5 @@
-"""Put the events of one account into their order.
+"""
+Put the events of one account into their order.
 
 Events may arrive early, twice or not at all.  Early ones wait, duplicates are dropped, and the
 caller learns when something is missing.  This module is pure: no clock, no store, no subscriber.
@@ -31,7 +32,8 @@ class Resequencer:
         self._early_bytes = 0
 
     def arrive(self, event: Event) -> bool:
-        """Queue an event, or keep it until its turn comes, or drop it if it was queued before.
+        """
+        Queue an event, or keep it until its turn comes, or drop it if it was queued before.
 
         Returns:
             Whether events before it are missing.
@@ -93,7 +95,8 @@ class Resequencer:
         return Delivery(due if count == len(due) else due[:count])
 
     def is_behind(self, head: Cursor) -> bool:
-        """Whether the history, whose head is given, may have something that did not arrive here.
+        """
+        Whether the history, whose head is given, may have something that did not arrive here.
 
         A head before ours can mean that the history was restored from a backup, where our numbers
         are given out again.  It can also be an answer that is older than our latest event; then to

@@ -25,7 +25,8 @@ _RESUME_PARAMETERS = ("lastEventId", "last_event_id", "lastEventID", "after")
 
 
 def resume_point(headers: Headers, query: Query) -> Cursor | str | None:
-    """Return where the client resumes.
+    """
+    Return where the client resumes.
 
     ``Last-Event-ID`` counts more than the query, which a browser keeps from its first connection.
 
@@ -44,7 +45,8 @@ def resume_point(headers: Headers, query: Query) -> Cursor | str | None:
 
 
 def wait_in(query: Query) -> float:
-    """Return the seconds that a long-poll waits.
+    """
+    Return the seconds that a long-poll waits.
 
     Raises:
         BadRequest: The value is no number of seconds, or too large.
@@ -70,7 +72,8 @@ class Admission:
         serve: Callable[[Channel], object],
         refuse: Callable[[PlumberError], object],
     ) -> None:
-        """Ask the hub for the channel; the answer may come at once.
+        """
+        Ask the hub for the channel; the answer may come at once.
 
         Args:
             hub: Where the channels are.

@@ -1,4 +1,5 @@
-"""One subscriber's place in one account's stream: it joins, goes live, and is cancelled.
+"""
+One subscriber's place in one account's stream: it joins, goes live, and is cancelled.
 
 A subscription that resumes is replayed from its cursor to where the live subscriptions are, at
 its client's own pace.  It goes live in one step, with nothing between the last page and that.
@@ -24,7 +25,8 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class SubscribedChannel(Protocol):
-    """What a subscription needs of its channel.
+    """
+    What a subscription needs of its channel.
 
     Attributes:
         account: The account whose events are delivered.
@@ -57,7 +59,8 @@ class SubscribedChannel(Protocol):
 
 
 class Subscription:
-    """The link between a subscriber and a channel.
+    """
+    The link between a subscriber and a channel.
 
     Each `Channel.subscribe` makes a new one, also for a subscriber that was there before.  A
     connection that follows several accounts holds several subscriptions, each with an `ISubscriber`
@@ -80,7 +83,8 @@ class Subscription:
         return self.channel.account
 
     def start(self, after: Cursor | str | None) -> None:
-        """Begin to deliver.  Call this once; harmless if it was cancelled before.
+        """
+        Begin to deliver.  Call this once; harmless if it was cancelled before.
 
         The subscriber is told where it begins by ``opened`` before anything else.  It may cancel
         at any time, also while this call runs.
@@ -180,7 +184,8 @@ class _Replay:
         return self._is_wanted and self.cursor != self._channel.delivered
 
     async def read(self, cursor: Cursor) -> Sequence[Event]:
-        """Read the next events, none beyond what the live subscriptions have.
+        """
+        Read the next events, none beyond what the live subscriptions have.
 
         The page is empty if the cursor is ahead of the live subscriptions.
         """

@@ -1,4 +1,5 @@
-"""The memory that large bodies take: bounded in all, and given back to the operating system.
+"""
+The memory that large bodies take: bounded in all, and given back to the operating system.
 
 A body counts from its first bytes until its request is answered, so a body that waits for a store
 that hangs counts as well.  Small bodies do not count: they are accepted whatever large ones there
@@ -18,7 +19,8 @@ QUIET = 8  # ticks without a large body before memory is returned; the store let
 
 
 def return_memory() -> None:
-    """Return freed memory to the operating system.
+    """
+    Return freed memory to the operating system.
 
     glibc keeps free pieces between small objects for itself.  Other C libraries need no request.
     """

@@ -1,4 +1,5 @@
-"""One HTTP/1.1 connection: its requests are answered one by one, in order and in time.
+"""
+One HTTP/1.1 connection: its requests are answered one by one, in order and in time.
 
 Nothing here knows what a request means: a complete one goes to the server that the connection
 belongs to.  `connection_state` has the states.
@@ -131,7 +132,8 @@ class Connection:
             self._send_buffer.forget()
 
     def readConnectionLost(self) -> None:
-        """Take note that the client will send no more (``shutdown``).
+        """
+        Take note that the client will send no more (``shutdown``).
 
         The requests that it has sent are still answered.  A client that has disconnected looks
         the same, however.  So a client whose response waits for an event is treated as
@@ -184,7 +186,8 @@ class Connection:
         self._pause_or_resume()
 
     def _pause_or_resume(self) -> None:
-        """Pause reading while the backlog is full or the client does not read.
+        """
+        Pause reading while the backlog is full or the client does not read.
 
         After a refusal keep reading, so that the response is not lost to a reset.
         """
@@ -229,7 +232,8 @@ class Connection:
     # Responding
 
     def respond(self, response: Response) -> None:
-        """Write the response to `request`, and go on to the next one.
+        """
+        Write the response to `request`, and go on to the next one.
 
         Does nothing if the client has disconnected.
         """
@@ -306,7 +310,8 @@ class Connection:
         self._send_buffer.end()
 
     def hang_up(self) -> None:
-        """Close when the client has taken what is written.
+        """
+        Close when the client has taken what is written.
 
         It has `HttpServer.request_timeout` seconds for that.  A request that is being answered
         gets no response.

@@ -1,4 +1,5 @@
-"""The states of an HTTP connection, and every transition between them.
+"""
+The states of an HTTP connection, and every transition between them.
 
 ::
 

@@ -30,7 +30,8 @@ class Local(Protocol):
 
 
 class Gate:
-    """The checks that need neither the store nor the account.
+    """
+    The checks that need neither the store nor the account.
 
     A request's target begins with the path below our root, wherever that is mounted.
     """
@@ -52,7 +53,8 @@ class Gate:
         self._body_limit = body_limit
 
     def admit(self, request: Request, connection: Local) -> Response | None:
-        """Check a request.
+        """
+        Check a request.
 
         Returns:
             The response to a request that needs no more than this (a preflight); None for one
@@ -92,7 +94,8 @@ class Gate:
         return response._replace(headers=response.headers + cors) if cors else response
 
     def body_limit_of(self, target: bytes) -> int:
-        """Return how many bytes a body that is sent to this path may have.
+        """
+        Return how many bytes a body that is sent to this path may have.
 
         A batch from another instance has many events, and its JSON wraps theirs.
         """

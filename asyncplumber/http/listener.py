@@ -1,4 +1,5 @@
-"""The HTTP server of our own port: builds connections, and dispatches their requests.
+"""
+The HTTP server of our own port: builds connections, and dispatches their requests.
 
 Requests that are frequent take the fast path: POSTs to a webhook go to `Webhook`, subscribers to
 `Subscribers`.  All others take the full path, to Klein's routes.
@@ -77,7 +78,8 @@ class Listener(Factory):
         self._ticks = PeriodicTask(self._tick, TICK, clock, now=True)
 
     def acceptableProtocols(self) -> list[bytes]:
-        """Return what is spoken over TLS (ALPN, RFC 7301).
+        """
+        Return what is spoken over TLS (ALPN, RFC 7301).
 
         Without this, pyOpenSSL ends the handshake of every client that offers a protocol.
         """
@@ -99,7 +101,8 @@ class Listener(Factory):
             connection.hang_up()
 
     def refuse(self) -> None:
-        """Close each connection after its next response, and idle ones now.
+        """
+        Close each connection after its next response, and idle ones now.
 
         Long-polls that wait are answered now.
         """

@@ -1,4 +1,5 @@
-"""Our resource in a twisted.web or Klein site of another application.
+"""
+Our resource in a twisted.web or Klein site of another application.
 
 The site speaks HTTP.  A WebSocket or an event stream takes the transport over from it, as on our
 own port.
@@ -131,7 +132,8 @@ class MountedExchange:
 
 @implementer(IResource)
 class RawPathResource:
-    """Gives Klein the path as it was sent.
+    """
+    Gives Klein the path as it was sent.
 
     twisted.web decodes it and Werkzeug folds its slashes.  But ``a%2Fb`` is an account, and
     ``a/b`` is none.

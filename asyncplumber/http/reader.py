@@ -57,7 +57,8 @@ def _explained(error: HttpParserError, data: bytes) -> PlumberError:
 
 
 class Reader:
-    """Reads the requests of one connection.
+    """
+    Reads the requests of one connection.
 
     Complete requests are in `requests`, in their order.  What ends the reading is in `refusal`.
     """
@@ -86,7 +87,8 @@ class Reader:
         self.wants_continue = False  # the client waits for a "100 Continue"
 
     def feed(self, data: bytes) -> bytes:
-        """Read these bytes.
+        """
+        Read these bytes.
 
         Returns:
             The bytes that follow a request for another protocol.  If the answer to that request

@@ -33,7 +33,8 @@ _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)", re.DOTALL)
 
 
 class Request:
-    """A request.
+    """
+    A request.
 
     Header names are in lower case; the values of a repeated header are joined by commas.
     """

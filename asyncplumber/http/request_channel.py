@@ -1,4 +1,5 @@
-"""The full path: hands a request that `Connection` has read to twisted.web, and so to Klein.
+"""
+The full path: hands a request that `Connection` has read to twisted.web, and so to Klein.
 
 ``twisted.web.http.Request`` talks to an HTTP channel.  `RequestChannel` is that channel, for one
 request.

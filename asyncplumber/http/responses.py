@@ -1,4 +1,5 @@
-"""Responses as values, and the bytes of their heads.
+"""
+Responses as values, and the bytes of their heads.
 
 The fast path writes them to the connection, the full path to a request of ``twisted.web``.
 """
@@ -75,7 +76,8 @@ class Response(NamedTuple):
 
 
 def event_stream_head(*, chunked: bool, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
-    """Return the head of a response of Server-Sent Events, which has no end.
+    """
+    Return the head of a response of Server-Sent Events, which has no end.
 
     Args:
         chunked: Whether the body comes in chunks (HTTP/1.1); if not, the connection's end ends it.
@@ -131,7 +133,8 @@ def _status(receipts: Sequence[Receipt]) -> int:
 def receipt_response(
     receipts: Sequence[Receipt], *, batch: bool = False, skyhooks: bool = False
 ) -> Response:
-    """Return the response to a POST that was accepted.
+    """
+    Return the response to a POST that was accepted.
 
     Args:
         receipts: One for each event.

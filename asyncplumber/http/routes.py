@@ -127,7 +127,8 @@ class Routes:
         take: Callable[[Headers, bytes], Deferred[Response]],
         path: bytes = b"",
     ) -> Deferred[bytes]:
-        """Give headers and body of a request to ``take``, and write its response.
+        """
+        Give headers and body of a request to ``take``, and write its response.
 
         ``path`` tells the gate which limit the body has.
         """

@@ -82,7 +82,8 @@ class Subscribers:
         self._polls: set[LongPoll] = set()
 
     def subscribe(self, exchange: Exchange, request: Request) -> None:
-        """Serve the account that the request's path names, by the transport that it chooses.
+        """
+        Serve the account that the request's path names, by the transport that it chooses.
 
         Raises:
             PlumberError: The request is wrong; nothing was begun.

@@ -23,7 +23,8 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")  # RFC 3986, 2.1
 
 
 def account_of(segment: bytes) -> str:
-    """Return the account that a raw path segment names.
+    """
+    Return the account that a raw path segment names.
 
     Raises:
         BadAccount: The segment names none.

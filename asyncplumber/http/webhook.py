@@ -1,4 +1,5 @@
-"""The webhook, on the fast path and the full path alike: from headers and body to a response.
+"""
+The webhook, on the fast path and the full path alike: from headers and body to a response.
 
 It only translates: `wire.parse` knows what a body means, `core.intake` keeps and delivers it.
 """
@@ -40,7 +41,8 @@ def _is_batch(content_type: bytes) -> bool:
 
 
 class Webhook:
-    """Takes the POSTs of senders and of other instances.
+    """
+    Takes the POSTs of senders and of other instances.
 
     The Deferreds that it returns never fail: an error is a `Response` as well.
     """
@@ -122,7 +124,8 @@ class Webhook:
     def take_here(
         self, instance_id: bytes, segment: bytes, headers: Headers, body: bytes
     ) -> Deferred[Response]:
-        """Take an event at the URL that is in the registry.
+        """
+        Take an event at the URL that is in the registry.
 
         A publisher that reads the registry itself sends one copy to each hook of the account.
         With an event id (Webhook-Id, Idempotency-Key, CloudEvents) the copies are one event, which
@@ -169,7 +172,8 @@ class Webhook:
     def take_event_batch(
         self, instance_id: bytes, headers: Headers, body: bytes
     ) -> Deferred[Response]:
-        """Deliver a batch of events that another instance has kept, to the subscribers here.
+        """
+        Deliver a batch of events that another instance has kept, to the subscribers here.
 
         The response says for each account how many subscribers were given its events.
         """

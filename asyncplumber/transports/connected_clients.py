@@ -1,4 +1,5 @@
-"""All clients that are connected by a stream: their heartbeats, and how they are drained.
+"""
+All clients that are connected by a stream: their heartbeats, and how they are drained.
 
 A heartbeat finds dead connections, and keeps proxies from closing a connection that looks idle.
 The clients are in as many groups as the interval has seconds, and one group is served each second:
@@ -44,7 +45,8 @@ class ConnectedClients:
     def __init__(
         self, clock: IReactorTime, random: Callable[[], float], interval: float = HEARTBEAT
     ) -> None:
-        """Begin without clients.
+        """
+        Begin without clients.
 
         Args:
             clock: Tells the time.
@@ -110,7 +112,8 @@ class ConnectedClients:
             client.abort()
 
     async def drain(self) -> None:
-        """Stop the heartbeats, and tell all clients to come back later, each at another time.
+        """
+        Stop the heartbeats, and tell all clients to come back later, each at another time.
 
         Returns when all have gone.  Clients that are left after ``DRAIN_TIMEOUT`` seconds are cut
         off.

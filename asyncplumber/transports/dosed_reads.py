@@ -1,4 +1,5 @@
-"""Read streams in doses, so that ten thousand clients that vanish at once delay nobody.
+"""
+Read streams in doses, so that ten thousand clients that vanish at once delay nobody.
 
 The reactor handles everything that is ready before it looks again.  To close a connection takes
 some 20 µs, so an event that arrives behind ten thousand of them waits.  Here an epoll of its own
@@ -25,7 +26,8 @@ READS_PER_TURN = 32  # streams read in one turn: about a millisecond if all of t
 
 @implementer(IReadDescriptor)
 class DosedReads:
-    """A reactor for the transports of streams, as far as reading goes.
+    """
+    A reactor for the transports of streams, as far as reading goes.
 
     To the real reactor it is one descriptor, which it watches only while there are streams.
     """
@@ -33,7 +35,8 @@ class DosedReads:
     _log = Logger()
 
     def __init__(self, reactor: Any) -> None:
-        """Begin without streams; ``reactor`` is the real one.
+        """
+        Begin without streams; ``reactor`` is the real one.
 
         Raises:
             OSError: No file descriptor is left for an epoll.
@@ -115,7 +118,8 @@ class DosedReadsByReactor:
         self._by_reactor: dict[Any, DosedReads] = {}
 
     def watch(self, transport: Any) -> None:
-        """Read this transport in doses from now on.
+        """
+        Read this transport in doses from now on.
 
         Leaves it to the reactor if it is not a socket of Twisted's, or if the system refuses.
         """

@@ -1,4 +1,5 @@
-"""Understand what a WebSocket client sends: Autobahn's parser, with limits and without output.
+"""
+Understand what a WebSocket client sends: Autobahn's parser, with limits and without output.
 
 The parser takes bytes and reports facts to a ``FrameListener``.  It writes nothing and closes
 nothing.  Nobody listens to a subscriber's messages, so nothing of them is kept; Autobahn still
@@ -58,7 +59,8 @@ class _Factory:
 
 
 class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
-    """Autobahn's server protocol, from the moment at which its handshake would have ended.
+    """
+    Autobahn's server protocol, from the moment at which its handshake would have ended.
 
     Its state is ``STATE_OPEN`` until it stops, then ``STATE_CLOSED``, in which Autobahn parses no
     more.  The closing handshake is the listener's business.
@@ -87,7 +89,8 @@ class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
         self._message_size = 0  # bytes of it
 
     def feed(self, data: bytes, allowance: int) -> int:
-        """Parse ``data``, and tell the listener what is in it.
+        """
+        Parse ``data``, and tell the listener what is in it.
 
         Args:
             data: What the client has sent, cut anywhere.
@@ -166,7 +169,8 @@ class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
 
 
 def _fresh() -> dict[str, object]:
-    """Return the attributes with which Autobahn begins, as far as parsers can share their values.
+    """
+    Return the attributes with which Autobahn begins, as far as parsers can share their values.
 
     Autobahn needs longer to set them than to parse a frame.
     """

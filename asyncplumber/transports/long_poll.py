@@ -34,7 +34,8 @@ class PollResult(NamedTuple):
 
 @implementer(ISubscriber)
 class LongPoll:
-    """One long-poll: a result as soon as there is an event, or an empty one after the wait.
+    """
+    One long-poll: a result as soon as there is an event, or an empty one after the wait.
 
     The wait begins when everything in the history has been looked at, however long the store
     takes for that.

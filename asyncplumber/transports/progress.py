@@ -18,7 +18,8 @@ _SIZE = 148
 
 
 def progress(transport: Any) -> object | None:
-    """Return a mark that changes when the client takes some of what waits for it.
+    """
+    Return a mark that changes when the client takes some of what waits for it.
 
     On Linux the mark is the number of bytes that the other end of the TCP connection has
     acknowledged.  On UNIX sockets and on other systems it tells how full the buffers on this side

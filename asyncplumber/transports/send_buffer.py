@@ -1,4 +1,5 @@
-"""The outgoing bytes of one connection: in order, bounded, and sent at once when nothing is queued.
+"""
+The outgoing bytes of one connection: in order, bounded, and sent at once when nothing is queued.
 
 A write through Twisted's transport costs four times as much as the system call, because it always
 goes through the transport's buffer and the reactor's next turn.  ``SocketBuffer`` therefore writes
@@ -95,7 +96,8 @@ class WritableTransport(Protocol):
 
 @implementer(IPushProducer, IPullProducer)
 class SendBuffer(ABC):
-    """What is queued for one client, and the rules that both kinds of buffer share.
+    """
+    What is queued for one client, and the rules that both kinds of buffer share.
 
     The buffer is the transport's producer until it is closed.
     """
@@ -108,7 +110,8 @@ class SendBuffer(ABC):
         on_overflow: Callable[[], None],
         limit: int = MAX_UNSENT_BYTES,
     ) -> None:
-        """Become the producer of ``transport``.
+        """
+        Become the producer of ``transport``.
 
         Args:
             transport: What the bytes go to.  Nothing else writes to it.
@@ -125,7 +128,8 @@ class SendBuffer(ABC):
         self.unsent = 0  # bytes that are queued here or are the rest of a partial send
 
     def become(self, state: BufferState) -> None:
-        """Change the state.
+        """
+        Change the state.
 
         Raises:
             RuntimeError: ``TRANSITIONS`` has no such transition.
@@ -167,7 +171,8 @@ class SendBuffer(ABC):
         return _Cork(self)
 
     def write_final(self, data: bytes) -> None:
-        """Send ``data`` after everything that is queued, whatever the limit.  Nothing follows it.
+        """
+        Send ``data`` after everything that is queued, whatever the limit.  Nothing follows it.
 
         It is also sent after an overflow, when the queue was dropped: a close frame tells why.
         """
@@ -220,7 +225,8 @@ class SendBuffer(ABC):
             self._transport.unregisterProducer()
 
     def end(self) -> None:
-        """Hand everything to the transport, then end our direction of the connection.
+        """
+        Hand everything to the transport, then end our direction of the connection.
 
         The client may still send.  TLS has no half-closed connections: there the transport sends
         a close alert, and reads on until the client answers.
@@ -275,7 +281,8 @@ class SendBuffer(ABC):
 
 
 class SocketBuffer(SendBuffer):
-    """Writes to the socket of a TCP or UNIX connection.  It is a pull producer.
+    """
+    Writes to the socket of a TCP or UNIX connection.  It is a pull producer.
 
     A pull producer is asked for more only when the transport's own buffer is empty.  That is the
     moment from which writing to the socket overtakes nothing.

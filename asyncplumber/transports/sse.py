@@ -18,7 +18,8 @@ RETRY = 3000
 
 
 class EventStream(Stream):
-    """A Server-Sent Events client.
+    """
+    A Server-Sent Events client.
 
     HTTP/1.1 clients get the stream in chunks, and the last chunk of the response is never sent:
     some clients (fetch-event-source) take a clean end for the end of all events, and do not

@@ -1,4 +1,5 @@
-"""What WebSocket and Server-Sent Events clients have in common.
+"""
+What WebSocket and Server-Sent Events clients have in common.
 
 A stream takes over its connection from the HTTP server.  From then on it is the protocol of the
 transport, and everything it sends goes through the connection's ``SendBuffer``.
@@ -53,7 +54,8 @@ class SlowReader(PlumberError):
 
 @implementer(IProtocol, ISubscriber)
 class Stream(ABC):
-    """A connected client that is sent events until one side closes.
+    """
+    A connected client that is sent events until one side closes.
 
     There is one per connection, often ten thousands of them, so it has few attributes.
     """
@@ -91,7 +93,8 @@ class Stream(ABC):
     def begin(
         self, connection: StreamConnection, head: bytes, limit: int, after: Cursor | str | None
     ) -> None:
-        """Take over the connection, send the response ``head``, and subscribe.
+        """
+        Take over the connection, send the response ``head``, and subscribe.
 
         Args:
             connection: The HTTP connection whose request is answered by this stream.
@@ -178,7 +181,8 @@ class Stream(ABC):
         return self._close_timer is not None
 
     def _stop_serving(self) -> None:
-        """Unsubscribe, and give the client time to take the last bytes and to close.
+        """
+        Unsubscribe, and give the client time to take the last bytes and to close.
 
         A client that takes nothing for ``CLOSE_TIMEOUT`` seconds is cut off.  A slow one is not,
         because a reset would destroy what is on its way.

@@ -1,4 +1,5 @@
-"""WebSocket subscribers (RFC 6455).
+"""
+WebSocket subscribers (RFC 6455).
 
 What we send is framed once for all subscribers, in ``wire``.  What a client sends is parsed by a
 ``FrameParser``, which exists only while the client is in the middle of a frame or a message.
@@ -48,7 +49,8 @@ class UpgradeRequired(PlumberError):
 
 
 def accept_key(headers: Headers) -> bytes:
-    """Compute the value of ``Sec-WebSocket-Accept`` (RFC 6455, 4.2.2).
+    """
+    Compute the value of ``Sec-WebSocket-Accept`` (RFC 6455, 4.2.2).
 
     Raises:
         UpgradeRequired: The version is not 13.
@@ -67,7 +69,8 @@ def accept_key(headers: Headers) -> bytes:
 
 
 def handshake(headers: Headers) -> bytes:
-    """Return the head of the response that opens a WebSocket.
+    """
+    Return the head of the response that opens a WebSocket.
 
     A client that offers our subprotocol gets it: a browser drops a connection whose response has
     none of those that it offered.
@@ -140,7 +143,8 @@ class WebSocketStream(Stream):
         self._burst_from = 0.0
 
     def become(self, state: WebSocketState) -> None:
-        """Change the state.
+        """
+        Change the state.
 
         Raises:
             RuntimeError: ``TRANSITIONS`` has no such transition.
@@ -185,7 +189,8 @@ class WebSocketStream(Stream):
         self._close()
 
     def violated(self, code: int, reason: str) -> None:
-        """Close with this code.  Nothing that follows is parsed (RFC 6455, 7.1.7).
+        """
+        Close with this code.  Nothing that follows is parsed (RFC 6455, 7.1.7).
 
         The client's answer is somewhere in what is discarded, so nobody waits for it.  We end our
         direction only: to close the connection with bytes unread would reset it, and the reset

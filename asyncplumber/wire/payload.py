@@ -1,6 +1,4 @@
-"""
-What the envelope says of a body: one JSON member, ``"data":…`` or ``"data_base64":"…"``.  Pure.
-"""
+"""A body as one JSON member of the envelope: ``"data":…`` or ``"data_base64":"…"``.  Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A Sphinx directive for zope interfaces, which autodoc does not take for classes.
+"""
+A Sphinx directive for zope interfaces, which autodoc does not take for classes.
 
 ``.. interface:: asyncplumber.interfaces.IHistory`` renders the docstring of the interface, its
 attributes and its methods, with docstrings in Google style.

@@ -1,4 +1,5 @@
-"""A Sphinx directive with the metrics that the program exports.
+"""
+A Sphinx directive with the metrics that the program exports.
 
 A server in memory is asked for ``/metrics``, so the page cannot be out of date.
 """

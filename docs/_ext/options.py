@@ -1,4 +1,5 @@
-"""A Sphinx directive that lists the options of ``twistd asyncplumber``.
+"""
+A Sphinx directive that lists the options of ``twistd asyncplumber``.
 
 The list is that of the program, so the page cannot be out of date.
 """

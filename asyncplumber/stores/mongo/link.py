@@ -1,6 +1,4 @@
-"""
-The connection to MongoDB: commands with a time limit, what counts as durable, and outages.
-"""
+"""The connection to MongoDB: commands with a time limit, what counts as durable, and outages."""
 
 from __future__ import annotations
 
