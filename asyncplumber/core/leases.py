@@ -84,6 +84,8 @@ class Leases:
         self._waiters: dict[str, Waiters] = {}  # for the hooks that are not registered yet
         self._is_added = False  # whether the registry has this instance
         self._was_lost = False  # whether it had lost it, and ``on_lease_lost`` is to be called
+        # Whether a synchronisation is due or under way.  What changes meanwhile belongs to it, so
+        # that a registry that is away is not called again for each change.
         self._sync_wanted = False
         self._stopped = False
         self._sync = SingleFlight(self._synchronise, "synchronising the registry")
