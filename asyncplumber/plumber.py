@@ -86,10 +86,12 @@ class Plumber(Service):
         secret: What the instances sign with between each other, 16 bytes or more.  None takes the
             one that the store keeps for them.
         linger: Seconds that an account stays subscribed after its last subscriber left.
-        subscribers: The most subscribers of this instance.
+        subscriber_limit: The most subscribers of this instance.
         body_limit: The most bytes in the body of a POST.
-        check: Seconds between comparisons with the history, which find what was not relayed.
-        unsent_limit: The most bytes that are queued for one subscriber; beyond it is disconnected.
+        check_interval: Seconds between comparisons with the history.  They find what was not
+            relayed.
+        unsent_limit: The most bytes that are queued for one subscriber.  One with more is
+            disconnected.
         hosts: Names by which clients may address ``resource``, beside ``localhost`` and that of
             ``advertise_url``.
         origins: Origins whose pages may subscribe and post, beside its own.
@@ -111,9 +113,9 @@ class Plumber(Service):
         lease: float = LEASE,
         secret: bytes | None = None,
         linger: float = LINGER,
-        subscribers: int = MAX_SUBSCRIBERS,
+        subscriber_limit: int = MAX_SUBSCRIBERS,
         body_limit: int = BODY_LIMIT,
-        check: float = CHECK_INTERVAL,
+        check_interval: float = CHECK_INTERVAL,
         unsent_limit: int = MAX_UNSENT_BYTES,
         hosts: Iterable[str] = (),
         origins: Collection[str] = (),
@@ -134,11 +136,12 @@ class Plumber(Service):
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
         by_http = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
-        self._build_core(by_http if carrier is None else carrier(instance.id), linger, subscribers)
+        relaying = by_http if carrier is None else carrier(instance.id)
+        self._build_core(relaying, linger, subscriber_limit)
         self._build_http(by_http, signer, unsent_limit)
         self.advertise_url = advertise_url
         self._periodic = [
-            PeriodicTask(self.hub.check, check, reactor),
+            PeriodicTask(self.hub.check, check_interval, reactor),
             PeriodicTask(self._sweep, SWEEP_INTERVAL, reactor),
         ]
 
@@ -146,7 +149,7 @@ class Plumber(Service):
         store, clock = self.store, self._reactor
         # Where no other process can use the store, nobody would look for our hooks.
         hooks = self.leases if store.shared else None
-        self.hub = Hub(store.history, clock, hooks=hooks, linger=linger, subscribers=limit)
+        self.hub = Hub(store.history, clock, hooks=hooks, linger=linger, subscriber_limit=limit)
         self.relay = Relay(carrier, store.registry, self.leases.instance.id, clock)
         self._receiver = RelayReceiver(self.hub, self.leases.drop_stale)
         self.intake = Intake(store.append, self.hub, clock, relay=self.relay)

@@ -56,7 +56,7 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
             lease=options["lease"],
             secret=options["peer-secret"].encode() or None,
             linger=options["linger"],
-            subscribers=options["max-subscribers"],
+            subscriber_limit=options["max-subscribers"],
             body_limit=options["max-body"],
             unsent_limit=options["max-unsent"],
             origins=options["allow-origin"],

@@ -72,7 +72,7 @@ class Hub:
         *,
         hooks: Hooks | None = None,
         linger: float = LINGER,
-        subscribers: int = MAX_SUBSCRIBERS,
+        subscriber_limit: int = MAX_SUBSCRIBERS,
     ) -> None:
         """
         Args:
@@ -80,7 +80,7 @@ class Hub:
             clock: The reactor's clock.
             hooks: Puts this instance's hooks into the registry; None: there are no other instances.
             linger: Seconds that a channel outlives its last subscriber.
-            subscribers: The limit on subscribers of this instance.
+            subscriber_limit: The most subscribers of this instance.
         """
         self.history = history
         self.clock = clock
@@ -89,7 +89,7 @@ class Hub:
         self._totals = Totals()
         self._shared = Shared(history, clock, self._totals, self.replays, linger, self._close)
         self._hooks: Hooks = hooks or NoHooks()
-        self._limit = subscribers
+        self._limit = subscriber_limit
         self._opening: dict[str, _Opening] = {}
         self._channels: dict[str, Channel] = {}  # those that are open
         self._checks = SingleFlight(self.check, "comparing positions with the history")

@@ -101,7 +101,7 @@ class LifeTests(CoreCase):
 
     def test_no_subscriber_is_admitted_beyond_the_limit(self) -> None:
         """Admissions whose channel is about to open count as well."""
-        self.hub = self.make_hub(subscribers=2)
+        self.hub = self.make_hub(subscriber_limit=2)
         self.subscribed()
         self.history.held = {"ensure"}
         self.hub.admit("b")

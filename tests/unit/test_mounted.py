@@ -167,7 +167,7 @@ class TakeOverTests(ServerCase, SynchronousTestCase):
 
     def test_the_limit_of_subscribers_holds(self) -> None:
         """The connection stays twisted.web's, for another try."""
-        self.server = MountedServer(plumber={"subscribers": 1})
+        self.server = MountedServer(plumber={"subscriber_limit": 1})
         first, second = MemoryEventSource(self.server), self.server.connect()
         second.send(get("/events/a", SSE))
         self.assertEqual(parse_responses(second.received())[0].status, 429)
