@@ -25,12 +25,14 @@ STOP = 15.0  # seconds from SIGTERM to the end
 
 # Runs in the child before the command.  This interpreter has threads, so Popen's ``preexec_fn``
 # could deadlock.
-#  - SIGINT: a background job of a shell script ignores it, and so would its children.
+#  - Signals: a background job of a shell script ignores SIGINT and SIGQUIT, and one under nohup
+#    ignores SIGHUP.  So would its children.
 #  - PR_SET_PDEATHSIG (1): the kernel sends SIGTERM when the parent dies.  It outlives the exec.
 #  - The parent may have died before that call.
 _LAUNCHER = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 if sys.platform == "linux":
     import ctypes
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
