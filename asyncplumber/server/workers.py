@@ -12,12 +12,13 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.error import ProcessDone
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger
@@ -43,12 +44,14 @@ class Worker(ProcessProtocol):
     def __init__(self, number: int, supervisor: Supervisor) -> None:
         self.number = number
         self._supervisor = supervisor
+        self._is_running = False
         self._started = 0.0
         self._deaths = 0
         self._partial = b""
         self.stopped: Deferred[None] | None = None
 
     def connectionMade(self) -> None:
+        self._is_running = True
         self._started = self._supervisor.reactor.seconds()
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
@@ -66,6 +69,7 @@ class Worker(ProcessProtocol):
             )
 
     def processEnded(self, reason: Failure) -> None:
+        self._is_running = False
         self._supervisor.counts.clear(self.number)
         self._supervisor.figures.clear(self.number)
         if self.stopped is not None:
@@ -92,19 +96,22 @@ class Worker(ProcessProtocol):
             A Deferred that fires when the process has ended.
         """
         self.stopped = Deferred()
-        if self.transport is None or self.transport.pid is None:
+        if not self._is_running:
             self.stopped.callback(None)
             return self.stopped
-        self.transport.signalProcess("TERM")
-        kill = self._supervisor.reactor.callLater(
-            STOP_TIMEOUT, self.transport.signalProcess, "KILL"
-        )
+        self._signal("TERM")
+        kill = self._supervisor.reactor.callLater(STOP_TIMEOUT, self._signal, "KILL")
 
         def ended(_: None) -> None:
             if kill.active():
                 kill.cancel()
 
         return self.stopped.addCallback(ended)
+
+    def _signal(self, name: str) -> None:
+        assert self.transport is not None, "it is running"
+        with suppress(ProcessExitedAlready):  # only the rest of its output is still to be read
+            self.transport.signalProcess(name)
 
 
 class Supervisor(Service):
