@@ -1,7 +1,7 @@
 """
 The options of ``twistd asyncplumber``, each of which is an environment variable as well.
 
-Whatever is wrong is refused here, before anything starts, with a sentence that names the option.
+A wrong option is refused here, before anything starts, with a sentence that names the option.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class Options(usage.Options):
         Under twistd, which would print its own usage before the error, an error is printed here.
 
         Raises:
-            UsageError: An option is wrong, and there is no twistd round it.
-            SystemExit: An option is wrong, and the sentence is on standard error.
+            UsageError: An option is wrong, and twistd is not the caller.
+            SystemExit: An option is wrong, and twistd is the caller.  The sentence is on standard
+                error.
         """
         try:
             super().parseOptions(options)

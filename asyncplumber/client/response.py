@@ -57,14 +57,14 @@ def interpret(response: Response) -> Receipt | TryLater:
     Raises:
         Refused: Another attempt would be refused as well.
     """
-    said = _json_object(response.body)
+    content = _json_object(response.body)
     if 200 <= response.status < 300:
         try:
-            return Receipt(*[said[name] for name in Receipt._fields])
+            return Receipt(*[content[name] for name in Receipt._fields])
         except KeyError:
             reason = "the response is no receipt: is this the URL of a plumber?"
             raise Refused(response.status, "no-receipt", reason) from None
-    code, message = _problem(response.status, said)
+    code, message = _problem(response.status, content)
     if response.status in _TRANSIENT or response.status >= 500:
         reason = f"{response.status} ({code}): {message}"
         return TryLater(reason, _retry_after(response.headers))
@@ -73,19 +73,19 @@ def interpret(response: Response) -> Receipt | TryLater:
 
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
-        said = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _problem(status: int, said: dict[str, Any]) -> tuple[str, str]:
+def _problem(status: int, content: dict[str, Any]) -> tuple[str, str]:
     """Return code and message: ours, those of RFC 9457, or what the status alone says."""
     if 300 <= status < 400:
         return "redirect", "redirects are not followed; send to where it points"
-    error = said.get("error")
+    error = content.get("error")
     if not isinstance(error, dict):
-        error = {"code": said.get("type"), "message": said.get("detail") or said.get("title")}
+        error = {"code": content.get("type"), "message": content.get("detail") or content.get("title")}
     code, message = error.get("code") or "error", error.get("message") or "no reason was given"
     return str(code)[:100], str(message)[:500]
 

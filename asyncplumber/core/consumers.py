@@ -69,8 +69,8 @@ class Consumers:
     def start(self) -> None:
         """Subscribe all of them."""
         self._is_running = True
-        # What is kept is delivered at once, and the application may answer to it by stopping us,
-        # or others of these.
+        # A start may call the application at once, with events that are kept.  The application may
+        # then unregister other callbacks, or stop the plumber.
         for key, subscriber in list(self._callbacks.items()):
             if self._is_running and self._callbacks.get(key) is subscriber:
                 subscriber.start()

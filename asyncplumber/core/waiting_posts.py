@@ -57,7 +57,7 @@ class LargePost(Post):
 
 
 class Group:
-    """Drafts that are appended together, and what the store and the hub said of them."""
+    """Drafts that are appended together, and the answers of the store and the hub."""
 
     __slots__ = ("count", "given", "pieces", "results", "size")
 
