@@ -57,35 +57,35 @@ def interpret(response: Response) -> Receipt | TryLater:
     Raises:
         Refused: Another attempt would be refused as well.
     """
-    content = _json_object(response.body)
+    body = _json_object(response.body)
     if 200 <= response.status < 300:
         try:
-            return Receipt(*[content[name] for name in Receipt._fields])
+            return Receipt(*[body[name] for name in Receipt._fields])
         except KeyError:
             reason = "the response is no receipt: is this the URL of a plumber?"
             raise Refused(response.status, "no-receipt", reason) from None
-    code, message = _problem(response.status, content)
+    code, message = _problem(response.status, body)
     if response.status in _TRANSIENT or response.status >= 500:
         reason = f"{response.status} ({code}): {message}"
         return TryLater(reason, _retry_after(response.headers))
     raise Refused(response.status, code, message)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def _json_object(data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(body)
+        body = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return body if isinstance(body, dict) else {}
 
 
-def _problem(status: int, content: dict[str, Any]) -> tuple[str, str]:
+def _problem(status: int, body: dict[str, Any]) -> tuple[str, str]:
     """Return code and message: ours, those of RFC 9457, or what the status alone says."""
     if 300 <= status < 400:
         return "redirect", "redirects are not followed; send to where it points"
-    error = content.get("error")
+    error = body.get("error")
     if not isinstance(error, dict):
-        error = {"code": content.get("type"), "message": content.get("detail") or content.get("title")}
+        error = {"code": body.get("type"), "message": body.get("detail") or body.get("title")}
     code, message = error.get("code") or "error", error.get("message") or "no reason was given"
     return str(code)[:100], str(message)[:500]
 

@@ -37,8 +37,8 @@ from zope.interface import implementer
 from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.http.listener import ACCEPTS
 
-# Seconds that a worker with its fair share waits before it accepts nevertheless.  After that time it
-# assumes that the others are busy.
+# Seconds that a worker with its fair share waits before it accepts nevertheless.  After that time
+# it assumes that the others are busy.
 ACCEPT_YIELD = 0.005
 PUBLISH_INTERVAL = 0.25  # seconds between counts of a worker that accepts nobody
 EXHAUSTED = 1.0  # seconds until a worker without free file descriptors tries again
