@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber import BadAccount, BadCursor, Event, EventsMissed, Plumber, Retention, Unavailable
 from asyncplumber.core import callbacks
+from harness.garbage import collect_only_new_objects
 
 
 class EventsCase(SynchronousTestCase):
@@ -105,6 +106,7 @@ class LoopTests(EventsCase):
             async for _ in self.plumber.events("a"):
                 raise KeyError
 
+        collect_only_new_objects(self)
         reading = self.run_coroutine(fails())
         self.send(1)
         self.failureResultOf(reading, KeyError)
@@ -142,6 +144,7 @@ class LoopTests(EventsCase):
 
     def test_a_cancelled_loop_unsubscribes(self) -> None:
         """The coroutine that waits for an event may be cancelled."""
+        collect_only_new_objects(self)
         reading = self.run_coroutine(self.read())
         reading.cancel()
         self.failureResultOf(reading, CancelledError)

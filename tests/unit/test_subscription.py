@@ -16,6 +16,7 @@ from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import envelope
 from asyncplumber.wire.sse import record
 from harness.core import CoreCase, Recorder, draft
+from harness.garbage import collect_only_new_objects
 
 
 class SubscribeTests(CoreCase):
@@ -298,6 +299,7 @@ class SlowReplayTests(CoreCase):
             pages.append(weakref.ref(page))
             return succeed(page)
 
+        collect_only_new_objects(self)
         self.patch(self.store.history, "read", remembered)
         self.keep(600)
         subscriber = Recorder()

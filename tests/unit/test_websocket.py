@@ -25,6 +25,7 @@ from asyncplumber.transports.websocket import (
     WebSocketStream,
 )
 from harness.frames import BINARY, CLOSE, PING, PONG, TEXT, client_frame, handshake_request
+from harness.garbage import collect_only_new_objects
 from harness.memory_subscribers import MemoryWebSocket
 from tests.subscribers import ServerCase
 
@@ -143,8 +144,7 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
 
     def test_a_parser_exists_only_amid_a_message(self) -> None:
         """A client that is silent, or between two messages, has none; also while it closes."""
-        gc.freeze()  # only what is made from here on is looked at, which takes less time
-        self.addCleanup(gc.unfreeze)
+        collect_only_new_objects(self)
         sockets = [self.subscribe() for _ in range(20)]
         self.assertEqual(self.parsers(), 0)
         for socket in sockets:

@@ -28,6 +28,7 @@ from harness.frames import (
     TEXT,
     client_frame,
 )
+from harness.garbage import collect_only_new_objects
 from harness.memory_subscribers import MemoryWebSocket
 
 EMPTY = client_frame(b"", 0, final=False)
@@ -80,6 +81,7 @@ class LimitTests(SynchronousTestCase):
             inner = [each for each in gc.get_referents(thing) if isinstance(each, bytes | list)]
             return sys.getsizeof(thing) + sum(held(each) for each in inner)
 
+        collect_only_new_objects(self)
         socket = self.subscribe()
         frame = client_frame(b"x" * MAX_MESSAGE_BYTES, final=False)
         for start in range(0, len(frame), 64):
