@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import socket
 import sys
-
-_reserved: list[socket.socket] = []  # sockets that keep their port until this process ends
 
 
 def reserve_port() -> int:
@@ -21,7 +20,7 @@ def reserve_port() -> int:
     reservation.bind(("127.0.0.1", 0))
     port = int(reservation.getsockname()[1])
     if sys.platform == "linux":
-        _reserved.append(reservation)
+        atexit.register(reservation.close)  # until then it keeps the port
     else:
         reservation.close()
     return port
