@@ -79,7 +79,7 @@ class SharedPortTests(TestCase):
             self.clients.append(client)
 
     async def all_in(self) -> list[int]:
-        """Wait until everyone was taken in.  @return: how many are at each worker."""
+        """Wait until all are accepted, and return how many are at each worker."""
         await until(
             lambda: sum(map(len, self.workers)) == len(self.clients), "everyone is taken in"
         )

@@ -80,7 +80,7 @@ class WorkersTests(EmbeddedTestCase):
         self.workers = children(self.node.pid)
 
     async def scattered(self) -> int:
-        """Subscribers at both workers.  @return: how many."""
+        """Have subscribers at both workers, and return how many."""
         await self.subscribe(8)
         await self.evened(8)
         return len(self.ledger.subscribers)

@@ -34,7 +34,7 @@ IS_FAST = bool(os.environ.get("ASYNCPLUMBER_TESTS_IN_MEMORY"))
 
 def examples(count: int) -> int:
     """Return how many examples of a generated test to try: ``count``, or a few in the fast tier."""
-    return min(count, 25) if IS_FAST else count
+    return min(count, 10) if IS_FAST else count
 
 
 settings.register_profile("fast", settings.get_profile("any machine"), max_examples=examples(100))
