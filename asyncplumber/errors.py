@@ -1,12 +1,13 @@
 """
-The errors that clients see, with their HTTP status.
+The errors that clients see, with their HTTP status, and a few that no client sees.
 
-Every such error is a `PlumberError`.  The HTTP layer responds with its status, the JSON body
-``{"error": {"code", "message"}}`` and, if the error says so, a ``Retry-After``.
+Every error that a client sees is a `PlumberError`.  The HTTP layer responds with its status, the
+JSON body ``{"error": {"code", "message"}}`` and, if the error says so, a ``Retry-After``.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import ClassVar
 
 from twisted.logger import Logger
@@ -124,6 +125,13 @@ class Unavailable(PlumberError):
 
     def __init__(self, message: str | None = None, *, retry_after: int = 2) -> None:
         super().__init__(message, retry_after=retry_after)
+
+
+class IllegalTransition(RuntimeError):
+    """A table of states has no such transition: a bug of ours."""
+
+    def __init__(self, what: str, before: Enum, after: Enum) -> None:
+        super().__init__(f"{what} that is {before.name} cannot be {after.name}")
 
 
 class InstancesRunning(Exception):

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from asyncplumber.concurrency import Waiters
-from asyncplumber.errors import Unavailable
+from asyncplumber.errors import IllegalTransition, Unavailable
 
 Step = Callable[[], Coroutine[Any, Any, None]]
 
@@ -86,9 +86,9 @@ class Lifecycle:
         return self._running.wait()
 
     def enter(self, state: State) -> None:
-        """Go to another state.  Raises RuntimeError if the table does not have that transition."""
+        """Go to another state.  Raises `IllegalTransition` if the table does not have it."""
         if state not in TRANSITIONS[self.state]:
-            raise RuntimeError(f"an instance cannot go from {self.state.value} to {state.value}")
+            raise IllegalTransition("an instance", self.state, state)
         self.state = state
 
     def _begin(self) -> None:

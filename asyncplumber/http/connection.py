@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from asyncplumber._twisted_compat import replace_protocol
-from asyncplumber.errors import PlumberError, TooSlow
+from asyncplumber.errors import IllegalTransition, PlumberError, TooSlow
 from asyncplumber.http.connection_state import (
     ANSWERING,
     BLOCKED,
@@ -28,7 +28,6 @@ from asyncplumber.http.connection_state import (
     LOST,
     READING,
     TRANSITIONS,
-    IllegalTransition,
     State,
 )
 from asyncplumber.http.reader import Reader, ReaderLimits
@@ -106,7 +105,7 @@ class Connection:
 
     def _enter(self, state: State) -> None:
         if state not in TRANSITIONS[self._state]:
-            raise IllegalTransition(self._state, state)
+            raise IllegalTransition("an HTTP connection", self._state, state)
         self._state = state
 
     # IProtocol, IHalfCloseableProtocol

@@ -40,10 +40,3 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     DETACHED: frozenset(),
     LOST: frozenset(),
 }
-
-
-class IllegalTransition(AssertionError):
-    """A transition that is not in the table: a bug of ours."""
-
-    def __init__(self, before: State, after: State) -> None:
-        super().__init__(f"an HTTP connection cannot go from {before.name} to {after.name}")

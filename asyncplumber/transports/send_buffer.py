@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from asyncplumber._twisted_compat import is_plain_socket, socket_of
 from asyncplumber.concurrency import Waiters
+from asyncplumber.errors import IllegalTransition
 
 MAX_UNSENT_BYTES = 1024 * 1024  # that may be queued for one client; with more it is too slow
 MAX_CHUNK_BYTES = 128 * 1024  # that are joined for one write when the transport has room again
@@ -132,10 +133,10 @@ class SendBuffer(ABC):
         Change the state.
 
         Raises:
-            RuntimeError: ``TRANSITIONS`` has no such transition.
+            IllegalTransition: ``TRANSITIONS`` has no such transition.
         """
         if state not in TRANSITIONS[self.state]:
-            raise RuntimeError(f"a send buffer that is {self.state.name} cannot be {state.name}")
+            raise IllegalTransition("a send buffer", self.state, state)
         self.state = state
 
     @property

@@ -18,7 +18,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from asyncplumber.core.channel import Channel
-from asyncplumber.errors import BadRequest, PlumberError, TooManyRequests, Unavailable
+from asyncplumber.errors import (
+    BadRequest,
+    IllegalTransition,
+    PlumberError,
+    TooManyRequests,
+    Unavailable,
+)
 from asyncplumber.event import Cursor, Position
 from asyncplumber.rate_limited_log import RateLimitedLog, peer_name
 from asyncplumber.transports.connected_clients import ConnectedClients
@@ -147,10 +153,10 @@ class WebSocketStream(Stream):
         Change the state.
 
         Raises:
-            RuntimeError: ``TRANSITIONS`` has no such transition.
+            IllegalTransition: ``TRANSITIONS`` has no such transition.
         """
         if state not in TRANSITIONS[self.state]:
-            raise RuntimeError(f"a WebSocket that is {self.state.name} cannot be {state.name}")
+            raise IllegalTransition("a WebSocket", self.state, state)
         self.state = state
 
     # The client sends

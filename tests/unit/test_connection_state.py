@@ -10,6 +10,7 @@ from hypothesis import strategies as some
 from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import SynchronousTestCase
 
+from asyncplumber.errors import IllegalTransition
 from asyncplumber.http.connection import LINGER, Connection
 from asyncplumber.http.connection_state import (
     ANSWERING,
@@ -20,7 +21,6 @@ from asyncplumber.http.connection_state import (
     LOST,
     READING,
     TRANSITIONS,
-    IllegalTransition,
     State,
 )
 from asyncplumber.http.responses import Response

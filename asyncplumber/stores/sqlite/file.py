@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from asyncplumber.clocks import SteadyClock, TimeSource
 from asyncplumber.concurrency import Waiters
-from asyncplumber.errors import Unavailable
+from asyncplumber.errors import IllegalTransition, Unavailable
 from asyncplumber.stores.outage import Outage
 from asyncplumber.stores.sqlite.checkpoint import Checkpoints
 from asyncplumber.stores.sqlite.connect import (
@@ -96,7 +96,7 @@ class SqliteFile:
 
     def _enter(self, state: State) -> None:
         if state not in TRANSITIONS[self._state]:
-            raise RuntimeError(f"a SQLite file that is {self._state.value} cannot be {state.value}")
+            raise IllegalTransition("a SQLite file", self._state, state)
         self._state = state
         if state is State.CLOSED:
             self._closed.release()
