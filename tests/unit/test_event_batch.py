@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.errors import BadRequest
-from asyncplumber.event import Event, is_plain
+from asyncplumber.event import Event
 from asyncplumber.wire.event_batch import pack, unpack
 from asyncplumber.wire.parse import drafts_of
 from harness.core import TIME, event
+from harness.generated import plain_text
 
 CLOUD = {b"content-type": b"application/cloudevents+json"}
-plain = st.text(min_size=1, max_size=20).filter(is_plain)
+plain = plain_text()
 events = st.builds(
     Event,
     plain,

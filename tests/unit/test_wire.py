@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.event import Cursor, Event, Position, is_plain
+from asyncplumber.event import Cursor, Event, Position
 from asyncplumber.wire.delivery import OVERHEAD, Delivery
 from asyncplumber.wire.envelope import envelope, gap, notice
 from asyncplumber.wire.sse import record
 from asyncplumber.wire.websocket_frames import frame
 from harness.core import TIME, event
+from harness.generated import plain_text
 
-plain = st.text(min_size=1, max_size=20).filter(is_plain)
+plain = plain_text()
 
 
 class EnvelopeTests(SynchronousTestCase):
