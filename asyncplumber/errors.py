@@ -58,10 +58,69 @@ class BadAccount(BadRequest):
     )
 
 
+class Unauthenticated(PlumberError):
+    """
+    The request has no credential, or a bad one (RFC 9110, 15.5.2; RFC 6750, 3).
+
+    The client is never told what is wrong with a credential.  `reason` is for metrics and the log.
+    """
+
+    status, code, default = 401, "unauthenticated", "this needs a credential"
+    challenge = b'Bearer realm="asyncplumber"'
+
+    def __init__(self, message: str | None = None, *, reason: str = "no credential") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The headers of the response."""
+        return ((b"WWW-Authenticate", self.challenge),)
+
+
+class InvalidToken(Unauthenticated):
+    """A credential is there, and it is bad, expired or revoked; `reason` says which."""
+
+    code, default = "invalid-token", "this credential is not valid"
+    challenge = Unauthenticated.challenge + b', error="invalid_token"'
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason=reason)
+
+
+class GrantExpired(InvalidToken):
+    """The grant of an open stream has ended: the client is to come back with a new credential."""
+
+    code, default = "expired", "the credential has expired"
+
+    def __init__(self) -> None:
+        super().__init__("expired")
+
+
+class GrantRevoked(InvalidToken):
+    """The grant of an open stream was revoked."""
+
+    code, default = "revoked", "the credential was revoked"
+
+    def __init__(self) -> None:
+        super().__init__("revoked")
+
+
 class NotAllowed(PlumberError):
     """The request is understood and refused (RFC 9110, 15.5.4)."""
 
     status, code, default = 403, "forbidden", "not allowed"
+
+
+class InsufficientScope(NotAllowed):
+    """
+    The credential is good, and does not allow this (RFC 6750, 3.1).
+
+    The same for accounts that exist and that do not.
+    """
+
+    code, default = "insufficient-scope", "this credential does not allow that"
+    headers = ((b"WWW-Authenticate", Unauthenticated.challenge + b', error="insufficient_scope"'),)
 
 
 class NotFound(PlumberError):

@@ -8,6 +8,13 @@ taken effect, and can be repeated.
 
 from __future__ import annotations
 
+from asyncplumber.interfaces.authority import (
+    AwaitsBody,
+    Decision,
+    Facts,
+    IAuthority,
+    Verified,
+)
 from asyncplumber.interfaces.relay import (
     Deliver,
     ICarrier,
@@ -33,9 +40,13 @@ __all__ = [
     "LEASE",
     "PAGE_BYTES",
     "Appended",
+    "AwaitsBody",
     "CursorLost",
     "CursorMoved",
+    "Decision",
     "Deliver",
+    "Facts",
+    "IAuthority",
     "ICarrier",
     "IHistory",
     "IRegistry",
@@ -46,4 +57,5 @@ __all__ = [
     "InstanceGone",
     "Reached",
     "RelayFailed",
+    "Verified",
 ]

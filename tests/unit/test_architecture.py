@@ -22,6 +22,7 @@ PACKAGE = "asyncplumber"
 LAYERS = (
     ("errors", "sending", "_twisted_compat", "clocks", "rate_limited_log"),
     ("event", "concurrency"),
+    ("grant",),
     ("wire",),
     ("interfaces",),
     ("auth",),
