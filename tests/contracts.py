@@ -25,6 +25,8 @@ from asyncplumber.interfaces import (
     Appended,
     CursorLost,
     CursorMoved,
+    Hook,
+    HookQuery,
     IHistory,
     IRegistry,
     IStore,
@@ -816,6 +818,71 @@ class RegistryContract(StoreContract):
         appended = await self.store.append([draft(name) for name in ODD_ACCOUNTS])
         self.assertEqual([stored.event.account for stored in appended.results], ODD_ACCOUNTS)
         self.assertEqual(await appended.recipients, {name: [one] for name in ODD_ACCOUNTS[::2]})
+
+    async def test_the_members_are_listed(self) -> None:
+        """By id, each with the rest of its lease and the number of its hooks."""
+        two, one = await self.added("2"), await self.added("1")
+        await self.registry.register(one, ["a", "b"])
+        first, second = await self.registry.members()
+        self.assertEqual((first.instance, first.hooks), (one, 2))
+        self.assertEqual((second.instance, second.hooks), (two, 0))
+        for member in (first, second):
+            self.assertTrue(LEASE - 5 < member.expires_in <= LEASE, member.expires_in)
+        self.assertEqual([each.instance for each in await self.registry.members(1)], [one])
+
+    async def test_a_member_whose_lease_ended_is_listed(self) -> None:
+        """Until the next sweep; its time is negative."""
+        await self.added("1")
+        await self.lapse()
+        (member,) = await self.registry.members()
+        self.assertLess(member.expires_in, 0)
+        await self.registry.sweep()
+        self.assertEqual(await self.registry.members(), [])
+
+    async def pages(self, limit: int, **query: Any) -> list[Hook]:
+        """Return all hooks, read by pages of this many."""
+        found: list[Hook] = []
+        after = None
+        while page := await self.registry.hooks(HookQuery(after=after, limit=limit, **query)):
+            self.assertLessEqual(len(page), limit)
+            found += page
+            after = page[-1]
+        return found
+
+    async def test_hooks_are_listed_by_pages(self) -> None:
+        """Each once, in the order of the accounts, whatever the size of a page."""
+        one, two = await self.added("1"), await self.added("2")
+        await self.registry.register(one, ["b", "a", "c"])
+        await self.registry.register(two, ["b", "d"])
+        expected = [("a", "1"), ("b", "1"), ("b", "2"), ("c", "1"), ("d", "2")]
+        for limit in (1, 2, 3, 10):
+            hooks = await self.pages(limit)
+            self.assertEqual([hook[:2] for hook in hooks], expected)
+        self.assertEqual(hooks[1].url, f"{one.url}/hooks/b")
+
+    async def test_hooks_of_one_instance_or_prefix_are_listed(self) -> None:
+        """And of both together."""
+        one, two = await self.added("1"), await self.added("2")
+        await self.registry.register(one, ["team-a", "team-b", "team.", "teal"])
+        await self.registry.register(two, ["team-b"])
+        hooks = await self.pages(2, prefix="team-")
+        self.assertEqual(
+            [hook[:2] for hook in hooks], [("team-a", "1"), *[("team-b", i) for i in "12"]]
+        )
+        hooks = await self.pages(2, instance_id="2")
+        self.assertEqual([hook[:2] for hook in hooks], [("team-b", "2")])
+        hooks = await self.pages(2, prefix="team-", instance_id="1")
+        self.assertEqual([hook.account for hook in hooks], ["team-a", "team-b"])
+
+    async def test_hooks_of_odd_accounts_are_listed(self) -> None:
+        """In the order of their code points; each is found by itself as a prefix."""
+        one = await self.added("1")
+        names = [*ODD_ACCOUNTS, "\U0010ffff", "\ud7ff", "\ue000"]
+        await self.registry.register(one, names)
+        self.assertEqual([hook.account for hook in await self.pages(4)], sorted(names))
+        for name in names:
+            found = [hook.account for hook in await self.pages(4, prefix=name)]
+            self.assertEqual(found, [each for each in sorted(names) if each.startswith(name)])
 
     async def test_two_processes_see_the_same_registry(self) -> None:
         """A hook that one process registers is found by the other."""

@@ -15,6 +15,13 @@ from asyncplumber.interfaces.authority import (
     IAuthority,
     Verified,
 )
+from asyncplumber.interfaces.registry_listing import (
+    COUNTED_HOOKS,
+    MAX_MEMBERS,
+    Hook,
+    HookQuery,
+    Member,
+)
 from asyncplumber.interfaces.relay import (
     Deliver,
     ICarrier,
@@ -37,7 +44,9 @@ from asyncplumber.interfaces.store import (
 from asyncplumber.interfaces.subscriber import ISubscriber
 
 __all__ = [
+    "COUNTED_HOOKS",
     "LEASE",
+    "MAX_MEMBERS",
     "PAGE_BYTES",
     "Appended",
     "AwaitsBody",
@@ -46,6 +55,8 @@ __all__ = [
     "Decision",
     "Deliver",
     "Facts",
+    "Hook",
+    "HookQuery",
     "IAuthority",
     "ICarrier",
     "IHistory",
@@ -55,6 +66,7 @@ __all__ = [
     "IStore",
     "ISubscriber",
     "InstanceGone",
+    "Member",
     "Reached",
     "RelayFailed",
     "Verified",

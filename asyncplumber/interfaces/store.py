@@ -10,6 +10,7 @@ from zope.interface import Attribute, Interface
 
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
+from asyncplumber.interfaces.registry_listing import MAX_MEMBERS, Hook, HookQuery, Member
 
 PAGE_BYTES = 1024 * 1024  # of payloads in one page of a history; a single event may be larger
 LEASE = 15.0  # seconds that an instance counts as alive after its last renewal
@@ -181,6 +182,16 @@ class IRegistry(Interface):
 
         Returns:
             The number of instances removed.
+        """
+
+    def members(limit: int = MAX_MEMBERS) -> Deferred[list[Member]]:
+        """Return the first instances by id, also those whose lease ran out."""
+
+    def hooks(query: HookQuery) -> Deferred[list[Hook]]:
+        """
+        Return some hooks, in the order of their accounts by code points.
+
+        Hooks of one account are in an order of the store's own, which does not change.
         """
 
 

@@ -7,7 +7,7 @@ It is for tests and throw-away runs, and the measure of what the other stores co
 from __future__ import annotations
 
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from typing import NamedTuple
@@ -19,18 +19,23 @@ from asyncplumber.clocks import TimeSource
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
 from asyncplumber.interfaces import (
+    COUNTED_HOOKS,
     LEASE,
+    MAX_MEMBERS,
     PAGE_BYTES,
     Appended,
     CursorLost,
     CursorMoved,
+    Hook,
+    HookQuery,
     IHistory,
     IRegistry,
     IStore,
+    Member,
 )
 from asyncplumber.stores.epochs import epoch_after, new_epoch
 from asyncplumber.stores.recipients import with_recipients
-from asyncplumber.stores.retention import Retention, check_reach
+from asyncplumber.stores.retention import Retention, check_reach, hook_url
 
 
 class _Log:
@@ -287,6 +292,31 @@ class MemoryRegistry:
             self._remove_hooks(instance.id)
             del self._rows[instance.id]
         return succeed(len(dead))
+
+    def members(self, limit: int = MAX_MEMBERS) -> Deferred[list[Member]]:
+        now = self._clock.seconds()
+        counts = Counter(id for ids in self._hooks.values() for id in ids)
+        return succeed(
+            [
+                Member(instance, expires - now, min(counts[id], COUNTED_HOOKS))
+                for id, (instance, expires) in sorted(self._rows.items())[:limit]
+            ]
+        )
+
+    def hooks(self, query: HookQuery) -> Deferred[list[Hook]]:
+        prefix, owner, after, limit = query
+        found = sorted(
+            self._hook(account, id)
+            for account, ids in self._hooks.items()
+            if account.startswith(prefix)
+            for id in ids
+            if owner is None or id == owner
+        )
+        return succeed([hook for hook in found if after is None or hook[:2] > after[:2]][:limit])
+
+    def _hook(self, account: str, id: str) -> Hook:
+        row = self._rows.get(id)
+        return Hook(account, id, hook_url(row[0], account) if row is not None else "")
 
 
 @implementer(IStore)

@@ -17,8 +17,9 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from asyncplumber.event import Instance
-from asyncplumber.interfaces import IRegistry
+from asyncplumber.interfaces import COUNTED_HOOKS, MAX_MEMBERS, Hook, HookQuery, IRegistry, Member
 from asyncplumber.stores.mongo.link import DUPLICATE_KEY, RETRY_PAUSE, MongoLink
+from asyncplumber.stores.prefixes import prefix_end
 from asyncplumber.stores.retention import hook_url
 
 T = TypeVar("T")
@@ -198,6 +199,28 @@ class MongoRegistry:
 
         return self._link.call(work)
 
+    def members(self, limit: int = MAX_MEMBERS) -> Deferred[list[Member]]:
+        async def work(deadline: float) -> list[Member]:
+            return [
+                Member(
+                    Instance(row["_id"], row["url"], row["lease"]),
+                    row["expires_in"] / 1000,
+                    row["hooks"][0]["count"] if row["hooks"] else 0,
+                )
+                for row in await self._link.rows(deadline, _members(limit))
+            ]
+
+        return self._link.call(work)
+
+    def hooks(self, query: HookQuery) -> Deferred[list[Hook]]:
+        async def work(deadline: float) -> list[Hook]:
+            return [
+                Hook(row["account_id"], str(row.get("instance", "")), row["url"])
+                for row in await self._link.rows(deadline, _hooks(query))
+            ]
+
+        return self._link.call(work)
+
     async def _absent(self, deadline: float, ids: list[str], **how: bool) -> list[str]:
         body = {
             "find": "instances",
@@ -258,3 +281,56 @@ def _wanted(accounts: Sequence[str]) -> dict[str, Any]:
         {"$match": {"$expr": {"$gt": ["$instance.expires_at", "$$NOW"]}}},
     ]
     return {"aggregate": "hooks", "pipeline": pipeline, "cursor": {"batchSize": PAGE}}
+
+
+def _members(limit: int) -> dict[str, Any]:
+    """Return the command that lists the instances, each with the number of its hooks."""
+    pipeline: list[dict[str, Any]] = [
+        {"$match": {"expires_at": {"$type": "date"}}},
+        {"$sort": {"_id": 1}},
+        {"$limit": limit},
+        {
+            "$lookup": {
+                "from": "hooks",
+                "let": {"id": "$_id"},
+                "pipeline": [
+                    {"$match": {"$expr": {"$eq": ["$instance", "$$id"]}}},
+                    {"$limit": COUNTED_HOOKS},
+                    {"$count": "count"},
+                ],
+                "as": "hooks",
+            }
+        },
+        {
+            "$project": {
+                "url": 1,
+                "lease": 1,
+                "hooks": 1,
+                "expires_in": {"$subtract": ["$expires_at", "$$NOW"]},
+            }
+        },
+    ]
+    return {"aggregate": "instances", "pipeline": pipeline, "cursor": {"batchSize": limit + 1}}
+
+
+def _hooks(query: HookQuery) -> dict[str, Any]:
+    """Return the command that finds some hooks, by the index of accounts and URLs."""
+    names: dict[str, Any] = {"$gte": query.prefix}
+    if (end := prefix_end(query.prefix)) is not None:
+        names["$lt"] = end
+    # Other programs may keep what they like here.  Only texts can be shown.
+    which: list[dict[str, Any]] = [{"account_id": names, "url": _OURS}]
+    if query.instance_id is not None:
+        which.append({"instance": query.instance_id})
+    if query.after is not None:
+        account, _, url = query.after
+        same = {"account_id": account, "url": {"$gt": url}}
+        which.append({"$or": [same, {"account_id": {"$gt": account}}]})
+    return {
+        "find": "hooks",
+        "filter": {"$and": which},
+        "projection": {"_id": 0, "account_id": 1, "url": 1, "instance": 1},
+        "sort": {"account_id": 1, "url": 1},
+        "limit": query.limit,
+        "batchSize": query.limit + 1,
+    }

@@ -17,7 +17,9 @@ from zope.interface import implementer
 
 from asyncplumber.clocks import TimeSource
 from asyncplumber.event import Instance
-from asyncplumber.interfaces import IRegistry
+from asyncplumber.interfaces import COUNTED_HOOKS, MAX_MEMBERS, Hook, HookQuery, IRegistry, Member
+from asyncplumber.stores.prefixes import prefix_end
+from asyncplumber.stores.retention import hook_url
 from asyncplumber.stores.sqlite.connect import Connection
 from asyncplumber.stores.sqlite.file import SqliteFile
 
@@ -34,6 +36,14 @@ _WANTED = """SELECT instances.id, instances.url, instances.lease, json_group_arr
     FROM json_each(?) AS asked CROSS JOIN hooks ON hooks.account = asked.value
     CROSS JOIN instances ON instances.id = hooks.instance
     WHERE instances.expires > ? GROUP BY instances.id"""
+
+_MEMBERS = """SELECT id, url, lease, expires,
+    (SELECT count(*) FROM (SELECT 1 FROM hooks WHERE instance = instances.id LIMIT ?))
+    FROM instances ORDER BY id LIMIT ?"""
+_HOOKS = """SELECT hooks.account, hooks.instance, instances.url FROM hooks
+    LEFT JOIN instances ON instances.id = hooks.instance
+    WHERE (hooks.account, hooks.instance) > (?, ?) {where}
+    ORDER BY hooks.account, hooks.instance LIMIT ?"""
 
 
 def find_instances(
@@ -175,5 +185,38 @@ class SqliteRegistry:
             connection.execute(_ORPHANS)
             connection.execute("COMMIT")
             return dead
+
+        return self._run(work)
+
+    def members(self, limit: int = MAX_MEMBERS) -> Deferred[list[Member]]:
+        now = self._clock.seconds()
+
+        def work(connection: Connection) -> list[Member]:
+            return [
+                Member(Instance(id, url, lease), expires - now, hooks)
+                for id, url, lease, expires, hooks in connection.execute(
+                    _MEMBERS, (COUNTED_HOOKS, limit)
+                )
+            ]
+
+        return self._run(work)
+
+    def hooks(self, query: HookQuery) -> Deferred[list[Hook]]:
+        where = ""
+        values: list[str] = []
+        # Nothing is less than an empty instance, so the first page begins with the prefix itself.
+        after = (query.prefix, "") if query.after is None else query.after[:2]
+        if (end := prefix_end(query.prefix)) is not None:
+            where, values = where + "AND hooks.account < ? ", [*values, end]
+        if query.instance_id is not None:
+            where, values = where + "AND hooks.instance = ? ", [*values, query.instance_id]
+        select = _HOOKS.format(where=where)
+
+        def work(connection: Connection) -> list[Hook]:
+            rows = connection.execute(select, (*after, *values, query.limit))
+            return [
+                Hook(account, id, hook_url(Instance(id, url), account) if url is not None else "")
+                for account, id, url in rows
+            ]
 
         return self._run(work)
