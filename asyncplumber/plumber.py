@@ -33,11 +33,12 @@ from asyncplumber.core.callbacks import Callback
 from asyncplumber.core.consumers import After, Consumers
 from asyncplumber.core.event_iterator import EventIterator
 from asyncplumber.core.hub import LINGER, MAX_SUBSCRIBERS, Hub
+from asyncplumber.core.instance_figures import instance_figures
 from asyncplumber.core.intake import LATE_CHECK, Intake
 from asyncplumber.core.leases import Leases
 from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
-from asyncplumber.core.status import AccountStatus, Figure, Figures, PeerStatus, Status
+from asyncplumber.core.status import AccountStatus, PeerStatus, Status
 from asyncplumber.errors import BadRequest, TooLarge
 from asyncplumber.event import Instance, timestamp
 from asyncplumber.http.gate import BODY_LIMIT, Gate
@@ -138,6 +139,8 @@ class Plumber(Service):
         by_http = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
         relaying = by_http if carrier is None else carrier(instance.id)
         self._build_core(relaying, linger, subscriber_limit)
+        #: What this instance counts and measures.
+        self.figures = instance_figures(self.hub, self.intake, self.relay)
         self._build_http(by_http, signer, unsent_limit)
         self.advertise_url = advertise_url
         self._periodic = [
@@ -166,7 +169,7 @@ class Plumber(Service):
         # Not the whole status: balancers ask often, and there may be many accounts.
         pages = StatusPages(self.store, lambda: self._life.state, presence.of)
         #: What ``/metrics`` shows.
-        self.metrics = Metrics(self._figures)
+        self.metrics = Metrics(self.figures.collect)
         # Only the time at which a client reconnects depends on this randomness.
         self.clients = ConnectedClients(clock, random.random)
         self.subscribers = Subscribers(self.hub, self.clients, self.gate, clock, unsent_limit)
@@ -347,7 +350,7 @@ class Plumber(Service):
             instance_id=leases.instance.id,
             advertise_url=self.advertise_url,
             state=self._life.state,
-            figures=self._figures(),
+            figures=self.figures.collect(),
             accounts=tuple(
                 AccountStatus(account, subscribers, cursor, self.store.shared)
                 for account, subscribers, cursor in hub.channels()
@@ -357,26 +360,6 @@ class Plumber(Service):
                 for peer, queued, failures in self.relay.peers()
             ),
         )
-
-    def _figures(self) -> Figures:
-        return {
-            "subscribers": Figure("gauge", "Connected subscribers.", self.hub.subscribers),
-            "open_channels": Figure(
-                "gauge", "Open channels, one per account and worker.", len(self.hub.accounts)
-            ),
-            "events_delivered_total": Figure(
-                "counter", "Events handed to subscribers, once for each.", self.hub.delivered
-            ),
-            "events_accepted_total": Figure(
-                "counter", "Events accepted and kept.", self.intake.accepted
-            ),
-            "events_relayed_total": Figure(
-                "counter", "Events taken by other instances, once for each.", self.relay.relayed
-            ),
-            "event_batches_failed_total": Figure(
-                "counter", "Batches of events not taken by another instance.", self.relay.failed
-            ),
-        }
 
     async def _sweep(self) -> None:
         await self.store.history.sweep()

@@ -7,23 +7,11 @@ the store is not asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 from asyncplumber.core.lifecycle import State
 from asyncplumber.event import Cursor
-
-
-class Figure(NamedTuple):
-    """A number: its kind in Prometheus' words, a sentence that says what it is, and its value."""
-
-    kind: Literal["counter", "gauge"]
-    help: str
-    value: float
-
-
-Figures = Mapping[str, Figure]  # by name, without the prefix ``asyncplumber_``
+from asyncplumber.figures import Figures
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from asyncplumber.core.status import Figure, Figures
+from asyncplumber.figures import Figure, Figures
 from asyncplumber.http.responses import Response
 
 # Our names have only letters and underscores, so that this format and the newer ones are the same.
@@ -16,9 +23,23 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "asyncplumber_"
 
 
+def _histogram(name: str, figure: Figure) -> Metric:
+    *counts, total = figure.numbers
+    bounds = [floatToGoString(bound) for bound in (*figure.bounds, math.inf)]
+    family = HistogramMetricFamily(name, figure.help)
+    family.add_metric([], list(zip(bounds, accumulate(counts), strict=True)), total)
+    return family
+
+
 def _family(name: str, figure: Figure) -> Metric:
-    families = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
-    family: Metric = families[figure.kind](PREFIX + name, figure.help, value=figure.value)
+    if figure.kind == "histogram":
+        return _histogram(name, figure)
+    kind = CounterMetricFamily if figure.kind == "counter" else GaugeMetricFamily
+    family: CounterMetricFamily | GaugeMetricFamily
+    family = kind(name, figure.help, labels=figure.labels)
+    for values, number in zip(figure.series, figure.numbers, strict=True):
+        if not math.isnan(number):  # else it is not known
+            family.add_metric(values, number)
     return family
 
 
@@ -50,7 +71,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics, as ``Collector`` wants it."""
         for name, figure in self.combined().items():
-            yield _family(name, figure)
+            yield _family(PREFIX + name, figure)
 
     def response(self) -> Response:
         """Return the response to ``GET /metrics``."""

@@ -1,12 +1,11 @@
 """
 A Sphinx directive with the metrics that the program exports.
 
-A server in memory is asked for ``/metrics``, so the page cannot be out of date.
+A server in memory is asked for its figures, so the page cannot be out of date.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from docutils import nodes
@@ -15,14 +14,15 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
+from asyncplumber.http.metrics import PREFIX
 from asyncplumber.testing import MemoryServer
 
 
 def described() -> Iterator[tuple[str, str, str]]:
-    """Yield name, type and help of each metric."""
-    text = MemoryServer().request("GET", "/metrics").body.decode()
-    for name, help_text, kind in re.findall(r"# HELP (\S+) (.*)\n# TYPE \1 (\S+)\n", text):
-        yield name, kind, help_text
+    """Yield name with labels, type and help of each metric."""
+    for name, figure in MemoryServer().plumber.metrics.combined().items():
+        labels = f"{{{', '.join(figure.labels)}}}" if figure.labels else ""
+        yield f"{PREFIX}{name}{labels}", figure.kind, figure.help
 
 
 class MetricsDirective(SphinxDirective):

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.core.status import Figure, Figures
+from asyncplumber.figures import (
+    Counter,
+    Figure,
+    Figures,
+    FigureSet,
+    Gauge,
+    Histogram,
+    LabelledCounter,
+)
 from asyncplumber.http.metrics import CONTENT_TYPE, Metrics
 from asyncplumber.testing import ClientResponse, MemoryServer
 
@@ -60,7 +70,7 @@ class MetricsTests(SynchronousTestCase):
 
     def test_the_values_are_not_rounded(self) -> None:
         """A counter beyond a million still counts by one."""
-        metrics = Metrics(lambda: {"many_total": Figure("counter", "Many.", 12_345_678)})
+        metrics = Metrics(lambda: {"many_total": Figure("counter", "Many.", (12_345_678,))})
         self.assertEqual(
             samples(metrics.response().body), {"asyncplumber_many_total": ("counter", 12_345_678)}
         )
@@ -77,7 +87,10 @@ class MetricsTests(SynchronousTestCase):
         """`combine` replaces the figures of this instance by those of all."""
 
         def double(figures: Figures) -> Figures:
-            return {name: each._replace(value=2 * each.value) for name, each in figures.items()}
+            return {
+                name: replace(each, numbers=tuple(2 * number for number in each.numbers))
+                for name, each in figures.items()
+            }
 
         self.server.plumber.metrics.combine = double
         self.server.post("a", b"1")
@@ -93,3 +106,57 @@ class MetricsTests(SynchronousTestCase):
             for name, figure in self.server.plumber.status().figures.items()
         }
         self.assertEqual(samples(self.metrics().body), expected)
+
+
+class RenderingTests(SynchronousTestCase):
+    """Each kind of figure as Prometheus' own parser reads it."""
+
+    def setUp(self) -> None:
+        self.figures = FigureSet()
+        self.metrics = Metrics(self.figures.collect)
+
+    def sampled(self) -> dict[tuple[str, tuple[str, ...]], float]:
+        """Return the value of each sample by its name and the values of its labels."""
+        return {
+            (sample.name.removeprefix("asyncplumber_"), tuple(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(self.metrics.response().body.decode())
+            for sample in family.samples
+        }
+
+    def test_labels(self) -> None:
+        """Each series has its line; a value is quoted as the format wants it."""
+        counter = LabelledCounter("ends_total", "Ends.", "why", ["plain", 'a "b" \\ c\n'])
+        counter.add('a "b" \\ c\n', 2)
+        self.figures.add(counter)
+        self.assertEqual(
+            self.sampled(),
+            {
+                ("ends_total", ("plain",)): 0,
+                ("ends_total", ('a "b" \\ c\n',)): 2,
+                ("ends_total", ("other",)): 0,
+            },
+        )
+
+    def test_a_histogram_is_cumulative(self) -> None:
+        """Its last bucket is the count."""
+        histogram = Histogram("wait_seconds", "Waits.", [0.5, 1])
+        for value in (0.25, 0.75, 0.75, 8):
+            histogram.observe(value)
+        self.figures.add(histogram)
+        self.assertEqual(
+            self.sampled(),
+            {
+                ("wait_seconds_bucket", ("0.5",)): 1,
+                ("wait_seconds_bucket", ("1.0",)): 3,
+                ("wait_seconds_bucket", ("+Inf",)): 4,
+                ("wait_seconds_count", ()): 4,
+                ("wait_seconds_sum", ()): 9.75,
+            },
+        )
+
+    def test_a_number_that_is_not_known_is_left_out(self) -> None:
+        """A line with NaN would break every sum over servers."""
+        self.figures.add(
+            Counter("things_total", "Things."), Gauge("size_bytes", "Size.", lambda: math.nan)
+        )
+        self.assertEqual(self.sampled(), {("things_total", ()): 0})
