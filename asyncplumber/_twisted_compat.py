@@ -21,6 +21,7 @@ from twisted.web.http import HTTPChannel
 
 __all__ = [
     "RequestNotSent",
+    "abort_response",
     "can_take_over",
     "has_unsent",
     "is_plain_socket",
@@ -32,6 +33,20 @@ __all__ = [
     "take_over",
     "unsent_bytes",
 ]
+
+
+def abort_response(transport: Any) -> None:
+    """
+    Close the connection from which a response of ``twisted.web.client`` is read, at once.
+
+    The transport of a response has only ``loseConnection``, which waits for the other side where
+    there is TLS.
+    """
+    connection: Any = getattr(transport, "_producer", None)
+    if connection is not None and hasattr(connection, "abortConnection"):
+        connection.abortConnection()
+    else:
+        transport.loseConnection()
 
 
 def is_plain_socket(transport: Any) -> bool:

@@ -42,8 +42,8 @@ APART = {"stores": ("auth", "core"), "relays": ("core",)}
 CLIENT_LAYERS = (("sending",), ("client",), ("integrations",))
 FAKES = "testing"  # stands for both programs, and knows both
 
-# Each library is imported by one module, or by the modules of one package.
-LIBRARIES = {
+# Each library is imported by one module, or by the modules of one package; a tuple has a few.
+LIBRARIES: dict[str, str | tuple[str, ...]] = {
     "autobahn": "transports.frame_parser",
     "bson": "stores.mongo",
     "httptools": "http.reader",
@@ -52,12 +52,12 @@ LIBRARIES = {
     "prometheus_client": "http.metrics",
     "pymongo": "stores.mongo",
     "sqlite3": "stores.sqlite",
-    "treq": "relays",
+    "treq": ("relays", "auth.fetch"),
     "txmongo": "stores.mongo",
     "werkzeug": "http.routes",
 }
 # The sender's side is a program of its own, with its own use of a library.
-CLIENT_LIBRARIES = {
+CLIENT_LIBRARIES: dict[str, str | tuple[str, ...]] = {
     "celery": "integrations.celery",
     "kombu": "integrations.celery",
     "treq": "client.twisted",
@@ -180,8 +180,9 @@ def misplaced(known: dict[str, ast.Module]) -> list[str]:
             library = name.partition(".")[0]
             if library in EVERYWHERE or library in sys.stdlib_module_names - set(places):
                 continue
-            place = places.get(library)
-            if place is None or f"{module}.".find(f"{place}.") != 0:
+            place = places.get(library, ())
+            allowed = (place,) if isinstance(place, str) else place
+            if not any(f"{module}.".startswith(f"{name}.") for name in allowed):
                 wrong.append(f"{module} imports {name}")
     return sorted(wrong)
 
@@ -345,6 +346,13 @@ class PlantedViolationTests(SynchronousTestCase):
             misplaced(modules(root)),
             ["http.status imports klein", "http.status imports requests"],
         )
+
+    def test_a_library_with_two_places(self) -> None:
+        """In both it may be imported, and beside them not."""
+        root = self.plant(
+            auth__fetch="import treq", auth__jwks="import treq", relays__http="import treq"
+        )
+        self.assertEqual(misplaced(modules(root)), ["auth.jwks imports treq"])
 
     def test_a_library_of_the_other_program(self) -> None:
         """Celery belongs to the integrations and never to the server."""

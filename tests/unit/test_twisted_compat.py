@@ -20,8 +20,9 @@ from twisted.python.failure import Failure
 from twisted.test.iosim import IOPump, connect, makeFakeClient, makeFakeServer
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web import client as web_client
-from twisted.web._newclient import HTTP11ClientProtocol
+from twisted.web._newclient import HTTP11ClientProtocol, Request
 from twisted.web.client import HTTPConnectionPool
+from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
@@ -29,6 +30,7 @@ import asyncplumber
 from asyncplumber import _twisted_compat
 from asyncplumber._twisted_compat import (
     RequestNotSent,
+    abort_response,
     can_take_over,
     has_unsent,
     is_plain_socket,
@@ -46,7 +48,7 @@ from harness.certificates import certificate
 PRIVATE = re.compile(
     r"\.socket\.(send|getsockopt)|\.TLS\b|[\"']TLS[\"']|\.wrappedProtocol\b|\.numberAccepts\b"
     r"|\.dataBuffer\b|[\"'](dataBuffer|numberAccepts|wrappedProtocol)[\"']"
-    r"|transport\.(protocol|reactor|socket)\b"
+    r"|transport\.(protocol|reactor|socket)\b|[\"']_producer[\"']"
 )
 
 
@@ -295,6 +297,29 @@ class HttpClientTests(SynchronousTestCase):
         request: Any = object()
         failure = self.failureResultOf(protocol.request(request))
         failure.trap(RequestNotSent)
+
+    def test_the_connection_of_a_response_can_be_aborted(self) -> None:
+        """At once, while its body is still arriving."""
+        protocol, transport = HTTP11ClientProtocol(), StringTransport()
+        protocol.makeConnection(transport)
+        request = Request(b"GET", b"/", Headers({b"host": [b"here"]}), None)
+        requested = protocol.request(request)
+        protocol.dataReceived(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+        body = Listener()
+        self.successResultOf(requested).deliverBody(body)
+        abort_response(body.transport)
+        self.assertTrue(transport.disconnected)
+
+    def test_a_transport_that_cannot_be_aborted_is_closed(self) -> None:
+        """Such as that of a fake response."""
+        closed: list[bool] = []
+
+        class Fake:
+            def loseConnection(self) -> None:
+                closed.append(True)
+
+        abort_response(Fake())
+        self.assertEqual(closed, [True])
 
     def test_a_pool_is_still_public(self) -> None:
         """The pool and the siblings of the error are exported; this one error is not."""
