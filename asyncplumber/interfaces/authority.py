@@ -71,7 +71,7 @@ Decision = Grant | AwaitsBody
 class IAuthority(Interface):
     """Says what the sender of a request may do."""
 
-    def grant(facts: Facts) -> Decision | Deferred[Decision]:
+    def grant(facts: Facts) -> Decision | Deferred[Grant]:
         """
         Return what the request's credential allows, at once if it is known.
 
