@@ -121,3 +121,5 @@ class Grant:
 
 #: Where no authentication is configured, everybody may subscribe and publish.
 OPEN = Grant("", ALL_ACCOUNTS, ALL_ACCOUNTS)
+#: Allows nothing: for paths that need no credential, and for those that check a signature.
+NOBODY = Grant("")

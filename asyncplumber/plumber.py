@@ -48,7 +48,7 @@ from asyncplumber.http.routes import Routes
 from asyncplumber.http.status import StatusPages
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.webhook import Webhook
-from asyncplumber.interfaces import LEASE, ICarrier, IStore
+from asyncplumber.interfaces import LEASE, IAuthority, ICarrier, IStore
 from asyncplumber.relays.http import HttpCarrier
 from asyncplumber.relays.presence import PresenceClient
 from asyncplumber.relays.routing import Relay
@@ -96,6 +96,8 @@ class Plumber(Service):
         hosts: Names by which clients may address ``resource``, beside ``localhost`` and that of
             ``advertise_url``.
         origins: Origins whose pages may subscribe and post, beside its own.
+        authority: Says what the credential of a request allows.  None: everybody may subscribe and
+            publish.
         carrier: Makes, for the id of this instance, what carries events to the other instances.
             None is HTTP.
         reactor: The reactor to run on; None is the global one.
@@ -120,6 +122,7 @@ class Plumber(Service):
         unsent_limit: int = MAX_UNSENT_BYTES,
         hosts: Iterable[str] = (),
         origins: Collection[str] = (),
+        authority: IAuthority | None = None,
         carrier: Callable[[str], ICarrier] | None = None,
         reactor: IReactorTime | None = None,
         wall: TimeSource = WallClock,
@@ -133,7 +136,7 @@ class Plumber(Service):
             store = open_store(store, retention or Retention(), reactor, wall, lease=lease)
         self.store = store
         signer = PeerSigner(secret, store)
-        self.gate = Gate(Hosts(hosts), Origins(origins, reactor.seconds), body_limit)
+        self.gate = Gate(Hosts(hosts), Origins(origins, reactor.seconds), body_limit, authority)
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
         by_http = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
@@ -171,7 +174,7 @@ class Plumber(Service):
         #: What ``/metrics`` shows.
         self.metrics = Metrics(self.figures.collect)
         # Only the time at which a client reconnects depends on this randomness.
-        self.clients = ConnectedClients(clock, random.random)
+        self.clients = ConnectedClients(clock, random.random, now=now)
         self.subscribers = Subscribers(self.hub, self.clients, self.gate, clock, unsent_limit)
         self.routes = Routes(self.webhook, pages, self.metrics, self.gate, self.subscribers)
 

@@ -25,6 +25,10 @@ _NAME = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"  # one label of a host
 _HOST = re.compile(rf"(?:\*\.)?(?:{_NAME}\.)*{_NAME}|\[[0-9a-f:.]+\]")
 
 
+class ForeignOrigin(NotAllowed):
+    """A page of an origin that may not do this."""
+
+
 def parse_origin(text: str) -> str:
     """
     Return an origin as browsers send it, or a pattern such as ``https://*.example.com``.
@@ -96,7 +100,7 @@ class Origins:
         return origin is not None and (self._all or self._names(origin))
 
     def check(self, headers: Headers) -> None:
-        """Raise `NotAllowed`, and log it, if the page's origin is neither ours nor allowed."""
+        """Raise `ForeignOrigin`, and log it, if the page's origin is neither ours nor allowed."""
         origin = headers.get(b"origin")
         if origin is None or self.allows(headers):
             return
@@ -109,7 +113,7 @@ class Origins:
             self._refused.warn(
                 "a page of {page!r} was refused; --allow-origin would allow it", page=page
             )
-            raise NotAllowed("pages of that origin may not do this; see --allow-origin")
+            raise ForeignOrigin("pages of that origin may not do this; see --allow-origin")
 
     def cors(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
         """

@@ -18,8 +18,15 @@ from twisted.python.failure import Failure
 
 from asyncplumber.concurrency import Semaphore, SingleFlight, Waiters
 from asyncplumber.core.channel import Channel, Shared, Totals
-from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, to_client_error
+from asyncplumber.errors import (
+    InsufficientScope,
+    PlumberError,
+    TooManyRequests,
+    Unavailable,
+    to_client_error,
+)
 from asyncplumber.event import Cursor, Draft, Event
+from asyncplumber.grant import OPEN, Action, Grant
 from asyncplumber.interfaces import IHistory
 
 LINGER = 10.0  # seconds a channel outlives its last subscriber: a page that reloads finds it open
@@ -129,15 +136,21 @@ class Hub:
 
     # Subscribers come
 
-    def admit(self, account: str) -> Deferred[Channel]:
+    def admit(self, account: str, grant: Grant = OPEN) -> Deferred[Channel]:
         """
         Open the account's channel, unless it is open.  The caller then subscribes at once.
+
+        Args:
+            account: The account whose events are wanted.
+            grant: What the subscriber may do; this program's own need no other than the default.
 
         Returns:
             A Deferred that has fired already if the channel is open.  It can be cancelled.  Fails
             with `Unavailable` while the store is away, and with `TooManyRequests` at the limit of
-            subscribers.
+            subscribers, and with `InsufficientScope` if the grant does not allow it.
         """
+        if not grant.allows(Action.SUBSCRIBE, account):
+            return fail(InsufficientScope())
         if self._refusal is not None:
             return fail(self._refusal)
         if self._totals.subscribers + self.waiting >= self._limit:

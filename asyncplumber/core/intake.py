@@ -28,8 +28,9 @@ from asyncplumber.core.waiting_posts import (
     Post,
     WaitingPosts,
 )
-from asyncplumber.errors import PlumberError, Unavailable, to_client_error
+from asyncplumber.errors import InsufficientScope, PlumberError, Unavailable, to_client_error
 from asyncplumber.event import Draft, Event, Instance, Stored
+from asyncplumber.grant import OPEN, Grant
 from asyncplumber.interfaces import Appended, IRelay, Reached
 from asyncplumber.sending import Receipt
 
@@ -84,13 +85,18 @@ class Intake:
         self._all_answered = Waiters()
         self.accepted = 0
 
-    def accept(self, drafts: Sequence[Draft]) -> Deferred[list[Receipt]]:
+    def accept(self, drafts: Sequence[Draft], grant: Grant = OPEN) -> Deferred[list[Receipt]]:
         """
         Keep these drafts and send them out.
 
+        Args:
+            drafts: Those of one POST.
+            grant: What its sender may do; this program's own events need no other than the default.
+
         Returns:
             A Deferred of their receipts, in their order, which fires after they are kept.  Fails
-            with `Unavailable`, `TooManyRequests` or the error of the first draft that was not kept.
+            with `Unavailable`, `TooManyRequests`, `InsufficientScope` or the error of the first
+            draft that was not kept.
             Some drafts may be kept even so, and the POST can be repeated.
         """
         done: Deferred[list[Receipt]] = Deferred()
@@ -101,22 +107,31 @@ class Intake:
             else:
                 done.callback(outcome)
 
-        self.take(drafts, settle)
+        self.take(drafts, settle, grant)
         return done
 
-    def take(self, drafts: Sequence[Draft], settle: Callable[[Outcome], None]) -> None:
+    def take(
+        self,
+        drafts: Sequence[Draft],
+        settle: Callable[[Outcome], None],
+        grant: Grant = OPEN,
+    ) -> None:
         """
         Do what `accept` does, for the hot path: a Deferred would cost more than a callable.
 
         Args:
             drafts: Those of one POST.
             settle: Called once, now or later, with the receipts or the error.
+            grant: What the sender may do.
         """
         if self._closed is not None:
             settle(self._closed)
             return
         if not drafts:
             settle([])
+            return
+        if grant is not OPEN and not all(draft.account in grant.publish for draft in drafts):
+            settle(InsufficientScope())
             return
         full = self.is_full(len(drafts))
         if full is not None:

@@ -12,6 +12,7 @@ from asyncplumber.core.channel import Channel
 from asyncplumber.core.hub import Hub
 from asyncplumber.errors import BadRequest, PlumberError, to_client_error
 from asyncplumber.event import EARLIEST, Cursor
+from asyncplumber.grant import Grant
 from asyncplumber.wire.fields import Headers
 
 WAIT = 25.0  # seconds of a long-poll; many proxies give up after 30
@@ -69,6 +70,7 @@ class Admission:
         self,
         hub: Hub,
         account: str,
+        grant: Grant,
         serve: Callable[[Channel], object],
         refuse: Callable[[PlumberError], object],
     ) -> None:
@@ -78,11 +80,12 @@ class Admission:
         Args:
             hub: Where the channels are.
             account: The account whose events are wanted.
+            grant: What the client may do.
             serve: Called with the channel; has to subscribe to it before it returns.
             refuse: Called with the error if that is not possible, or if ``serve`` raises.
         """
         self._refuse = refuse
-        admitted = self._admitted = hub.admit(account)
+        admitted = self._admitted = hub.admit(account, grant)
         channel = admitted.result if admitted.called else None
         if isinstance(channel, Channel):
             # As a rule.  Two callbacks would cost more than the rest of this.

@@ -55,6 +55,12 @@ class HttpServer(ReaderLimits, Protocol):
     def handle(self, connection: Connection, request: Request) -> None:
         """Respond to this request, now or later, by ``connection``."""
 
+    def check_head(self, request: Request, connection: Any) -> PlumberError | None:
+        """Return the error that a request is refused with, when its head is there."""
+
+    def readable(self, request: Request, response: Response) -> Response:
+        """Return a response that the page which sent the request can read."""
+
 
 @implementer(IProtocol, IHalfCloseableProtocol)
 class Connection:
@@ -90,7 +96,7 @@ class Connection:
         self.on_disconnect: Callable[[Failure], object] | None = None
         self.awaits_events = False  # the response waits for an event; see `readConnectionLost`
         self.input_ended = False  # the client will send no more
-        self._reader = Reader(server)
+        self._reader = Reader(server, self._check_head)
         self._backlog = bytearray()  # received, and not parsed yet
         self._dispatching = False  # `_dispatch` is running, and must not run inside itself
         self._paused = False  # the transport does not read
@@ -179,6 +185,9 @@ class Connection:
             self.deadline = self._server.now + self._server.request_timeout
         if reader.closed:
             self._drop_backlog()
+
+    def _check_head(self, request: Request) -> PlumberError | None:
+        return self._server.check_head(request, self.transport)
 
     def _drop_backlog(self) -> None:
         self._backlog.clear()
@@ -301,9 +310,12 @@ class Connection:
     # Ending
 
     def _send_refusal(self, error: PlumberError) -> None:
-        self._reader.refusal = None
+        request = self._reader.refused
+        self._reader.refusal = self._reader.refused = None
         self._enter(LINGERING)
         response = error_response(error)
+        if request is not None:
+            response = self._server.readable(request, response)
         self._send_buffer.write(response.head(close=True) + response.body)
         self.deadline = self._server.now + LINGER
         self._send_buffer.end()

@@ -1,20 +1,43 @@
-"""What every request must pass, on our own port and in a site of another application alike."""
+"""
+What every request must pass, on our own port and in a site of another application alike.
+
+The gate decides when the head of a request is there: a request that is refused never has its body
+read.  What lies behind the gate gets a grant, and looks at no credential.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from asyncplumber.auth.hosts import Hosts
 from asyncplumber.auth.origins import Origins
-from asyncplumber.errors import NotFound
+from asyncplumber.errors import (
+    InsufficientScope,
+    NotFound,
+    PlumberError,
+    Unauthenticated,
+    Unavailable,
+    to_client_error,
+)
+from asyncplumber.grant import NOBODY, OPEN, Grant
+from asyncplumber.http.access import Kind, Need, action_of, need_of
 from asyncplumber.http.request import Request
 from asyncplumber.http.responses import Response
+from asyncplumber.http.syntax import account_of
+from asyncplumber.interfaces import AwaitsBody, Decision, Facts, IAuthority
 from asyncplumber.wire.event_batch import batch_limit
 
 BODY_LIMIT = 1024 * 1024  # bytes
 
 
 _INSTANCES, _EVENTS = b"/instances/", b"/events"
+# Decided without a credential.
+_OF_NOBODY = (Kind.NOTHING, Kind.PEER)
 
 
 def batches_path(instance_id: str) -> bytes:
@@ -23,65 +46,200 @@ def batches_path(instance_id: str) -> bytes:
 
 
 class Local(Protocol):
-    """A connection that knows the address at which it came in."""
+    """A connection that knows the addresses of both its ends."""
 
     def getHost(self) -> Any:
         """Return our own address of this connection."""
 
 
+def peer_address(connection: Any) -> str:
+    """Return the address of the other end of a connection; empty for a UNIX socket."""
+    get = getattr(connection, "getPeer", None) or connection.getClientAddress
+    return getattr(get(), "host", "")
+
+
+class Waiting(Protocol):
+    """A request whose response is due."""
+
+    on_disconnect: Callable[[Failure], object] | None
+
+
+def when_decided(
+    exchange: Waiting,
+    decided: Deferred[Decision | PlumberError],
+    go_on: Callable[[Decision | PlumberError], None],
+) -> None:
+    """Call ``go_on`` with the decision about a request.  It is cancelled if the client leaves."""
+
+    def settled(decision: Decision | PlumberError) -> None:
+        exchange.on_disconnect = None
+        go_on(decision)
+
+    exchange.on_disconnect = lambda _: decided.cancel()
+    decided.addCallback(settled)
+
+
+def granted(decision: Decision | Deferred[Any] | None) -> Grant:
+    """
+    Return the grant of a request whose body is not signed.
+
+    Raises:
+        Unauthenticated: Only a signed body could be the credential, and this path takes none.
+    """
+    if isinstance(decision, Grant):
+        return decision
+    raise Unauthenticated(reason="a signature where none is taken")
+
+
 class Gate:
     """
-    The checks that need neither the store nor the account.
+    Decides whether a request may go on, and with which grant.
 
     A request's target begins with the path below our root, wherever that is mounted.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
         hosts: Hosts | None = None,
         origins: Origins | None = None,
         body_limit: int = BODY_LIMIT,
+        authority: IAuthority | None = None,
     ) -> None:
         """
         Args:
             hosts: The names of this server; None for loopback names only.
             origins: Whose pages may subscribe and post; None for our own only.
             body_limit: Bytes of a body.
+            authority: Says what a credential allows; None: everybody may subscribe and publish.
         """
         self.hosts = hosts or Hosts()
         self.origins = origins or Origins()
+        self.authority = authority
         self._body_limit = body_limit
+        #: Called with each grant and the account that it is used for, None if there is none in the
+        #: path.  Raises `InvalidToken` for a grant that was revoked.
+        self.check_revoked: Callable[[Grant, str | None], None] | None = None
 
-    def admit(self, request: Request, connection: Local) -> Response | None:
+    def check_head(self, request: Request, connection: Any) -> PlumberError | None:
         """
-        Check a request.
+        Decide about a request whose head is there.
 
-        Returns:
-            The response to a request that needs no more than this (a preflight); None for one
-            that is to be handled.
-
-        Raises:
-            PlumberError: The request is refused.
+        The decision is in ``request.grant``: a `Grant`, an `AwaitsBody`, or a Deferred of one of
+        them or of a `PlumberError`, which never fails.  If the request is refused now, the error
+        is returned, and in ``request.refusal``.
         """
+        try:
+            request.grant = self._decide(request, connection)
+        except PlumberError as error:
+            request.refusal = error
+        except Exception:
+            request.refusal = to_client_error(Failure(), self._log, "a request failed")
+        return request.refusal
+
+    def _decide(self, request: Request, connection: Any) -> Decision | Deferred[Any]:
         target, headers = request.target, request.headers
         if target.startswith(b"//"):
             # Klein folds these slashes.  A proxy may not, and has its rules for the path without
             # them.
             raise NotFound
-        self.hosts.check(target.partition(b"?")[0], headers, connection)
-        return self._check_origin(request) if b"origin" in headers else None
+        path = target.partition(b"?")[0]
+        self.hosts.check(path, headers, connection)
+        if b"origin" in headers:
+            self._check_origin(request)
+            if self._is_preflight(request):
+                return NOBODY
+        authority = self.authority
+        if authority is None:
+            return OPEN
+        need = need_of(path)
+        if need.kind in _OF_NOBODY:
+            return NOBODY
+        account = account_of(need.segment) if need.segment is not None else None
+        facts = Facts(
+            request.method,
+            target,
+            headers,
+            action_of(need),
+            account,
+            peer_address(connection),
+            request.upgrade,
+        )
+        decision = authority.grant(facts)
+        if isinstance(decision, Deferred):
+            return self._later(decision, need, account)
+        return self._permit(decision, need, account)
 
-    def _check_origin(self, request: Request) -> Response | None:
-        headers = request.headers
+    def _later(
+        self, decision: Deferred[Decision], need: Need, account: str | None
+    ) -> Deferred[Decision | PlumberError]:
+        """
+        Return a Deferred that never fails.
+
+        Nobody may be there to take a failure: the request may be dropped meanwhile.
+        """
+
+        def to_error(failure: Failure) -> PlumberError:
+            if failure.check(CancelledError):
+                return Unavailable()
+            return to_client_error(failure, self._log, "a credential could not be checked")
+
+        decided: Deferred[Any] = decision.addCallback(self._permit, need, account)
+        return decided.addErrback(to_error)
+
+    def _permit(self, decision: Decision, need: Need, account: str | None) -> Decision:
+        """Return the decision if it allows what the request needs, and raise if not."""
+        if isinstance(decision, AwaitsBody):
+            return decision
+        kind = need.kind
+        if account is not None:
+            if kind is Kind.EITHER:
+                if account not in decision.subscribe and account not in decision.publish:
+                    raise InsufficientScope
+            else:
+                action = action_of(need)
+                assert action is not None  # only these kinds have an account
+                decision.check(action, account)
+        elif kind in (Kind.ADMIN, Kind.METRICS):
+            if not decision.is_admin:
+                raise InsufficientScope
+        elif kind is Kind.PUBLISH and not decision.publish:
+            raise InsufficientScope  # whatever account the body names
+        if self.check_revoked is not None:
+            self.check_revoked(decision, account)
+        return decision
+
+    def _check_origin(self, request: Request) -> None:
         if (
             request.method not in (b"GET", b"HEAD")
             or request.upgrade
             or request.target.startswith(b"/events/")
         ):
-            self.origins.check(headers)
-        is_preflight = request.method == b"OPTIONS" and b"access-control-request-method" in headers
-        if is_preflight and self.origins.allows(headers):
-            return Response(200, b"text/plain", b"", self.origins.preflight(headers))
+            self.origins.check(request.headers)
+
+    def _is_preflight(self, request: Request) -> bool:
+        return (
+            request.method == b"OPTIONS"
+            and b"access-control-request-method" in request.headers
+            and self.origins.allows(request.headers)
+        )
+
+    def admit(self, request: Request) -> Response | None:
+        """
+        Admit a request that `check_head` has looked at.
+
+        Returns:
+            The response to a request that needs no more than this (a preflight); None for one
+            that is to be handled with ``request.grant``.
+
+        Raises:
+            PlumberError: The request is refused.
+        """
+        if request.refusal is not None:
+            raise request.refusal
+        if b"origin" in request.headers and self._is_preflight(request):
+            return Response(200, b"text/plain", b"", self.origins.preflight(request.headers))
         return None
 
     def cors(self, request: Request) -> tuple[tuple[bytes, bytes], ...]:

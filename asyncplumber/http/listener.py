@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
@@ -19,15 +20,16 @@ from zope.interface import implementer
 
 from asyncplumber._twisted_compat import limit_accepts
 from asyncplumber.concurrency import PeriodicTask
-from asyncplumber.errors import to_client_error
+from asyncplumber.errors import PlumberError, to_client_error
 from asyncplumber.http.bodies import MAX_LARGE_BYTES, Bodies
 from asyncplumber.http.connection import Connection
-from asyncplumber.http.gate import Gate
+from asyncplumber.http.gate import Gate, granted, when_decided
 from asyncplumber.http.request import Request
 from asyncplumber.http.request_channel import RequestChannel
-from asyncplumber.http.responses import Response, error_response
+from asyncplumber.http.responses import Response
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.webhook import Webhook
+from asyncplumber.interfaces import Decision
 
 HEAD_LIMIT = 16 * 1024  # bytes of request line and headers; nginx and Apache take 8 or 16 KiB
 REQUEST_TIMEOUT = 30.0  # seconds for a request to arrive whole, or a response to be taken
@@ -63,6 +65,8 @@ class Listener(Factory):
         self.head_limit = head_limit
         self.bodies = Bodies(bodies_limit)
         self.body_limit_of = gate.body_limit_of
+        self.check_head = gate.check_head
+        self.readable = gate.readable
         self.request_timeout = request_timeout
         self.idle_timeout = idle_timeout
         self.connections: set[Connection] = set()
@@ -124,16 +128,33 @@ class Listener(Factory):
     def handle(self, connection: Connection, request: Request) -> None:
         """Respond to this request, now or later."""
         try:
-            response = self._gate.admit(request, connection.transport)
+            response = self._gate.admit(request)
             if response is not None:
                 connection.respond(response)
+            elif isinstance(request.grant, Deferred):
+                when_decided(connection, request.grant, partial(self._decided, connection, request))
             else:
-                self._dispatch(connection, request)
+                assert request.grant is not None  # the gate has decided
+                self._dispatch(connection, request, request.grant)
         except Exception:
-            error = to_client_error(Failure(), self._log, "a request failed")
-            connection.respond(self._gate.readable(request, error_response(error)))
+            self._refuse(connection, request)
 
-    def _dispatch(self, connection: Connection, request: Request) -> None:
+    def _decided(
+        self, connection: Connection, request: Request, decision: Decision | PlumberError
+    ) -> None:
+        try:
+            if isinstance(decision, PlumberError):
+                raise decision
+            self._dispatch(connection, request, decision)
+        except Exception:
+            self._refuse(connection, request)
+
+    def _refuse(self, connection: Connection, request: Request) -> None:
+        """Refuse a request, from within its ``except``."""
+        error = to_client_error(Failure(), self._log, "a request failed")
+        self._subscribers.refuse(connection, request, error)
+
+    def _dispatch(self, connection: Connection, request: Request, decision: Decision) -> None:
         target = request.target
         if target.startswith(b"/hooks/") and request.method == b"POST":
             # The request stays until it is answered, which may take seconds; its body need not.
@@ -142,9 +163,11 @@ class Listener(Factory):
             if b"origin" in request.headers:
                 respond = partial(self._respond_readable, connection, request)
             segment = target[7:].partition(b"?")[0]
-            self._webhook.take_in(segment, request.headers, body, respond)
-        elif target.startswith(b"/events/"):
-            self._subscribers.subscribe(connection, request)
+            self._webhook.take_in(segment, request.headers, body, decision, respond)
+            return
+        grant = granted(decision)
+        if target.startswith(b"/events/"):
+            self._subscribers.subscribe(connection, request, grant)
         else:
             channel = RequestChannel(
                 connection,
@@ -153,7 +176,7 @@ class Listener(Factory):
                 headers=self._gate.cors(request),
             )
             connection.on_disconnect = channel.connection_lost
-            channel.handle(request)
+            channel.handle(request, grant)
 
     def _respond_readable(
         self, connection: Connection, request: Request, response: Response

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IProtocol, IReactorTime
 from twisted.python.failure import Failure
@@ -21,11 +23,12 @@ from zope.interface import implementer
 
 from asyncplumber._twisted_compat import can_take_over, has_unsent, replace_protocol, take_over
 from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError
-from asyncplumber.http.gate import Gate
-from asyncplumber.http.request import Request
+from asyncplumber.http.gate import Gate, granted, when_decided
+from asyncplumber.http.request import IGrant, Request
 from asyncplumber.http.responses import Response, error_response
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.syntax import AMBIGUOUS_PATH, METHODS, UPGRADE_WITH_BODY
+from asyncplumber.interfaces import Decision
 from asyncplumber.transports.send_buffer import BLOCKED, SocketBuffer, send_buffer_for
 from asyncplumber.transports.stream import Detached
 
@@ -176,8 +179,14 @@ class MountedResource(RawPathResource):
         except PlumberError as error:
             return write_response(error_response(error), request)
         try:
-            response = self._gate.admit(own, request)
+            self._gate.check_head(own, request)
+            response = self._gate.admit(own)
         except PlumberError as error:
+            if own.target.startswith(b"/events/"):
+                self._clock.callLater(
+                    0, self._subscribers.refuse, MountedExchange(request), own, error
+                )
+                return NOT_DONE_YET
             response = self._gate.readable(own, error_response(error))
         if response is None and self._is_folder_without_slash(request):
             response = _slash_added(request)
@@ -190,7 +199,32 @@ class MountedResource(RawPathResource):
             return NOT_DONE_YET
         for name, value in self._gate.cors(own):
             request.setHeader(name, value)
+        if isinstance(own.grant, Deferred):
+            exchange = MountedExchange(request)
+            when_decided(exchange, own.grant, partial(self._route, exchange, own, request))
+            return NOT_DONE_YET
+        assert own.grant is not None  # the gate has decided
+        request.setComponent(IGrant, own.grant)
         return super().render(request)
+
+    def _route(
+        self,
+        exchange: MountedExchange,
+        own: Request,
+        request: Any,
+        decision: Decision | PlumberError,
+    ) -> None:
+        """Let Klein answer a request that had to wait for its decision."""
+        if exchange.is_over:
+            return
+        if isinstance(decision, PlumberError):
+            exchange.respond(self._gate.readable(own, error_response(decision)))
+            return
+        request.setComponent(IGrant, decision)
+        body = super().render(request)
+        if body is not NOT_DONE_YET:
+            request.write(body)
+            request.finish()
 
     @staticmethod
     def _is_folder_without_slash(request: Any) -> bool:
@@ -202,10 +236,21 @@ class MountedResource(RawPathResource):
     def _subscribe(self, exchange: MountedExchange, request: Request) -> None:
         if exchange.is_over:
             return
+        if isinstance(request.grant, Deferred):
+            when_decided(exchange, request.grant, partial(self._subscribe_with, exchange, request))
+        else:
+            assert request.grant is not None  # the gate has decided
+            self._subscribe_with(exchange, request, request.grant)
+
+    def _subscribe_with(
+        self, exchange: MountedExchange, request: Request, decision: Decision | PlumberError
+    ) -> None:
         try:
-            self._subscribers.subscribe(exchange, request)
+            if isinstance(decision, PlumberError):
+                raise decision
+            self._subscribers.subscribe(exchange, request, granted(decision))
         except PlumberError as error:
-            exchange.respond(self._gate.readable(request, error_response(error)))
+            self._subscribers.refuse(exchange, request, error)
 
 
 def _slash_added(request: Any) -> Response:

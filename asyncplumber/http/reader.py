@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from httptools import (
@@ -64,23 +65,35 @@ class Reader:
     """
 
     __slots__ = (
+        "_check_head",
         "_limits",
         "_parser",
         "closed",
         "counted_bytes",
         "refusal",
+        "refused",
         "request",
         "request_started",
         "requests",
         "wants_continue",
     )
 
-    def __init__(self, limits: ReaderLimits) -> None:
+    def __init__(
+        self, limits: ReaderLimits, check_head: Callable[[Request], PlumberError | None]
+    ) -> None:
+        """
+        Args:
+            limits: The limits.
+            check_head: Called with each request whose head is complete.  Returns the error that
+                it is refused with, if it is.
+        """
         self._limits = limits
+        self._check_head = check_head
         self._parser: HttpRequestParser | None = None  # a new one costs as much as a request
         self.request: Request | None = None  # that is being read
         self.requests: deque[Request] = deque()  # read, and not answered yet
         self.refusal: PlumberError | None = None  # the response after those to `requests`
+        self.refused: Request | None = None  # the request that it refuses, if its head was read
         self.counted_bytes = 0  # of this connection, in the sum of all large bodies
         self.closed = False  # nothing is read any more
         self.request_started = False  # set at a request's first byte; the owner resets it
@@ -117,13 +130,15 @@ class Reader:
     def refuse(self, error: PlumberError) -> None:
         """Read no more.  ``error`` is the response after those to the requests before it."""
         if not self.closed:
+            request = self.request
             self.close()
             self.refusal = error
+            self.refused = request if request is not None and request.head_complete else None
 
     def close(self) -> None:
         """Read no more, and give no response to what is half read."""
         self.closed = True
-        self.request = None
+        self.request = self.refused = None
         self.refusal = None
         self.recount()
 
@@ -199,6 +214,8 @@ class Reader:
             self.refuse(error)
         elif request.length > request.limit:
             self._refuse_large(request)
+        elif (refusal := self._check_head(request)) is not None and not request.is_small:
+            self.refuse(refusal)  # before its body is read
         else:
             self.wants_continue = request.expects_continue
 

@@ -7,10 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 from urllib.parse import parse_qs
 
+from twisted.internet.defer import Deferred
+from zope.interface import Interface
+
 from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError
 from asyncplumber.http.syntax import AMBIGUOUS_BYTES, AMBIGUOUS_HEADER, AMBIGUOUS_PATH, METHODS
+from asyncplumber.interfaces import Decision
 
 MAX_HEADER_LINES = 100
+SMALL_BODY = 16 * 1024  # bytes
+
+
+class IGrant(Interface):
+    """The component of a twisted.web request that says what it may do: a `Grant`."""
 
 
 class HeadersTooLarge(PlumberError):
@@ -45,6 +54,7 @@ class Request:
         "bytes_fed",
         "counted_bytes",
         "expects_continue",
+        "grant",
         "head_complete",
         "headers",
         "is_current",
@@ -53,6 +63,7 @@ class Request:
         "limit",
         "method",
         "raw_headers",
+        "refusal",
         "size",
         "target",
         "upgrade",
@@ -75,6 +86,9 @@ class Request:
         self.keep_alive = True
         self.upgrade = False  # to a WebSocket, that is
         self.expects_continue = False
+        # What the gate has decided: a grant, or a Deferred that never fails; see `Gate.check_head`.
+        self.grant: Decision | Deferred[Decision | PlumberError] | None = None
+        self.refusal: PlumberError | None = None  # why it is not to be handled
 
     @property
     def query(self) -> Mapping[str, Sequence[str]]:
@@ -86,6 +100,15 @@ class Request:
     def has_body(self) -> bool:
         """Whether the head announces a body."""
         return self.length > 0 or b"transfer-encoding" in self.headers
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its body is so short that it is easier to read it than to close after it."""
+        return (
+            self.length <= SMALL_BODY
+            and not self.expects_continue
+            and b"transfer-encoding" not in self.headers
+        )
 
     def complete_head(self, parser: HeadParser) -> PlumberError | None:
         """Take what ``parser`` knows when the head is complete; return what is wrong with it."""

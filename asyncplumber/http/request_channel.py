@@ -24,7 +24,8 @@ from twisted.web import server
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from asyncplumber.http.request import Request
+from asyncplumber.grant import Grant
+from asyncplumber.http.request import IGrant, Request
 
 
 class Responder(Protocol):
@@ -73,9 +74,10 @@ class RequestChannel:
         self._is_push = False  # of the producer
         self._is_paused = False
 
-    def handle(self, request: Request) -> None:
-        """Let twisted.web answer this request."""
+    def handle(self, request: Request, grant: Grant) -> None:
+        """Let twisted.web answer this request, which may do what ``grant`` allows."""
         handled = self.request = self.site.requestFactory(self)
+        handled.setComponent(IGrant, grant)
         for name, value in request.raw_headers:
             handled.requestHeaders.addRawHeader(name, value)
         handled.parseCookies()

@@ -5,6 +5,7 @@ from __future__ import annotations
 # Werkzeug would import this codec at the first request, which fails if no more files can be opened.
 import encodings.idna  # noqa: F401
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from io import BytesIO
 
@@ -30,11 +31,13 @@ from asyncplumber.errors import (
 from asyncplumber.http.gate import Gate, batches_path
 from asyncplumber.http.metrics import Metrics
 from asyncplumber.http.mounted import MountedResource, RawPathResource, write_response
+from asyncplumber.http.request import IGrant
 from asyncplumber.http.responses import Response, error_response, json_response
 from asyncplumber.http.status import StatusPages
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.syntax import account_of
 from asyncplumber.http.webhook import Webhook
+from asyncplumber.interfaces import Decision
 from asyncplumber.wire.fields import Headers
 
 _POLICY = (
@@ -124,7 +127,7 @@ class Routes:
     def _take(
         self,
         request: Request,
-        take: Callable[[Headers, bytes], Deferred[Response]],
+        take: Callable[[Headers, bytes, Decision], Deferred[Response]],
         path: bytes = b"",
     ) -> Deferred[bytes]:
         """
@@ -138,7 +141,7 @@ class Routes:
             body = request.content.read(limit + 1) if request.content is not None else b""
             if len(body) > limit:
                 raise TooLarge(f"a body has at most {limit} bytes")
-            return take(_headers(request), body)
+            return take(_headers(request), body, request.getComponent(IGrant))
 
         return self._write(request, maybeDeferred(taken))
 
@@ -161,7 +164,7 @@ class Routes:
     def hook(self, request: Request, account: str) -> Deferred[bytes]:
         """Take an event for an account."""
         segment = account.encode("ascii")
-        return self._take(request, lambda headers, body: self._webhook.take(segment, headers, body))
+        return self._take(request, partial(self._webhook.take, segment))
 
     @app.route("/instances/<id>/hooks/<raw:account>", methods=["POST"])
     def own_hook(self, request: Request, id: str, account: str) -> Deferred[bytes]:
@@ -169,7 +172,7 @@ class Routes:
         segment = account.encode("ascii")
         return self._take(
             request,
-            lambda headers, body: self._webhook.take_here(id.encode(), segment, headers, body),
+            partial(self._webhook.take_here, id.encode(), segment),
         )
 
     @app.route("/instances/<id>/events", methods=["POST"])
@@ -177,7 +180,7 @@ class Routes:
         """Take a batch of events from another instance."""
         return self._take(
             request,
-            lambda headers, body: self._webhook.take_event_batch(id.encode(), headers, body),
+            lambda headers, body, _: self._webhook.take_event_batch(id.encode(), headers, body),
             batches_path(id),
         )
 
@@ -186,7 +189,7 @@ class Routes:
         """Tell another instance how many subscribers of an account are here."""
         segment = account.encode("ascii")
         return self._take(
-            request, lambda headers, body: self._webhook.count_here(id.encode(), segment, headers)
+            request, lambda headers, _, __: self._webhook.count_here(id.encode(), segment, headers)
         )
 
     @app.route("/accounts/<raw:account>", methods=["GET"])

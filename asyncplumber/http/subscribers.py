@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,11 +11,13 @@ from twisted.internet.interfaces import IProtocol, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from asyncplumber.auth.origins import ForeignOrigin
 from asyncplumber.core.channel import Channel
 from asyncplumber.core.hub import Hub
 from asyncplumber.core.subscribe import Admission, resume_point, wait_in
 from asyncplumber.errors import MethodNotAllowed, NotImplementedHere, PlumberError, to_client_error
 from asyncplumber.event import Cursor
+from asyncplumber.grant import Grant
 from asyncplumber.http.gate import Gate
 from asyncplumber.http.request import Request
 from asyncplumber.http.responses import (
@@ -27,6 +30,7 @@ from asyncplumber.http.syntax import account_of
 from asyncplumber.transports.choice import EVENT_STREAM, LONG_POLL, WEBSOCKET, choose
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.long_poll import LongPoll, PollResult
+from asyncplumber.transports.refusal import RefusedWebSocket, close_code
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 from asyncplumber.transports.sse import EventStream
 from asyncplumber.transports.stream import Detached
@@ -72,7 +76,14 @@ class Subscribers:
         clock: IReactorTime,
         unsent_limit: int = MAX_UNSENT_BYTES,
     ) -> None:
-        """``unsent_limit`` is the bytes that may be queued for one client."""
+        """
+        Args:
+            hub: Has the channels.
+            clients: The clients that are connected by a stream.
+            gate: Says who may read a response.
+            clock: The reactor's clock.
+            unsent_limit: Bytes that may be queued for one client.
+        """
         self.unsent_limit = unsent_limit
         self._hub = hub
         self._clients = clients
@@ -81,9 +92,14 @@ class Subscribers:
         self._violations = violation_log(clock)
         self._polls: set[LongPoll] = set()
 
-    def subscribe(self, exchange: Exchange, request: Request) -> None:
+    def subscribe(self, exchange: Exchange, request: Request, grant: Grant) -> None:
         """
         Serve the account that the request's path names, by the transport that it chooses.
+
+        Args:
+            exchange: The request's connection.
+            request: The request.
+            grant: What its sender may do, and until when.
 
         Raises:
             PlumberError: The request is wrong; nothing was begun.
@@ -98,17 +114,17 @@ class Subscribers:
             raise NotImplementedHere("streams need HTTP/1.1 here; long-polls do not")
         serve: Callable[[Channel], Any]
         if transport is WEBSOCKET:
-            serve = partial(self._websocket, exchange, handshake(request.headers), after)
+            serve = partial(self._websocket, exchange, handshake(request.headers), grant, after)
         elif transport is EVENT_STREAM:
-            serve = partial(self._event_stream, exchange, request, after)
+            serve = partial(self._event_stream, exchange, request, grant, after)
         else:
-            serve = partial(self._long_poll, exchange, request, after, wait_in(query))
+            serve = partial(self._long_poll, exchange, request, grant, after, wait_in(query))
         if exchange.input_ended:
             exchange.hang_up()
             return
         exchange.awaits_events = True
-        refuse = partial(self._refuse, exchange, request)
-        admission = Admission(self._hub, account, serve, refuse)
+        refuse = partial(self.refuse, exchange, request)
+        admission = Admission(self._hub, account, grant, serve, refuse)
         if admission.is_pending:
             exchange.on_disconnect = admission.cancel
 
@@ -117,25 +133,54 @@ class Subscribers:
         for poll in list(self._polls):
             poll.end(None)
 
-    def _refuse(self, exchange: Exchange, request: Request, error: PlumberError) -> None:
+    def end_polls(self, matches: Callable[[Grant, str], bool], error: PlumberError) -> None:
+        """Answer the long-polls whose grant and account match with this error."""
+        for poll in [poll for poll in self._polls if matches(poll.grant, poll.account)]:
+            poll.refuse(error)
+
+    def refuse(self, exchange: Exchange, request: Request, error: PlumberError) -> None:
+        """
+        Refuse a request.
+
+        A script cannot see the status of a WebSocket handshake that is refused (WHATWG WebSockets,
+        section 9.3.1: no details).  So the handshake of a page succeeds, and a close code says why.
+        A page of a foreign origin learns nothing.
+        """
+        code = close_code(error) if not isinstance(error, ForeignOrigin) else None
+        if request.upgrade and b"origin" in request.headers and code and exchange.can_detach:
+            with suppress(PlumberError):  # a handshake that is wrong gets the first error
+                head = handshake(request.headers)
+                RefusedWebSocket(self._clock).begin(exchange, head, code, error.code)
+                return
         exchange.respond(self._gate.readable(request, error_response(error)))
 
-    def _websocket(self, exchange: Exchange, head: bytes, after: After, channel: Channel) -> None:
-        stream = WebSocketStream(channel, self._clients, self._clock, self._violations)
+    def _websocket(
+        self, exchange: Exchange, head: bytes, grant: Grant, after: After, channel: Channel
+    ) -> None:
+        stream = WebSocketStream(channel, self._clients, self._clock, grant, self._violations)
         stream.begin(exchange, head, self.unsent_limit, after)
 
     def _event_stream(
-        self, exchange: Exchange, request: Request, after: After, channel: Channel
+        self, exchange: Exchange, request: Request, grant: Grant, after: After, channel: Channel
     ) -> None:
         chunked = request.is_current
-        stream = EventStream(channel, self._clients, self._clock, chunked=chunked)
+        stream = EventStream(channel, self._clients, self._clock, grant, chunked=chunked)
         head = event_stream_head(chunked=chunked, headers=self._gate.cors(request))
         stream.begin(exchange, head, self.unsent_limit, after)
 
     def _long_poll(
-        self, exchange: Exchange, request: Request, after: After, wait: float, channel: Channel
+        self,
+        exchange: Exchange,
+        request: Request,
+        grant: Grant,
+        after: After,
+        wait: float,
+        channel: Channel,
     ) -> None:
-        poll = LongPoll(channel, self._clock, wait)
+        left = self._clients.deadlines.expires_in(grant)
+        if left is not None:
+            wait = max(0.0, min(wait, left - 1.0))  # an event that comes later is not sent
+        poll = LongPoll(channel, self._clock, grant, wait)
         self._polls.add(poll)
 
         def cancel(_: Failure) -> None:
@@ -146,7 +191,7 @@ class Subscribers:
             self._polls.discard(poll)
             if isinstance(result, Failure):
                 error = to_client_error(result, self._log, "a long-poll failed")
-                self._refuse(exchange, request, error)
+                self.refuse(exchange, request, error)
             else:
                 exchange.respond(self._gate.readable(request, poll_response(result)))
 

@@ -19,8 +19,11 @@ from asyncplumber.core.intake import Intake
 from asyncplumber.core.waiting_posts import Outcome
 from asyncplumber.errors import Gone, NotAllowed, PlumberError, to_client_error
 from asyncplumber.event import Draft, timestamp
+from asyncplumber.grant import Action
+from asyncplumber.http.gate import granted
 from asyncplumber.http.responses import Response, error_response, json_response, receipt_response
 from asyncplumber.http.syntax import account_of
+from asyncplumber.interfaces import Decision
 from asyncplumber.sending import Receipt
 from asyncplumber.wire.fields import Headers
 from asyncplumber.wire.parse import drafts_of, skyhooks_draft
@@ -75,18 +78,30 @@ class Webhook:
         self._receive = receive
         self.instance_id = instance_id
 
-    def take(self, segment: bytes, headers: Headers, body: bytes) -> Deferred[Response]:
-        """Keep an event and deliver it to everyone (``POST /hooks/{account}``)."""
+    def take(
+        self, segment: bytes, headers: Headers, body: bytes, decision: Decision
+    ) -> Deferred[Response]:
+        """
+        Keep an event and deliver it to everyone (``POST /hooks/{account}``).
+
+        ``decision`` is what the gate says about the request.
+        """
         taken: Deferred[Response] = Deferred()
-        self.take_in(segment, headers, body, taken.callback)
+        self.take_in(segment, headers, body, decision, taken.callback)
         return taken
 
     def take_in(
-        self, segment: bytes, headers: Headers, body: bytes, respond: Callable[[Response], None]
+        self,
+        segment: bytes,
+        headers: Headers,
+        body: bytes,
+        decision: Decision,
+        respond: Callable[[Response], None],
     ) -> None:
         """Do the same on the fast path: ``respond`` is called with the response, now or later."""
         batch = _is_batch(headers.get(b"content-type", b""))
         try:
+            grant = granted(decision)
             if batch:
                 # The number of events at least, before the time to parse them is spent.
                 count = body.count(b"\n") or len(body) // MIN_CLOUDEVENT_BYTES
@@ -106,15 +121,18 @@ class Webhook:
                 else receipt_response(outcome, batch=batch)
             )
 
-        self._intake.take(drafts, settle)
+        self._intake.take(drafts, settle, grant)
 
-    def take_skyhooks(self, headers: Headers, body: bytes) -> Deferred[Response]:
+    def take_skyhooks(
+        self, headers: Headers, body: bytes, decision: Decision
+    ) -> Deferred[Response]:
         """Keep and deliver an event of a client of skyhooks (``POST /hooks``)."""
         try:
+            grant = granted(decision)
             draft = skyhooks_draft(headers, body, timestamp(self._now()))
         except PlumberError as error:
             return succeed(error_response(error))
-        return self._intake.accept([draft]).addCallbacks(
+        return self._intake.accept([draft], grant).addCallbacks(
             lambda receipts: receipt_response(receipts, skyhooks=True), self._failed
         )
 
@@ -122,7 +140,12 @@ class Webhook:
         return error_response(to_client_error(failure, self._log, "a POST could not be taken in"))
 
     def take_here(
-        self, instance_id: bytes, segment: bytes, headers: Headers, body: bytes
+        self,
+        instance_id: bytes,
+        segment: bytes,
+        headers: Headers,
+        body: bytes,
+        decision: Decision,
     ) -> Deferred[Response]:
         """
         Take an event at the URL that is in the registry.
@@ -134,6 +157,7 @@ class Webhook:
         """
         try:
             account = account_of(segment)
+            granted(decision).check(Action.PUBLISH, account)
             if not self._is_for_us(instance_id) or not self._hub.serves(account):
                 raise Gone
             if self._signer.is_given:
@@ -145,7 +169,7 @@ class Webhook:
         except PlumberError as error:
             return succeed(error_response(error))
         if headers.keys() & _ID_HEADERS or drafts[0].key != drafts[0].id:
-            return self.take(segment, headers, body)
+            return self.take(segment, headers, body, decision)
         return succeed(self._deliver_ephemeral(drafts))
 
     def _deliver_ephemeral(self, drafts: list[Draft]) -> Response:

@@ -15,7 +15,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from asyncplumber.clocks import WallClock
 from asyncplumber.concurrency import PeriodicTask, Waiters
+from asyncplumber.errors import PlumberError
+from asyncplumber.grant import Grant
+from asyncplumber.transports.deadlines import Deadlines
 from asyncplumber.transports.dosed_reads import DosedReadsByReactor
 
 HEARTBEAT = 15.0  # seconds between heartbeats: proxies close what is idle for 30 or 60
@@ -33,6 +37,9 @@ class Pingable(Protocol):
     def close_going_away(self, reconnect_after: float) -> None:
         """Tell the client to come back after so many seconds, and close."""
 
+    def end_if(self, matches: Callable[[Grant, str], bool], error: PlumberError) -> bool:
+        """End it with this error if its grant and account match; return whether they do."""
+
     def abort(self) -> None:
         """Close the connection at once."""
 
@@ -43,7 +50,11 @@ class ConnectedClients:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, random: Callable[[], float], interval: float = HEARTBEAT
+        self,
+        clock: IReactorTime,
+        random: Callable[[], float],
+        interval: float = HEARTBEAT,
+        now: Callable[[], float] = WallClock.seconds,
     ) -> None:
         """
         Begin without clients.
@@ -52,6 +63,7 @@ class ConnectedClients:
             clock: Tells the time.
             random: Returns a number between 0 and 1.
             interval: Seconds between two heartbeats of a client; 0 for no heartbeats.
+            now: Returns the time in seconds since 1970, which grants are compared with.
         """
         self._clock = clock
         self._random = random
@@ -62,6 +74,8 @@ class ConnectedClients:
         self._heartbeats = PeriodicTask(self._serve_group, interval / count, clock)
         self._has_heartbeats = interval > 0
         self.reads = DosedReadsByReactor()
+        #: Ends the streams whose grants end.
+        self.deadlines = Deadlines(clock, now, random)
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))
@@ -71,7 +85,8 @@ class ConnectedClients:
             yield from list(group)
 
     def start(self) -> None:
-        """Begin the heartbeats."""
+        """Begin the heartbeats, and to watch how long grants last."""
+        self.deadlines.start()
         if self._has_heartbeats:
             self._heartbeats.start()
 
@@ -111,6 +126,17 @@ class ConnectedClients:
             self._log.failure("a client of a stream raised, and is cut off")
             client.abort()
 
+    def end_where(self, matches: Callable[[Grant, str], bool], error: PlumberError) -> int:
+        """End the clients whose grant and account match, and return how many there were."""
+        ended = 0
+        for client in self:
+            try:
+                ended += client.end_if(matches, error)
+            except Exception:
+                self._log.failure("a client of a stream raised, and is cut off")
+                client.abort()
+        return ended
+
     async def drain(self) -> None:
         """
         Stop the heartbeats, and tell all clients to come back later, each at another time.
@@ -120,6 +146,7 @@ class ConnectedClients:
         """
         self._heartbeats.stop()
         if not len(self):
+            self.deadlines.stop()
             return
         emptied = self._emptied.wait()
         await self._call_in_slices(self._groups, self._send_away)
@@ -128,6 +155,7 @@ class ConnectedClients:
             await emptied
             if timer.active():
                 timer.cancel()
+        self.deadlines.stop()
 
     def _send_away(self, client: Pingable) -> None:
         client.close_going_away(round(self._random() * RECONNECT_SPREAD, 2))

@@ -11,6 +11,7 @@ from zope.interface import implementer
 from asyncplumber.core.channel import Channel
 from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Position
+from asyncplumber.grant import Grant
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap
@@ -43,8 +44,9 @@ class LongPoll:
 
     page_size = MAX_RESPONSE_BYTES
 
-    def __init__(self, channel: Channel, clock: IReactorTime, wait: float) -> None:
-        """``wait`` is in seconds."""
+    def __init__(self, channel: Channel, clock: IReactorTime, grant: Grant, wait: float) -> None:
+        """``grant`` allows it; ``wait`` is in seconds."""
+        self.grant = grant
         #: Fires with the result, or fails with a `PlumberError`.
         self.result: Deferred[PollResult] = Deferred()
         self._subscription = channel.subscribe(self)
@@ -55,6 +57,11 @@ class LongPoll:
         self._size = 0
         self._timeout: IDelayedCall = clock.callLater(REPLAY_TIMEOUT, self.end, Unavailable())
         self._next_turn: IDelayedCall | None = None
+
+    @property
+    def account(self) -> str:
+        """The account whose events it waits for."""
+        return self._subscription.account
 
     def start(self, after: Cursor | str | None) -> None:
         """Subscribe; see `Subscription.start`."""
@@ -101,11 +108,15 @@ class LongPoll:
             if timer is not None and timer.active():
                 timer.cancel()
 
+    def refuse(self, error: PlumberError) -> None:
+        """Fail with this error, and hand nothing over: its client may not have it any more."""
+        self.cancel()
+        if not self.result.called:
+            self.result.errback(error)
+
     def end(self, error: PlumberError | None) -> None:
         if self._envelopes or (error is None and self._cursor is not None):
             self._finish()
             return
         # The client is told no cursor, because it is not known yet: it keeps its own.
-        self.cancel()
-        if not self.result.called:
-            self.result.errback(error or Unavailable("this instance is about to stop"))
+        self.refuse(error or Unavailable("this instance is about to stop"))

@@ -7,6 +7,7 @@ from twisted.internet.interfaces import IReactorTime
 from asyncplumber.core.channel import Channel
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Position
+from asyncplumber.grant import Grant
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.stream import Stream
 from asyncplumber.wire.delivery import Delivery
@@ -29,10 +30,16 @@ class EventStream(Stream):
     __slots__ = ("_chunked",)
 
     def __init__(
-        self, channel: Channel, clients: ConnectedClients, clock: IReactorTime, *, chunked: bool
+        self,
+        channel: Channel,
+        clients: ConnectedClients,
+        clock: IReactorTime,
+        grant: Grant,
+        *,
+        chunked: bool,
     ) -> None:
         """``chunked`` says whether the response is sent in chunks (HTTP/1.1)."""
-        super().__init__(channel, clients, clock)
+        super().__init__(channel, clients, clock, grant)
         self._chunked = chunked
 
     def _open(self, head: bytes, after: Cursor | str | None) -> None:
@@ -49,9 +56,7 @@ class EventStream(Stream):
         self.send_buffer.write(batch.chunk if self._chunked else batch.records)
 
     def opened(self, cursor: Cursor) -> None:
-        self._write(
-            record(str(cursor), "plumber.open", notice("plumber.open", self.account, cursor))
-        )
+        self._write(record(str(cursor), "plumber.open", self.open_notice(cursor)))
 
     def missed(self, cursor: Cursor, position: Position) -> None:
         self._write(
@@ -71,4 +76,7 @@ class EventStream(Stream):
         self._close()
 
     def end(self, error: PlumberError | None) -> None:
+        bye = self.bye_notice(error) if error is not None else None
+        if bye is not None and not self.is_closing:
+            self._write(record("", "plumber.bye", bye))
         self._close()

@@ -8,6 +8,7 @@ transport, and everything it sends goes through the connection's ``SendBuffer``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from typing import Protocol as Interface
 
@@ -16,13 +17,15 @@ from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime
 from zope.interface import implementer
 
 from asyncplumber.core.channel import Channel
-from asyncplumber.errors import PlumberError
+from asyncplumber.errors import GrantExpired, GrantRevoked, PlumberError
 from asyncplumber.event import Cursor, Position
+from asyncplumber.grant import Grant
 from asyncplumber.interfaces import ISubscriber
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.send_buffer import SendBuffer
 from asyncplumber.wire.delivery import Delivery
+from asyncplumber.wire.envelope import notice
 
 CLOSE_TIMEOUT = 5.0  # seconds in which a closing client must take some bytes, or is cut off
 
@@ -66,15 +69,23 @@ class Stream(ABC):
         "_close_timer",
         "_group",
         "_subscription",
+        "expires",
+        "grant",
         "send_buffer",
         "transport",
     )
 
-    def __init__(self, channel: Channel, clients: ConnectedClients, clock: IReactorTime) -> None:
+    def __init__(
+        self, channel: Channel, clients: ConnectedClients, clock: IReactorTime, grant: Grant
+    ) -> None:
         self._subscription = channel.subscribe(self)
         self._clients = clients
         self._clock = clock
+        self.grant = grant
+        #: When it ends; see `Deadlines`.
+        self.expires: int | None = None
         self._group = clients.add(self)
+        clients.deadlines.add(self)
         # Runs from the close on, and cuts off a client that stays.
         self._close_timer: IDelayedCall | None = None
         self.transport: Any = None
@@ -106,7 +117,7 @@ class Stream(ABC):
             self.transport, self.send_buffer, unread = connection.detach(self)
         except Exception:
             self._subscription.cancel()
-            self._clients.discard(self, self._group)
+            self._forget()
             raise
         self._clients.reads.watch(self.transport)
         self.send_buffer.rebind(self._overflow, limit)
@@ -134,10 +145,14 @@ class Stream(ABC):
 
     def connectionLost(self, reason: Any) -> None:
         self._subscription.cancel()
-        self._clients.discard(self, self._group)
+        self._forget()
         self.send_buffer.forget()
         if self._close_timer is not None and self._close_timer.active():
             self._close_timer.cancel()
+
+    def _forget(self) -> None:
+        self._clients.discard(self, self._group)
+        self._clients.deadlines.discard(self)
 
     # ISubscriber: what differs between transports is abstract
 
@@ -167,6 +182,25 @@ class Stream(ABC):
 
     def drained(self) -> Deferred[None]:
         return self.send_buffer.drained()
+
+    def open_notice(self, cursor: Cursor) -> bytes:
+        """Return the envelope of ``plumber.open``, which says how long the grant lasts."""
+        left = self._clients.deadlines.expires_in(self.grant)
+        data = {} if left is None else {"expires_in": int(left)}
+        return notice("plumber.open", self.account, cursor, **data)
+
+    def end_if(self, matches: Callable[[Grant, str], bool], error: PlumberError) -> bool:
+        """End with this error if its grant and account match; return whether they do."""
+        matched = not self.is_closing and matches(self.grant, self.account)
+        if matched:
+            self.end(error)
+        return matched
+
+    def bye_notice(self, error: PlumberError) -> bytes | None:
+        """Return the envelope that tells why a grant has ended; None for other errors."""
+        if not isinstance(error, GrantExpired | GrantRevoked):
+            return None
+        return notice("plumber.bye", self.account, None, reason=error.code, reconnect_after=0)
 
     def _overflow(self) -> None:
         self.end(SlowReader())

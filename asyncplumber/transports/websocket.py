@@ -22,14 +22,15 @@ from asyncplumber.errors import (
     BadRequest,
     IllegalTransition,
     PlumberError,
-    TooManyRequests,
     Unavailable,
 )
 from asyncplumber.event import Cursor, Position
+from asyncplumber.grant import Grant
 from asyncplumber.rate_limited_log import RateLimitedLog, peer_name
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.frame_parser import FRAME_BURST, FRAME_RATE, FrameParser
 from asyncplumber.transports.progress import progress
+from asyncplumber.transports.refusal import close_code
 from asyncplumber.transports.stream import SlowReader, Stream
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap, notice
@@ -135,10 +136,11 @@ class WebSocketStream(Stream):
         channel: Channel,
         clients: ConnectedClients,
         clock: IReactorTime,
+        grant: Grant,
         violations: RateLimitedLog,
     ) -> None:
         """Prepare to serve a client; ``violations`` is the log of ``violation_log``."""
-        super().__init__(channel, clients, clock)
+        super().__init__(channel, clients, clock, grant)
         self.state = _OPEN
         self._violations = violations
         self._parser: FrameParser | None = None
@@ -231,7 +233,7 @@ class WebSocketStream(Stream):
         self.send_buffer.write(batch.frames)
 
     def opened(self, cursor: Cursor) -> None:
-        self.send_buffer.write(frame(notice("plumber.open", self.account, cursor)))
+        self.send_buffer.write(frame(self.open_notice(cursor)))
 
     def missed(self, cursor: Cursor, position: Position) -> None:
         self.send_buffer.write(frame(gap(self.account, cursor, position)))
@@ -239,7 +241,12 @@ class WebSocketStream(Stream):
     def end(self, error: PlumberError | None) -> None:
         if error is None:
             self._send_close(GOING_AWAY, "going away")
-        elif isinstance(error, SlowReader | Unavailable | TooManyRequests):
+        elif (code := close_code(error)) is not None:
+            bye = self.bye_notice(error)
+            if bye is not None and self.state is _OPEN:
+                self.send_buffer.write(frame(bye))
+            self._send_close(code, error.code)
+        elif isinstance(error, SlowReader | Unavailable):
             self._send_close(TRY_AGAIN_LATER, error.message)
         else:
             self._send_close(INTERNAL_ERROR, error.message)

@@ -8,6 +8,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from asyncplumber.errors import GrantRevoked, PlumberError
+from asyncplumber.grant import OPEN, Grant
 from asyncplumber.transports.connected_clients import (
     DRAIN_TIMEOUT,
     RECONNECT_SPREAD,
@@ -22,6 +24,7 @@ class FakeClient:
     def __init__(self, clients: ConnectedClients, clock: Clock) -> None:
         self.calls: list[tuple[str, float]] = []
         self.react: Callable[[], object] = lambda: None  # called after each call but ``abort``
+        self.account = "a"
         self._clock = clock
         self._clients = clients
         self._group = clients.add(self)
@@ -37,6 +40,12 @@ class FakeClient:
     def close_going_away(self, reconnect_after: float) -> None:
         self.calls.append(("close_going_away", reconnect_after))
         self.react()
+
+    def end_if(self, matches: Callable[[Grant, str], bool], error: PlumberError) -> bool:
+        self.react()
+        if matched := matches(OPEN, self.account):
+            self.calls.append((error.code, self._clock.seconds()))
+        return matched
 
     def abort(self) -> None:
         self.calls.append(("abort", self._clock.seconds()))
@@ -158,3 +167,32 @@ class ConnectedClientsTests(SynchronousTestCase):
         (client,) = self.connect(1)
         self.pass_time(15)
         self.assertEqual([name for name, _ in client.calls], ["ping"])
+
+
+class EndWhereTests(SynchronousTestCase):
+    """Clients are ended by what their grants and accounts are."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clients = ConnectedClients(self.clock, lambda: 0.5, 15.0)
+
+    def connect(self, count: int) -> list[FakeClient]:
+        """Add this many clients."""
+        return [FakeClient(self.clients, self.clock) for _ in range(count)]
+
+    def test_only_those_that_match_are_ended(self) -> None:
+        """The number of them is returned."""
+        one, other = self.connect(2)
+        other.account = "b"
+        ended = self.clients.end_where(lambda grant, account: account == "b", GrantRevoked())
+        self.assertEqual(ended, 1)
+        self.assertEqual((one.calls, other.calls), ([], [("revoked", 0.0)]))
+
+    def test_one_that_raises_is_cut_off(self) -> None:
+        """The others are ended all the same."""
+        broken, whole = self.connect(2)
+        broken.react = lambda: 1 / 0
+        self.assertEqual(self.clients.end_where(lambda *_: True, GrantRevoked()), 1)
+        self.assertEqual(whole.calls, [("revoked", 0.0)])
+        self.assertEqual(broken.calls, [("abort", 0.0)])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

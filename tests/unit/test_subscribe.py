@@ -10,6 +10,7 @@ from asyncplumber.core.channel import Channel
 from asyncplumber.core.subscribe import MAX_WAIT, WAIT, Admission, resume_point, wait_in
 from asyncplumber.errors import BadCursor, BadRequest, PlumberError, Unavailable
 from asyncplumber.event import EARLIEST, Cursor
+from asyncplumber.grant import OPEN
 from asyncplumber.transports.choice import Transport, choose
 from harness.core import CoreCase
 
@@ -85,7 +86,7 @@ class AdmissionTests(CoreCase):
 
     def admit(self, serve: Any = None) -> Admission:
         """Ask for the channel of an account."""
-        return Admission(self.hub, "a", serve or self.served.append, self.refused.append)
+        return Admission(self.hub, "a", OPEN, serve or self.served.append, self.refused.append)
 
     def test_an_open_channel_is_there_at_once(self) -> None:
         """The first client waits for the store, the next does not."""

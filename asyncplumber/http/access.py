@@ -1,0 +1,86 @@
+"""What each path needs of a credential: one table, in front of both ways in."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from asyncplumber.grant import Action
+
+
+class Kind(Enum):
+    """What a request needs."""
+
+    NOTHING = "nothing"  # probes, static files
+    SUBSCRIBE = "subscribe"  # to the account in the path
+    PUBLISH = "publish"  # to the account in the path, or in the body
+    EITHER = "either"  # a grant that may subscribe or publish to the account in the path
+    ANY = "any"  # a credential; the handler says what it must allow
+    METRICS = "metrics"  # an admin credential, where there is authentication at all
+    ADMIN = "admin"  # an admin credential
+    PEER = "peer"  # a signature of another instance, which the handler checks
+
+
+class Need(NamedTuple):
+    """
+    What a request needs.
+
+    Attributes:
+        kind: Of what kind it is.
+        segment: The account as a raw path segment; None if the path names none.
+    """
+
+    kind: Kind
+    segment: bytes | None = None
+
+
+_ACTIONS = {Kind.SUBSCRIBE: Action.SUBSCRIBE, Kind.PUBLISH: Action.PUBLISH}
+_NOTHING, _ANY = Need(Kind.NOTHING), Need(Kind.ANY)
+_PATHS = {
+    b"/": _NOTHING,
+    b"/healthz": _NOTHING,
+    b"/readyz": _NOTHING,
+    b"/asyncplumber.js": _NOTHING,
+    b"/page.js": _NOTHING,
+    b"/page.css": _NOTHING,
+    b"/favicon.svg": _NOTHING,
+    b"/hooks": Need(Kind.PUBLISH),
+    b"/metrics": Need(Kind.METRICS),
+}
+_ACCOUNTS = (
+    (b"/hooks/", Kind.PUBLISH),
+    (b"/events/", Kind.SUBSCRIBE),
+    (b"/accounts/", Kind.EITHER),
+)
+
+
+def action_of(need: Need) -> Action | None:
+    """Return the action that a request of this kind is, None if it is none in particular."""
+    return _ACTIONS.get(need.kind)
+
+
+def need_of(path: bytes) -> Need:
+    """
+    Return what a request to this path needs.
+
+    A path that is in no table needs a credential, also if there is nothing at it.
+
+    Args:
+        path: Below our root, as it was sent, without its query.
+    """
+    for prefix, kind in _ACCOUNTS:
+        if path.startswith(prefix):
+            return Need(kind, path[len(prefix) :])
+    known = _PATHS.get(path)
+    if known is not None:
+        return known
+    if path.startswith(b"/instances/"):
+        return _instance_need(path)
+    return _ANY
+
+
+def _instance_need(path: bytes) -> Need:
+    """Return the need of ``/instances/{id}/…``: the hook there is for publishers, too."""
+    _, _, *rest = path.split(b"/", 4)[1:]
+    is_hook = len(rest) == 2 and rest[0] == b"hooks"
+    return Need(Kind.PUBLISH, rest[1]) if is_hook else Need(Kind.PEER)

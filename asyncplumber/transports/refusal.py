@@ -1,0 +1,64 @@
+"""A WebSocket that is closed as soon as it is open, so that a page learns why it is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime
+from zope.interface import implementer
+
+from asyncplumber.errors import NotAllowed, PlumberError, TooManyRequests, Unauthenticated
+from asyncplumber.transports.stream import CLOSE_TIMEOUT, StreamConnection
+from asyncplumber.wire.websocket_frames import close
+
+# Our own close codes (RFC 6455, 7.4.2): 4000 and the status of the HTTP response.
+UNAUTHENTICATED, FORBIDDEN, TOO_MANY_REQUESTS = 4401, 4403, 4429
+
+
+def close_code(error: PlumberError) -> int | None:
+    """Return the close code that tells a client about a refusal; None if the error is none."""
+    if isinstance(error, Unauthenticated):
+        return UNAUTHENTICATED
+    if isinstance(error, NotAllowed):
+        return FORBIDDEN
+    if isinstance(error, TooManyRequests):
+        return TOO_MANY_REQUESTS
+    return None
+
+
+@implementer(IProtocol)
+class RefusedWebSocket:
+    """The protocol of a connection whose WebSocket was opened only to be closed."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._timer: IDelayedCall | None = None
+        self.transport: Any = None
+
+    def begin(self, connection: StreamConnection, head: bytes, code: int, reason: str) -> None:
+        """
+        Take over the connection, and send the response ``head`` and a close frame.
+
+        A client that does not close within ``CLOSE_TIMEOUT`` seconds is cut off.
+        """
+        self.transport, send_buffer, _ = connection.detach(self)
+        send_buffer.write(head + close(code, reason))
+        self._timer = self._clock.callLater(CLOSE_TIMEOUT, self.transport.abortConnection)
+        # Only our direction ends: a reset would destroy the close frame if the client has sent
+        # something that is not read.
+        send_buffer.end()
+
+    # IProtocol
+
+    def makeConnection(self, transport: Any) -> None:
+        self.transport = transport
+
+    def connectionMade(self) -> None:
+        """Do nothing: the connection was made before."""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Drop it: the client's answer to the close frame changes nothing."""
+
+    def connectionLost(self, reason: Any) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
