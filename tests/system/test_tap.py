@@ -2,10 +2,12 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -24,16 +26,27 @@ TWISTD = [
 ]
 _TWIST = "from twisted.application.twist._twist import Twist; Twist.main()"
 TWIST = [sys.executable, "-c", _TWIST, "--log-format=text", "asyncplumber"]
+COMMAND = [sys.executable, "-m", "asyncplumber"]
 READY = r"asyncplumber is ready at http://127\.0\.0\.1:(\d+)/"
+
+
+def ended(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, in a folder of its own."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, env=environ, timeout=60
+        )
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """Run twistd for a command line that it refuses."""
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryDirectory() as folder:
-        return subprocess.run(
-            [*TWISTD, *words], capture_output=True, text=True, cwd=folder, env=environ, timeout=60
-        )
+    return ended([*TWISTD, *words])
+
+
+def run_command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``asyncplumber`` for a command line that it refuses."""
+    return ended([*COMMAND, *words])
 
 
 class ProcessTests(TestCase):
@@ -86,6 +99,25 @@ class ProcessTests(TestCase):
             second.wait_for("cannot listen on")
             server.stop()
             self.assertNotIn("Traceback", server.output)
+
+    def test_the_command_serves_until_it_is_stopped(self) -> None:
+        """``python -m asyncplumber serve``: each signal ends it, after a clean stop."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            server = Process([*COMMAND, "serve", "--port", "0", "--store", "memory:"])
+            self.addCleanup(server.kill)
+            port = server.wait_for(READY)[1]
+            with urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+                self.assertEqual(answer.status, 200)
+            os.kill(server.pid, number)
+            self.assertEqual(server.wait(), -number)
+            self.assertIn("Server Shut Down.", server.output)
+
+    def test_the_command_refuses_a_wrong_option(self) -> None:
+        """As twistd does, for it is the same program."""
+        for words in (["serve", "--history-length", "none"], ["nonsense"], []):
+            refused = run_command(*words)
+            self.assertEqual((refused.returncode, refused.stdout), (1, ""))
+            self.assertTrue(refused.stderr.startswith("asyncplumber: "), refused.stderr)
 
     def test_a_second_server_in_the_same_folder(self) -> None:
         """The command of the README, twice in one folder and with two ports."""

@@ -34,6 +34,9 @@ LAYERS = (
     ("option_list",),
     ("options",),
     ("tap", "testing", "new_epoch"),
+    ("commands",),
+    ("command",),
+    ("__main__",),
 )
 # Although the core is below them, these know only values, interfaces and bytes.
 APART = {"stores": ("auth", "core"), "relays": ("core",)}

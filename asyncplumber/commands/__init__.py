@@ -1,0 +1,1 @@
+"""The subcommands of ``asyncplumber``: one module for each, whose `Command` has a `run`."""
