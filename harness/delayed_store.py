@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _Delayed:
-    """The history or the registry of a `DelayedStore`."""
+    """The history, the registry or the revocations of a `DelayedStore`."""
 
     def __init__(self, store: DelayedStore, part: Any) -> None:
         self._store = store
@@ -43,6 +43,7 @@ class DelayedStore:
         self.shared = store.shared
         self.history: Any = _Delayed(self, store.history)
         self.registry: Any = _Delayed(self, store.registry)
+        self.revocations: Any = _Delayed(self, store.revocations)
 
     def delayed(self, method: Any, *args: Any) -> Deferred[Any]:
         """Call it later, and answer later."""

@@ -1,11 +1,11 @@
 """
 A MongoDB server in memory, in which a test decides what happens next.
 
-It knows the commands that the history sends, and what its promises rest on: unique indexes,
-inserts of several documents that are applied one by one, and a journal.  Each small step is taken
-when a test says so: a command arrives, a document is applied, the journal advances, an answer
-arrives, a connection opens.  So a test can kill the server between any two steps, lose an answer,
-or have an insert arrive long after its sender gave up.
+It knows the commands that the history and the revocations send, and what their promises rest on:
+unique indexes, inserts of several documents that are applied one by one, and a journal.  Each small
+step is taken when a test says so: a command arrives, a document is applied, the journal advances,
+an answer arrives, a connection opens.  So a test can kill the server between any two steps, lose an
+answer, or have an insert arrive long after its sender gave up.
 
 A replica set is the same with other words.  Its "journal" is what a majority has, and a "killed"
 server is a primary that was replaced: the new one has only what a majority had.
@@ -30,6 +30,7 @@ Document = dict[str, Any]
 State = dict[str, dict[Any, Document]]  # collection -> _id -> document
 Change = Callable[[State], None]
 DUPLICATE = 11000
+COLLECTIONS = ("events", "accounts", "epochs", "revocations", "tickets", "versions", "pings")
 # The unique indexes of the events, in the order in which the server checks them.
 EVENT_INDEXES = (("_id",), ("account", "epoch", "seq"), ("account", "key"))
 
@@ -45,6 +46,8 @@ def matches(document: Document, query: Document) -> bool:
         for operator, operand in wanted.items():
             if operator == "$in":
                 right = value in operand
+            elif operator == "$ne":
+                right = value != operand
             elif operator == "$gt":
                 right = value > operand
             elif operator == "$gte":
@@ -178,7 +181,7 @@ class SimulatedMongod:
         self.clock = clock
         self.replicated = replicated
         self.is_up = True
-        self.state: State = {"events": {}, "accounts": {}, "epochs": {}}
+        self.state: State = {name: {} for name in COLLECTIONS}
         self.durable_state: State = deepcopy(self.state)
         self.connections: list[Connection] = []
         self.pools: list[SimulatedPool] = []
@@ -301,7 +304,19 @@ class SimulatedMongod:
             document.update(change.get("$set", {}))
             document.update(dict.fromkeys(change.get("$currentDate", {}), now))
             for name, value in change.get("$max", {}).items():
-                document[name] = max(document[name], value)
+                document[name] = max(document.get(name, value), value)
+            for name, value in change.get("$inc", {}).items():
+                document[name] = document.get(name, 0) + value
+
+    def _run_findAndModify(self, request: Request) -> Document:
+        collection, now = request.body["findAndModify"], self._now()
+        update = {"q": request.body["query"], "u": request.body["update"], "upsert": True}
+        self._write(lambda state: self._update(state[collection], update, now))
+        return {"value": deepcopy(self.state[collection][update["q"]["_id"]])}
+
+    def _run_count(self, request: Request) -> Document:
+        documents = self._seen(request)[request.body["count"]].values()
+        return {"n": sum(matches(each, request.body["query"]) for each in documents)}
 
     def _run_delete(self, request: Request) -> Document:
         collection, count = request.body["delete"], 0

@@ -30,6 +30,12 @@ from asyncplumber.interfaces.relay import (
     Reached,
     RelayFailed,
 )
+from asyncplumber.interfaces.revocations import (
+    MAX_REVOCATIONS,
+    IRevocations,
+    Revocation,
+    RevocationKind,
+)
 from asyncplumber.interfaces.store import (
     LEASE,
     PAGE_BYTES,
@@ -47,6 +53,7 @@ __all__ = [
     "COUNTED_HOOKS",
     "LEASE",
     "MAX_MEMBERS",
+    "MAX_REVOCATIONS",
     "PAGE_BYTES",
     "Appended",
     "AwaitsBody",
@@ -62,6 +69,7 @@ __all__ = [
     "IHistory",
     "IRegistry",
     "IRelay",
+    "IRevocations",
     "ISecrets",
     "IStore",
     "ISubscriber",
@@ -69,5 +77,7 @@ __all__ = [
     "Member",
     "Reached",
     "RelayFailed",
+    "Revocation",
+    "RevocationKind",
     "Verified",
 ]

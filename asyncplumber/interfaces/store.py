@@ -214,10 +214,11 @@ class ISecrets(Interface):
 
 
 class IStore(ISecrets):
-    """A history and a registry on one connection."""
+    """A history, a registry and revocations on one connection."""
 
     history = Attribute("IHistory")
     registry = Attribute("IRegistry")
+    revocations = Attribute("IRevocations")
     shared = Attribute(
         "bool: whether other processes can use the same store, so that the registry must be asked"
     )

@@ -34,6 +34,7 @@ from asyncplumber.interfaces import (
     Member,
 )
 from asyncplumber.stores.epochs import epoch_after, new_epoch
+from asyncplumber.stores.memory_revocations import MemoryRevocations
 from asyncplumber.stores.recipients import with_recipients
 from asyncplumber.stores.retention import Retention, check_reach, hook_url
 
@@ -321,7 +322,7 @@ class MemoryRegistry:
 
 @implementer(IStore)
 class MemoryStore:
-    """A history and a registry in this process's memory."""
+    """A history, a registry and revocations in this process's memory."""
 
     def __init__(
         self,
@@ -342,6 +343,7 @@ class MemoryStore:
         """
         self.history = MemoryHistory(retention, clock, new_epoch)
         self.registry = MemoryRegistry(lease, clock)
+        self.revocations = MemoryRevocations(clock)
         self.shared = shared
         self._secret = secrets.token_hex(32).encode("ascii")
 

@@ -29,9 +29,17 @@ from tests.contracts import (
     drafts,
     seqs,
 )
+from tests.revocation_contracts import RevocationContract
 
 
-class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretContract, TestCase):
+class MongoTests(
+    HistoryContract,
+    NewEpochContract,
+    RegistryContract,
+    RevocationContract,
+    SecretContract,
+    TestCase,
+):
     """A single server keeps the contract."""
 
     timeout = 60
@@ -56,6 +64,9 @@ class MongoTests(HistoryContract, NewEpochContract, RegistryContract, SecretCont
 
     async def rows(self) -> int:
         return int(self.db.accounts.count_documents({}))
+
+    async def tickets(self) -> int:
+        return int(self.db.tickets.count_documents({}))
 
     def date_back(self, seconds: float) -> None:
         """All epochs began so much earlier, by the server's clock."""

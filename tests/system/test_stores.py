@@ -33,12 +33,14 @@ from tests.contracts import (
     drafts,
     seqs,
 )
+from tests.revocation_contracts import RevocationContract
 
 
 class SqliteTests(
     HistoryContract,
     NewEpochContract,
     RegistryContract,
+    RevocationContract,
     SecretContract,
     UnusedNumberingsContract,
     TestCase,
@@ -62,6 +64,21 @@ class SqliteTests(
 
     async def rows(self) -> int:
         return int(self.other().execute("SELECT count(*) FROM accounts").fetchone()[0])
+
+    async def tickets(self) -> int:
+        return int(self.other().execute("SELECT count(*) FROM tickets").fetchone()[0])
+
+    async def test_a_file_of_the_first_version_is_opened(self) -> None:
+        """It gets the tables that it lacks, and keeps what is in it."""
+        await append(self.store, drafts(2))
+        await self.store.stop()
+        other = self.other()
+        other.executescript("DROP TABLE revocations; DROP TABLE tickets; PRAGMA user_version = 1;")
+        other.close()
+        store = await self.opened()
+        row = await store.revocations.revoke(self.row())
+        self.assertEqual(await store.revocations.revocations(), [row])
+        self.assertEqual(seqs(await self.everything(history=store.history)), [1, 2])
 
     async def test_a_draft_that_cannot_be_stored_fails_alone(self) -> None:
         """A lone surrogate is no text; the other drafts are stored, and numbered without a gap."""

@@ -1,5 +1,5 @@
 """
-History and registry in MongoDB, for any number of instances on any number of machines.
+History, registry and revocations in MongoDB, for any number of instances on any number of machines.
 
 This needs MongoDB 4.4 or later.  Accepted events are in the journal of a single server, or
 acknowledged by a majority of a replica set.
@@ -23,6 +23,8 @@ from asyncplumber.stores.mongo.history import MongoHistory, indexes
 from asyncplumber.stores.mongo.link import DUPLICATE_KEY, MongoLink
 from asyncplumber.stores.mongo.pool import Pool
 from asyncplumber.stores.mongo.registry import INDEXES, MongoRegistry, kept_secret
+from asyncplumber.stores.mongo.revocations import INDEXES as REVOCATION_INDEXES
+from asyncplumber.stores.mongo.revocations import MongoRevocations
 from asyncplumber.stores.mongo.uri import Address
 from asyncplumber.stores.recipients import with_recipients
 from asyncplumber.stores.retention import Retention
@@ -37,7 +39,7 @@ _PING = {
 
 @implementer(IStore)
 class MongoStore:
-    """History and registry in one MongoDB database."""
+    """History, registry and revocations in one MongoDB database."""
 
     shared = True
 
@@ -67,9 +69,11 @@ class MongoStore:
         Raises:
             ValueError: `uri` cannot be used.  The message is a sentence for the user.
         """
-        self._link = MongoLink(uri, reactor, [*indexes(retention), *INDEXES], steady, connect)
+        wanted = [*indexes(retention), *INDEXES, *REVOCATION_INDEXES]
+        self._link = MongoLink(uri, reactor, wanted, steady, connect)
         self.history = MongoHistory(self._link, retention, wall, uniform)
         self.registry = MongoRegistry(self._link, lease)
+        self.revocations = MongoRevocations(self._link, wall)
         self._steady = steady
         self._pinged: float | None = None  # when a ping last succeeded
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 
-SCHEMA_VERSION = 1
 # An account has a number, which keeps the two indexes of `events` small.  Rows of `events` are in
 # the order of their arrival: the events of one append share a page of the log, and the oldest come
 # first without an index of their own.
-_TABLES = """
+_FIRST = """
 CREATE TABLE accounts (number INTEGER PRIMARY KEY, account TEXT NOT NULL UNIQUE,
     epoch TEXT NOT NULL, head INTEGER NOT NULL, floor INTEGER NOT NULL, touched REAL NOT NULL);
 CREATE TABLE events (account INTEGER NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL,
@@ -22,11 +21,21 @@ CREATE INDEX hooks_instance ON hooks (instance);
 CREATE TABLE secrets (name TEXT PRIMARY KEY, secret TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE epochs (epoch TEXT PRIMARY KEY, began REAL NOT NULL) WITHOUT ROWID
 """
+# AUTOINCREMENT gives each row a number that no row had before: a change of the largest one tells
+# of each new row.  `sqlite_sequence` keeps it when all rows are deleted.
+_REVOCATIONS = """
+CREATE TABLE revocations (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL,
+    value TEXT NOT NULL, before REAL, expires REAL NOT NULL, UNIQUE (kind, value));
+CREATE TABLE tickets (ticket TEXT PRIMARY KEY, expires REAL NOT NULL) WITHOUT ROWID
+"""
+# What leads from each version of the schema to the next.
+_STEPS = (_FIRST, _REVOCATIONS)
+SCHEMA_VERSION = len(_STEPS)
 
 
 def prepare(connection: sqlite3.Connection) -> None:
     """
-    Create the tables, unless another process did.
+    Create the tables that are missing, unless another process did.
 
     Raises:
         ValueError: A newer version of the program made the file.  The message is for the user.
@@ -38,8 +47,9 @@ def prepare(connection: sqlite3.Connection) -> None:
         raise ValueError(
             f"a newer asyncplumber made it (schema {version}; this one knows {SCHEMA_VERSION})"
         )
-    if version == 0:
-        for statement in _TABLES.split(";"):
+    for step in _STEPS[version:]:
+        for statement in step.split(";"):
             connection.execute(statement)
+    if version < SCHEMA_VERSION:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")

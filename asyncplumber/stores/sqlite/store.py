@@ -1,5 +1,5 @@
 """
-History and registry in one SQLite file: the embedded default, for one machine.
+History, registry and revocations in one SQLite file: the embedded default, for one machine.
 
 Several processes may share the file, on a local disk.  Accepted events survive the death of any
 process; with ``?synchronous=full`` they also survive a power cut.
@@ -25,6 +25,7 @@ from asyncplumber.stores.sqlite.connect import Connection
 from asyncplumber.stores.sqlite.file import SqliteFile
 from asyncplumber.stores.sqlite.history import SqliteHistory
 from asyncplumber.stores.sqlite.registry import SqliteRegistry, find_instances, kept_secret
+from asyncplumber.stores.sqlite.revocations import SqliteRevocations
 
 # Seconds for which a successful ping answers for others: they must not keep the disk busy.
 PING_LIFETIME = 1.0
@@ -54,7 +55,7 @@ def _parsed(uri: str) -> tuple[str, str]:
 @implementer(IStore)
 class SqliteStore:
     """
-    History and registry in one file.
+    History, registry and revocations in one file.
 
     Attributes:
         file: Runs statements in the file's thread.
@@ -91,6 +92,7 @@ class SqliteStore:
         self.file = SqliteFile(path, synchronous, reactor, steady)
         self.history = SqliteHistory(self.file, retention, wall)
         self.registry = SqliteRegistry(self.file, lease, wall)
+        self.revocations = SqliteRevocations(self.file, wall)
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
         now = self._wall.seconds()
