@@ -88,6 +88,16 @@ class InvalidToken(Unauthenticated):
         super().__init__(reason=reason)
 
 
+class InvalidSignature(Unauthenticated):
+    """The body of a sender is not signed, or not in these minutes; `reason` says what it is."""
+
+    code = "invalid-signature"
+    default = "the signature of this request is not valid, or too old"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason=reason)
+
+
 class GrantExpired(InvalidToken):
     """The grant of an open stream has ended: the client is to come back with a new credential."""
 

@@ -25,6 +25,7 @@ from asyncplumber.wire.json_text import members, one_line, value
 from asyncplumber.wire.payload import json_member, media_type, payload_of
 
 _LINES = ("application/x-ndjson", "application/jsonl")
+_NAMING = (b"webhook-id", b"idempotency-key", b"event-type")
 _ESCAPED = re.compile(r'\\(["\\])')
 
 
@@ -70,6 +71,33 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
     content_type, payload = payload_of(content_type, body)
     id = id or new_id()
     return [Draft(account, id, id, type, now, content_type, payload)]
+
+
+def as_one_event(headers: Headers, id: str | None, type: str | None) -> Headers:
+    """
+    Return headers with which a POST is one event, whose data is the body.
+
+    What the headers say themselves about events does not count: for a sender that signs only the
+    body, anybody can have written it.
+
+    Args:
+        headers: Those of the request.
+        id: The event's id; None for a new one.
+        type: The event's type; None for the default.
+    """
+    named = {
+        name: value
+        for name, value in headers.items()
+        if name not in _NAMING and not name.startswith(b"ce-")
+    }
+    kind = media_type(named.get(b"content-type", b"").decode("utf-8", "replace"))
+    if kind in _LINES or kind.startswith(PREFIX):
+        del named[b"content-type"]
+    if id is not None:
+        named[b"webhook-id"] = id.encode()
+    if type is not None:
+        named[b"event-type"] = type.encode()
+    return named
 
 
 def _id(headers: Headers) -> str | None:

@@ -49,6 +49,7 @@ FAKES = "testing"  # stands for both programs, and knows both
 LIBRARIES: dict[str, str | tuple[str, ...]] = {
     "autobahn": "transports.frame_parser",
     "bson": "stores.mongo",
+    "cryptography": "auth.ed25519",
     "httptools": "http.reader",
     "klein": "http.routes",
     "msgspec": "wire.json_text",
