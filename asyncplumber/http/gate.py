@@ -172,7 +172,7 @@ class Gate:
         return self._permit(decision, need, account)
 
     def _later(
-        self, decision: Deferred[Decision], need: Need, account: str | None
+        self, decision: Deferred[Any], need: Need, account: str | None
     ) -> Deferred[Decision | PlumberError]:
         """
         Return a Deferred that never fails.
