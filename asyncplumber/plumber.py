@@ -98,6 +98,7 @@ class Plumber(Service):
         origins: Origins whose pages may subscribe and post, beside its own.
         authority: Says what the credential of a request allows.  None: everybody may subscribe and
             publish.
+        page: Whether the page at ``/`` is served although there is an authority.
         carrier: Makes, for the id of this instance, what carries events to the other instances.
             None is HTTP.
         reactor: The reactor to run on; None is the global one.
@@ -123,6 +124,7 @@ class Plumber(Service):
         hosts: Iterable[str] = (),
         origins: Collection[str] = (),
         authority: IAuthority | None = None,
+        page: bool = False,
         carrier: Callable[[str], ICarrier] | None = None,
         reactor: IReactorTime | None = None,
         wall: TimeSource = WallClock,
@@ -144,7 +146,7 @@ class Plumber(Service):
         self._build_core(relaying, linger, subscriber_limit)
         #: What this instance counts and measures.
         self.figures = instance_figures(self.hub, self.intake, self.relay)
-        self._build_http(by_http, signer, unsent_limit)
+        self._build_http(by_http, signer, unsent_limit, page)
         self.advertise_url = advertise_url
         self._periodic = [
             PeriodicTask(self.hub.check, check_interval, reactor),
@@ -162,7 +164,9 @@ class Plumber(Service):
         self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, clock)
         self._consumers = Consumers(self.hub, clock)
 
-    def _build_http(self, by_http: HttpCarrier, signer: PeerSigner, unsent_limit: int) -> None:
+    def _build_http(
+        self, by_http: HttpCarrier, signer: PeerSigner, unsent_limit: int, page: bool
+    ) -> None:
         id, clock, now = self.leases.instance.id, self._reactor, self._wall.seconds
         self.webhook = Webhook(
             self.intake, self.hub, now, id, signer=signer, receive=by_http.receive
@@ -176,7 +180,9 @@ class Plumber(Service):
         # Only the time at which a client reconnects depends on this randomness.
         self.clients = ConnectedClients(clock, random.random, now=now)
         self.subscribers = Subscribers(self.hub, self.clients, self.gate, clock, unsent_limit)
-        self.routes = Routes(self.webhook, pages, self.metrics, self.gate, self.subscribers)
+        self.routes = Routes(
+            self.webhook, pages, self.metrics, self.gate, self.subscribers, page=page
+        )
 
     @property
     def advertise_url(self) -> str:

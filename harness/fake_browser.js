@@ -18,8 +18,9 @@ globalThis.World = class {
     this.requests = [];
     this.log = []; // what the client reported
     this.WebSocket = class {
-      constructor(url) {
+      constructor(url, protocols) {
         this.url = url;
+        this.protocols = protocols;
         world.sockets.push(this);
       }
       say(...envelopes) {
@@ -48,7 +49,7 @@ globalThis.World = class {
       ...more,
     });
     client.on("event", (event) => this.log.push(event.cursor));
-    for (const name of ["gap", "close"]) {
+    for (const name of ["gap", "bye", "refused", "close"]) {
       client.on(name, (fact) => this.log.push([name, fact]));
     }
     client.on("state", ({ state, retryIn }) => {
@@ -98,7 +99,7 @@ globalThis.World = class {
       const [next] = due.sort((one, other) => one.at - other.at);
       if (!next) break;
       this.timers.splice(this.timers.indexOf(next), 1);
-      this.now = next.at;
+      this.now = Math.max(this.now, next.at); // it is late if a test has moved the clock
       next.step();
       await this.settle();
     }
@@ -119,7 +120,8 @@ globalThis.World = class {
   }
 };
 
-World.open = (cursor) => ({ type: "plumber.open", account: "a/b", cursor, data: {} });
+World.open = (cursor, data = {}) => ({ type: "plumber.open", account: "a/b", cursor, data });
+World.bye = (data) => ({ type: "plumber.bye", account: "a/b", cursor: null, data });
 World.event = (cursor, type = "result") => ({
   id: cursor,
   account: "a/b",

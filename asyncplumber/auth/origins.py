@@ -1,8 +1,9 @@
 """
 The origins of web pages that may subscribe and post (RFC 6455, section 10.2).
 
-A browser attaches the user's credentials to the requests of any page.  Requests without Origin come
-from programs, and are not checked.
+A browser attaches the user's cookies to the requests of any page.  Requests without Origin come
+from programs, or from elements such as ``<img>``, which `asyncplumber.auth.fetch_metadata`
+recognizes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from time import monotonic
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from twisted.logger import Logger
@@ -20,6 +22,10 @@ from asyncplumber.wire.fields import Headers
 
 PREFLIGHT_MAX_AGE = 600  # seconds that a browser may cache the answer to a preflight request
 MAX_LOGGED_LENGTH = 200  # bytes of an origin that go to the log
+# Responses differ by what a page may do.  A cache must not give the one to the other.
+VARY = (b"Vary", b"Origin, Sec-Fetch-Site")
+# Headers that a page may read, beside the few that Fetch always shows.
+_EXPOSED = (b"Access-Control-Expose-Headers", b"Retry-After, WWW-Authenticate")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAME = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"  # one label of a host
 _HOST = re.compile(rf"(?:\*\.)?(?:{_NAME}\.)*{_NAME}|\[[0-9a-f:.]+\]")
@@ -70,6 +76,15 @@ def _pattern(origin: str) -> re.Pattern[bytes]:
     return re.compile(rf"{re.escape(scheme)}(?:{_NAME}\.)*{_NAME}{re.escape(rest)}".encode("ascii"))
 
 
+def _is_own(origin: bytes, headers: Headers) -> bool:
+    """Whether the page came from the host that it asks, by whatever scheme."""
+    try:
+        netloc = urlsplit(origin).netloc.lower()
+    except ValueError:
+        return False
+    return bool(netloc) and netloc == headers.get(b"host", b"").lower()
+
+
 class Origins:
     """Allows our own pages, and those of some other origins."""
 
@@ -95,25 +110,29 @@ class Origins:
         return origin in self._named or any(pattern.fullmatch(origin) for pattern in self._patterns)
 
     def allows(self, headers: Headers) -> bool:
-        """Whether the request has an Origin that is allowed explicitly."""
+        """
+        Whether the request has an Origin that is allowed explicitly.
+
+        ``*`` allows each that has a scheme and a host.  ``null`` is no origin: every page that
+        hides its own, such as one in a sandbox, sends it.
+        """
         origin = headers.get(b"origin")
-        return origin is not None and (self._all or self._names(origin))
+        return origin is not None and ((self._all and b"://" in origin) or self._names(origin))
 
     def check(self, headers: Headers) -> None:
         """Raise `ForeignOrigin`, and log it, if the page's origin is neither ours nor allowed."""
         origin = headers.get(b"origin")
-        if origin is None or self.allows(headers):
+        if origin is None or self.allows(headers) or _is_own(origin, headers):
             return
-        try:
-            netloc = urlsplit(origin).netloc.lower()
-        except ValueError:
-            netloc = b""
-        if not netloc or netloc != headers.get(b"host", b"").lower():
-            page = origin[:MAX_LOGGED_LENGTH].decode("latin-1")
-            self._refused.warn(
-                "a page of {page!r} was refused; --allow-origin would allow it", page=page
-            )
-            raise ForeignOrigin("pages of that origin may not do this; see --allow-origin")
+        self.refuse(origin)
+
+    def refuse(self, page: bytes) -> NoReturn:
+        """Raise `ForeignOrigin`, and log what is known of the page."""
+        self._refused.warn(
+            "a page of {page!r} was refused; --allow-origin would allow it",
+            page=page[:MAX_LOGGED_LENGTH].decode("latin-1"),
+        )
+        raise ForeignOrigin("pages of that origin may not do this; see --allow-origin")
 
     def cors(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
         """
@@ -124,11 +143,7 @@ class Origins:
         if not self.allows(headers):
             return ()
         origin = headers[b"origin"]
-        found = (
-            (b"Access-Control-Allow-Origin", origin),
-            (b"Access-Control-Expose-Headers", b"Retry-After"),
-            (b"Vary", b"Origin"),
-        )
+        found = ((b"Access-Control-Allow-Origin", origin), _EXPOSED, VARY)
         # Credentials only for origins that are named: with ``*`` any page could act as its user.
         return (
             (*found, (b"Access-Control-Allow-Credentials", b"true"))

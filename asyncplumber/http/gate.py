@@ -8,15 +8,15 @@ read.  What lies behind the gate gets a grant, and looks at no credential.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from asyncplumber.auth import fetch_metadata
 from asyncplumber.auth.hosts import Hosts
-from asyncplumber.auth.origins import Origins
+from asyncplumber.auth.origins import VARY, Origins
 from asyncplumber.errors import (
     InsufficientScope,
     NotFound,
@@ -30,7 +30,7 @@ from asyncplumber.http.access import Kind, Need, action_of, need_of
 from asyncplumber.http.request import Request
 from asyncplumber.http.responses import Response
 from asyncplumber.http.syntax import account_of
-from asyncplumber.interfaces import AwaitsBody, Decision, Facts, IAuthority, Verified
+from asyncplumber.interfaces import AwaitsBody, Decision, Facts, IAuthority
 from asyncplumber.wire.event_batch import batch_limit
 
 BODY_LIMIT = 1024 * 1024  # bytes
@@ -147,8 +147,8 @@ class Gate:
             raise NotFound
         path = target.partition(b"?")[0]
         self.hosts.check(path, headers, connection)
-        if b"origin" in headers:
-            self._check_origin(request)
+        if b"origin" in headers or b"sec-fetch-site" in headers:
+            self._check_page(request)
             if self._is_preflight(request):
                 return NOBODY
         authority = self.authority
@@ -192,44 +192,31 @@ class Gate:
     def _permit(self, decision: Decision, need: Need, account: str | None) -> Decision:
         """Return the decision if it allows what the request needs, and raise if not."""
         if isinstance(decision, AwaitsBody):
-            return AwaitsBody(partial(self._permit_signed, decision.verify, need, account))
-        self._check(decision, need, account)
-        return decision
-
-    def _permit_signed(
-        self, verify: Callable[[bytes], Verified], need: Need, account: str | None, body: bytes
-    ) -> Verified:
-        """Verify a body, and return what it is if its sender may send it; raise if not."""
-        verified = verify(body)
-        self._check(verified.grant, need, account)
-        return verified
-
-    def _check(self, grant: Grant, need: Need, account: str | None) -> None:
-        """Raise if a grant does not allow what the request needs."""
+            return decision
         kind = need.kind
         if account is not None:
             if kind is Kind.EITHER:
-                if account not in grant.subscribe and account not in grant.publish:
+                if account not in decision.subscribe and account not in decision.publish:
                     raise InsufficientScope
             else:
                 action = action_of(need)
                 assert action is not None  # only these kinds have an account
-                grant.check(action, account)
+                decision.check(action, account)
         elif kind in (Kind.ADMIN, Kind.METRICS):
-            if not grant.is_admin:
+            if not decision.is_admin:
                 raise InsufficientScope
-        elif kind is Kind.PUBLISH and not grant.publish:
+        elif kind is Kind.PUBLISH and not decision.publish:
             raise InsufficientScope  # whatever account the body names
         if self.check_revoked is not None:
-            self.check_revoked(grant, account)
+            self.check_revoked(decision, account)
+        return decision
 
-    def _check_origin(self, request: Request) -> None:
-        if (
-            request.method not in (b"GET", b"HEAD")
-            or request.upgrade
-            or request.target.startswith(b"/events/")
-        ):
+    def _check_page(self, request: Request) -> None:
+        """Refuse a page of another origin what changes something here: a subscriber does, too."""
+        is_event_request = request.target.startswith(_EVENTS)
+        if request.method not in (b"GET", b"HEAD") or request.upgrade or is_event_request:
             self.origins.check(request.headers)
+            fetch_metadata.check(request.headers, self.origins, is_event_request=is_event_request)
 
     def _is_preflight(self, request: Request) -> bool:
         return (
@@ -257,7 +244,8 @@ class Gate:
 
     def cors(self, request: Request) -> tuple[tuple[bytes, bytes], ...]:
         """Return the headers with which the page that sent the request can read the response."""
-        return self.origins.cors(request.headers)
+        cors = self.origins.cors(request.headers)
+        return (VARY,) if not cors and request.target.startswith(_EVENTS) else cors
 
     def readable(self, request: Request, response: Response) -> Response:
         """Return the response with the headers of `cors`."""

@@ -25,7 +25,7 @@ from asyncplumber._twisted_compat import can_take_over, has_unsent, replace_prot
 from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError
 from asyncplumber.http.gate import Gate, granted, when_decided
 from asyncplumber.http.request import IGrant, Request
-from asyncplumber.http.responses import Response, error_response
+from asyncplumber.http.responses import PROTECTION, Response, error_response
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.syntax import AMBIGUOUS_PATH, METHODS, UPGRADE_WITH_BODY
 from asyncplumber.interfaces import Decision
@@ -39,9 +39,8 @@ def write_response(response: Response, request: IRequest) -> bytes:
     """Set status and headers of a twisted.web request; return the body, which is to be written."""
     request.setResponseCode(response.status)
     request.setHeader(b"Content-Type", response.content_type)
-    request.setHeader(b"X-Content-Type-Options", b"nosniff")
     request.setHeader(b"Content-Length", b"%d" % len(response.body))
-    for name, value in response.headers:
+    for name, value in PROTECTION + response.headers:
         request.setHeader(name, value)
     return response.body
 

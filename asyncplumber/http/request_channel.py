@@ -24,8 +24,10 @@ from twisted.web import server
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
+from asyncplumber.errors import BadRequest
 from asyncplumber.grant import Grant
 from asyncplumber.http.request import IGrant, Request
+from asyncplumber.http.responses import error_response
 
 
 class Responder(Protocol):
@@ -140,7 +142,8 @@ class RequestChannel:
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """Refuse a form that `Request` cannot parse."""
-        self.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        response = error_response(BadRequest("this is not the form that it says it is"))
+        self.write(response.head(close=True) + response.body)
         self._connection.response_written(True)
 
     # A producer sends no faster than the client reads

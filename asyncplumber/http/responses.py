@@ -21,22 +21,30 @@ from asyncplumber.sending import Receipt
 from asyncplumber.transports.long_poll import PollResult
 
 JSON = b"application/json"
+#: In every response.  A browser takes it for nothing but its content type, and gives it to no
+#: element of a page of another origin, such as ``<script>``.  CORS requests are not affected.
+PROTECTION = (
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Cross-Origin-Resource-Policy", b"same-origin"),
+)
+_PROTECTION_LINES = b"".join([b"%b: %b\r\n" % header for header in PROTECTION])
 _REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
 
 @lru_cache(maxsize=64)
 def _first_lines(status: int, content_type: bytes) -> bytes:
-    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nX-Content-Type-Options: nosniff\r\n" % (
+    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\n%b" % (
         status,
         _REASONS[status],
         content_type,
+        _PROTECTION_LINES,
     )
 
 
 _EVENT_STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
     b"Cache-Control: no-store, no-transform\r\nX-Accel-Buffering: no\r\n"
-    b"X-Content-Type-Options: nosniff\r\n%b%b%b\r\n"
+    b"%b%%b%%b%%b\r\n" % _PROTECTION_LINES
 )
 
 _date = (0, b"")  # the last second since 1970 that was asked for, and its line

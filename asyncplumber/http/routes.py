@@ -21,6 +21,7 @@ from werkzeug.exceptions import MethodNotAllowed as WrongMethod
 from werkzeug.exceptions import NotFound as NoRoute
 from werkzeug.routing import BaseConverter
 
+from asyncplumber.auth.origins import VARY
 from asyncplumber.errors import (
     MethodNotAllowed,
     NotFound,
@@ -47,10 +48,16 @@ _POLICY = (
         b"style-src 'self'; frame-ancestors 'none'",
     ),
     (b"Cache-Control", b"no-cache"),
+    (b"Referrer-Policy", b"no-referrer"),
+    VARY,
 )
+# Pages of any origin may run the client, which has no secrets.  What it may do is another question.
+_SHARED = (*_POLICY, (b"Cross-Origin-Resource-Policy", b"cross-origin"))
+_CLIENT = "asyncplumber.js"
+_PAGE = ("", "page.js", "page.css")
 _STATIC = {
     "": ("index.html", b"text/html; charset=utf-8"),
-    "asyncplumber.js": ("asyncplumber.js", b"text/javascript; charset=utf-8"),
+    _CLIENT: (_CLIENT, b"text/javascript; charset=utf-8"),
     "page.js": ("page.js", b"text/javascript; charset=utf-8"),
     "page.css": ("page.css", b"text/css; charset=utf-8"),
     "favicon.svg": ("favicon.svg", b"image/svg+xml"),
@@ -60,7 +67,12 @@ _STATIC = {
 def _static_responses() -> dict[str, Response]:
     folder = files("asyncplumber.http").joinpath("static")
     return {
-        name: Response(200, content_type, folder.joinpath(file).read_bytes(), _POLICY)
+        name: Response(
+            200,
+            content_type,
+            folder.joinpath(file).read_bytes(),
+            _SHARED if name == _CLIENT else _POLICY,
+        )
         for name, (file, content_type) in _STATIC.items()
     }
 
@@ -106,7 +118,11 @@ class Routes:
         metrics: Metrics,
         gate: Gate,
         subscribers: Subscribers,
+        *,
+        page: bool = False,
     ) -> None:
+        """``page`` serves the page at ``/`` also where clients are authenticated."""
+        self._page = page
         self._webhook = webhook
         self._pages = pages
         self._metrics = metrics
@@ -219,7 +235,13 @@ class Routes:
         "/<any('asyncplumber.js', 'page.js', 'page.css', 'favicon.svg'):name>", methods=["GET"]
     )
     def page(self, request: Request, name: str = "") -> bytes:
-        """Return the page, or a file that belongs to it."""
+        """
+        Return the page, or a file that belongs to it, or the client.
+
+        A public page with a field for tokens would teach users to type theirs into such fields.
+        """
+        if name in _PAGE and self._gate.authority is not None and not self._page:
+            raise NotFound
         return write_response(self._static[name], request)
 
     # Klein's type asks for a handler of any IRequest, and there is no other than Request.

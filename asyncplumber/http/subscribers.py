@@ -35,6 +35,8 @@ from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 from asyncplumber.transports.sse import EventStream
 from asyncplumber.transports.stream import Detached
 from asyncplumber.transports.websocket import WebSocketStream, handshake, violation_log
+from asyncplumber.wire.envelope import notice
+from asyncplumber.wire.websocket_frames import frame
 
 After = Cursor | str | None
 
@@ -61,6 +63,15 @@ class Exchange(Protocol):
 
     def detach(self, protocol: IProtocol) -> Detached:
         """Give the transport to a stream."""
+
+
+def _farewell(request: Request, error: PlumberError) -> bytes:
+    """Return the frame that says when to come back: a close frame has no place for Retry-After."""
+    if error.retry_after is None or not request.target.startswith(b"/events/"):
+        return b""
+    account = account_of(request.target.partition(b"?")[0].removeprefix(b"/events/"))
+    later = {"reason": error.code, "reconnect_after": error.retry_after}
+    return frame(notice("plumber.bye", account, None, **later))
 
 
 class Subscribers:
@@ -150,7 +161,8 @@ class Subscribers:
         if request.upgrade and b"origin" in request.headers and code and exchange.can_detach:
             with suppress(PlumberError):  # a handshake that is wrong gets the first error
                 head = handshake(request.headers)
-                RefusedWebSocket(self._clock).begin(exchange, head, code, error.code)
+                farewell = _farewell(request, error)
+                RefusedWebSocket(self._clock).begin(exchange, head + farewell, code, error.code)
                 return
         exchange.respond(self._gate.readable(request, error_response(error)))
 

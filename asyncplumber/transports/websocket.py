@@ -80,7 +80,7 @@ def handshake(headers: Headers) -> bytes:
     Return the head of the response that opens a WebSocket.
 
     A client that offers our subprotocol gets it: a browser drops a connection whose response has
-    none of those that it offered.
+    none of those that it offered.  A credential beside it is never repeated.
 
     Raises:
         UpgradeRequired: The version is not 13.
@@ -94,7 +94,8 @@ def handshake(headers: Headers) -> bytes:
     )
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept_key(headers), chosen)
+        b"X-Content-Type-Options: nosniff\r\nSec-WebSocket-Accept: %b\r\n%b\r\n"
+        % (accept_key(headers), chosen)
     )
 
 

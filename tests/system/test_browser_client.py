@@ -125,7 +125,8 @@ class ClientTests(SynchronousTestCase):
             world.socket.drop(1012);
             return world.taken();
         """)
-        self.assertEqual(log, ["connecting", "open", ["waiting", 3500]])
+        bye = ["bye", {"reconnect_after": 3}]
+        self.assertEqual(log, ["connecting", "open", bye, ["waiting", 3500]])
 
     def test_after_a_planned_close_waits_stay_short(self) -> None:
         """Eight waits stay below 1 s; then they grow as after any other end."""
@@ -354,7 +355,7 @@ class ClientTests(SynchronousTestCase):
                 "wait=0&after=e.8",
             ],
         )
-        again = ["connecting", "open", ["waiting", 3000]]
+        again = ["connecting", "open", ["bye", {"reconnect_after": 2}], ["waiting", 3000]]
         self.assertEqual(
             log, ["connecting", "open", "e.5", "e.6", "waited", ["waiting", 500], *again]
         )

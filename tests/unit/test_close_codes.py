@@ -8,6 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.transports.frame_parser import POLICY_VIOLATION, TOO_BIG
+from asyncplumber.transports.refusal import FORBIDDEN, TOO_MANY_REQUESTS, UNAUTHENTICATED
 from asyncplumber.transports.websocket import GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -23,7 +24,7 @@ class CloseCodeTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         client = text("asyncplumber/http/static/asyncplumber.js")
-        listed = re.search(r"if \(\[([\d, ]+)\]\.includes\(code\)\) return true", client)
+        listed = re.search(r"if \(\[([\d, ]+)\]\.includes\(failure\.code\)\) return true", client)
         assert listed is not None
         self.final = {int(code) for code in listed[1].split(",")}
 
@@ -56,8 +57,8 @@ class CloseCodeTests(SynchronousTestCase):
         self.assertEqual({int(code) for code in row[1].split(",")}, self.final)
 
     def test_codes_that_mirror_http_are_on_both_pages(self) -> None:
-        """They are reserved; the client already treats them like the HTTP status."""
-        self.assertIn("status || code - 4000", text("asyncplumber/http/static/asyncplumber.js"))
+        """The client treats them like the HTTP status, and the server sends three of them."""
+        self.assertIn("code - 4000", text("asyncplumber/http/static/asyncplumber.js"))
         self.assertIn("Codes from 4400 to 4499", text("docs/reference/errors.rst"))
         self.assertIn("WebSocket 4400-4499", text("docs/reference/javascript.rst"))
 
@@ -65,6 +66,7 @@ class CloseCodeTests(SynchronousTestCase):
         """Each constant of the WebSocket transport, but the answer to the client's own close."""
         rows = re.findall(r"^(\d{4})  ", text("docs/reference/errors.rst"), re.MULTILINE)
         sent = {GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER, POLICY_VIOLATION, TOO_BIG}
+        sent |= {UNAUTHENTICATED, FORBIDDEN, TOO_MANY_REQUESTS}
         self.assertEqual(sent - {int(code) for code in rows}, set())
 
 
@@ -81,5 +83,6 @@ class OptionTests(SynchronousTestCase):
         table = table.partition("How it reconnects")[0]
         rows = dict(re.findall(r"^``(\w+)``  +(\S+(?: \S+)*)", table, re.MULTILINE))
         self.assertEqual(set(options), set(rows))
+        self.assertEqual(f"{options['refusedBackoff']} ms", rows["refusedBackoff"].replace("`", ""))
         for name in ("connectTimeout", "idleTimeout", "resetBackoffAfter", "upgradeAfter"):
             self.assertEqual(f"{options[name]} ms", rows[name])

@@ -124,11 +124,18 @@ class OriginTests(SynchronousTestCase):
         reader.
         """
         self.server = MemoryServer(plumber={"origins": ["*"]})
-        self.assertEqual(
-            self.asked("POST", "/hooks/a", "null").headers[b"access-control-allow-origin"], b"null"
-        )
-        for origin in ("https://app.example", "null"):
+        for origin in ("https://app.example", "chrome-extension://abc"):
+            reply = self.asked("POST", "/hooks/a", origin)
+            self.assertEqual(reply.headers[b"access-control-allow-origin"], origin.encode())
             self.assertEqual(self.credentials(origin), {None})
+
+    def test_a_star_does_not_allow_null(self) -> None:
+        """Every page that hides its origin sends it."""
+        self.server = MemoryServer(plumber={"origins": ["*"]})
+        for origin in ("null", ""):
+            self.assertEqual(
+                error_code(self.asked("POST", "/hooks/a", origin)), (403, "forbidden"), origin
+            )
 
     def test_named_origins_may_send_cookies(self) -> None:
         """Also beside a star, which alone allows no cookies."""

@@ -20,11 +20,27 @@
   const POLL_PAUSE = 250;
   // Waits after a `plumber.bye` that stay below twice the first ceiling: the server is back soon.
   const SHORT_WAITS = 8;
+  // When to renew, as shares of the time that a credential lasts: a random one between these two.
+  // The server ends a connection in the last fifth of that time.
+  const RENEW_AFTER = [0.7, 0.8];
+  const RENEW_AGAIN_AFTER = [0.05, 0.1]; // an attempt to renew that failed
+  // Seconds: a credential that lasts less is not renewed.  The connection ends and comes back.
+  const SHORTEST_RENEWED = 2;
+  const LONGEST_TIMER = 2 ** 31 - 1; // milliseconds; browsers fire a longer one at once
+  // Seconds to wait after 4429, whose close frame has no place for a Retry-After.
+  const TOO_MANY_WAIT = 5;
+  // Ids of events without a cursor that are remembered, to tell those that come twice.
+  const REMEMBERED_IDS = 100;
+
+  const PROTOCOL = "plumber.v1";
+  const BEARER = "plumber.bearer.";
+  const NO_TOKEN = "a token is a string, or null for none";
 
   const DEFAULTS = {
     account: null, // if set, the URL is that of the server; if null, the URL is that of the events
     after: null, // the cursor to resume after, or "earliest"; null: only new events
     transports: ["websocket", "sse", "longpoll"], // the best first
+    token: null, // a string, or an (async) function that returns one, called before every attempt
     credentials: "same-origin", // as for fetch(): "include" sends cookies to another origin
     // The following are in milliseconds.
     backoff: [500, 30000], // the first ceiling of the waits and the highest; each wait is random
@@ -32,6 +48,7 @@
     idleTimeout: 45000, // an event stream without any data for this time (3 heartbeats) is dead
     resetBackoffAfter: 5000, // a connection that lasts this long resets the ceiling of the waits
     upgradeAfter: 300000, // how long to stay on a transport that is not the best one
+    refusedBackoff: [30000, 300000], // as `backoff`, while the server refuses every token
     // For tests: what the client uses of the browser.
     WebSocket: globalThis.WebSocket,
     fetch: (...args) => fetch(...args),
@@ -51,11 +68,23 @@
     return seq.length !== seen.length ? seq.length > seen.length : seq > seen;
   }
 
+  /** The HTTP status that an end stands for: close codes from 4400 to 4499 mirror it.  Or 0. */
+  function statusOf({ code, status }) {
+    return status || (code >= 4400 && code < 4500 ? code - 4000 : 0);
+  }
+
   /** Whether a connection that ended like this is not tried again: it would end the same way. */
-  function isFinal({ code = 0, status = 0 }) {
-    if ([1002, 1003, 1007, 1008, 1009].includes(code)) return true;
-    const like = status || code - 4000; // 4400 to 4499 mirror HTTP
-    return like >= 400 && like < 500 && ![408, 425, 429].includes(like);
+  function isFinal(failure) {
+    if ([1002, 1003, 1007, 1008, 1009].includes(failure.code)) return true;
+    const status = statusOf(failure);
+    return status >= 400 && status < 500 && ![408, 425, 429].includes(status);
+  }
+
+  /** The subprotocols that carry a token: a browser sets no header of a WebSocket. */
+  function subprotocols(token) {
+    const bytes = String.fromCharCode(...new TextEncoder().encode(token));
+    const encoded = btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+    return [PROTOCOL, BEARER + encoded];
   }
 
   /** The seconds that a Retry-After header asks for, as a number or a date; 0 without one. */
@@ -115,6 +144,11 @@
       this.isOpen = false;
       this.isOver = false;
       this.isClosing = false; // the server has announced the end
+      this.isAsking = false; // the page's function for a token has not answered yet
+      this.isExpired = false; // the server has announced that the credential is not valid any more
+      this.lasts = null; // seconds that the credential lasted when the connection opened
+      this.token = null;
+      this.after = null; // the cursor that was sent
       this.mayBeBlocked = false; // a failure before it is open may be the fault of the transport
       this.retryAfter = 0; // seconds that the server asks to wait
       this.abort = new AbortController();
@@ -126,9 +160,25 @@
       this.owner.options.clearTimeout(this.timer);
       if (milliseconds === null || this.isOver) return;
       this.timer = this.owner.options.setTimeout(() => {
-        if (!this.isOpen) this.mayBeBlocked = true; // a proxy may swallow this transport
-        this.end({ reason: "no sign of life" });
+        // A proxy may swallow this transport.
+        if (!this.isOpen && !this.isAsking) this.mayBeBlocked = true;
+        this.end({ reason: this.isAsking ? "no token in time" : "no sign of life" });
       }, milliseconds);
+    }
+
+    /** Ask the page for a token, and connect. */
+    async begin(url) {
+      const { token, connectTimeout } = this.owner.options;
+      this.token = token;
+      if (typeof token === "function") {
+        this.isAsking = true;
+        this.token = await token({ refused: this.owner._wasRefused });
+        this.isAsking = false;
+        if (this.isOver) return;
+        if (this.token && typeof this.token !== "string") throw new TypeError(NO_TOKEN);
+        this.expectWithin(connectTimeout);
+      }
+      await TRANSPORTS[this.transport](this, url);
     }
 
     opened(cursor) {
@@ -139,6 +189,7 @@
     }
 
     receive(envelope) {
+      if (envelope.type === "plumber.open") this.lasts = envelope.data?.expires_in ?? null;
       this.opened(envelope.type === "plumber.open" ? envelope.cursor : null);
       if (!this.isOver) this.owner._receive(this, envelope);
     }
@@ -159,6 +210,7 @@
     async fetch(url, headers) {
       const { fetch, credentials } = this.owner.options;
       const signal = this.abort.signal;
+      if (this.token) headers.Authorization = `Bearer ${this.token}`;
       const response = await fetch(url, { headers, credentials, cache: "no-store", signal });
       if (!response.ok) {
         // 501: the server does not have this transport, but may have the next one.
@@ -179,12 +231,17 @@
       address.protocol = address.protocol.replace("http", "ws");
       // A browser does not tell why a handshake failed.  The next transport finds out.
       connection.mayBeBlocked = true;
-      const socket = new connection.owner.options.WebSocket(address.href);
+      const { token } = connection;
+      const protocols = token ? subprotocols(token) : [];
+      const socket = new connection.owner.options.WebSocket(address.href, protocols);
       connection.abort.signal.addEventListener("abort", () => socket.close());
       socket.onmessage = ({ data }) => {
         endOnError(connection, () => connection.receive(JSON.parse(data)));
       };
       socket.onclose = ({ code, reason }) => {
+        // With these codes the server itself has spoken, so nothing between blocks WebSockets.
+        if (code === 1013 || statusOf({ code })) connection.mayBeBlocked = false;
+        if (code === 4429) connection.retryAfter ||= TOO_MANY_WAIT;
         connection.end({ code, reason: reason || `WebSocket closed (${code})` });
       };
     },
@@ -246,15 +303,18 @@
      */
     constructor(url, options = {}) {
       this.options = { ...DEFAULTS, ...options };
-      const { account, transports, after } = this.options;
+      const { account, transports, after, token } = this.options;
       const server = String(url).replace(/\/+$/, "");
       const path = account === null ? url : `${server}/events/${encodeURIComponent(account)}`;
       this.url = new URL(path, globalThis.location?.href).href;
       if (!transports.length || !transports.every((name) => Object.hasOwn(TRANSPORTS, name))) {
         throw new TypeError(`transports are some of ${Object.keys(TRANSPORTS)}, not ${transports}`);
       }
+      if (token !== null && !["string", "function"].includes(typeof token)) {
+        throw new TypeError(NO_TOKEN);
+      }
       this.cursor = after; // of the last event or notice; store it to resume in another page
-      this.state = "connecting"; // then "open", "waiting", "closed"
+      this.state = "connecting"; // then "open", "waiting", "refused", "closed"
       this.transport = transports[0];
       this._handlers = new Map();
       this._timers = {};
@@ -262,6 +322,9 @@
       this._probe = null; // a second connection, which replaces the first one once it is open
       this._first = 0; // the index of the transport that the next attempt begins with
       this._failures = 0; // since a connection lasted
+      this._refusals = 0; // attempts in a row whose credential was refused
+      this._wasRefused = false; // the credential of the last attempt
+      this._ids = new Set(); // of the last events without a cursor
       this._shortWaits = 0; // that are left after a `plumber.bye`
       this._retryAfter = 0; // seconds that the server asked for, of the present wait
       this._isHidden = false;
@@ -281,7 +344,8 @@
     }
 
     /**
-     * Call `handler` for "event", "event:<type>", "open", "gap", "state" or "close".
+     * Call `handler` for "event", "event:<type>", "open", "gap", "bye", "refused", "state" or
+     * "close".
      * Returns a function that removes the handler.
      */
     on(name, handler) {
@@ -313,7 +377,7 @@
 
     /** Start the timer of this name, or start it again. */
     _setTimer(name, milliseconds, step) {
-      this.options.clearTimeout(this._timers[name]);
+      this._clearTimers(name);
       this._timers[name] = this.options.setTimeout(step, milliseconds);
     }
 
@@ -329,10 +393,10 @@
         const address = new URL(this.url);
         for (const [name, value] of Object.entries(query)) address.searchParams.set(name, value);
         if (this.cursor) address.searchParams.set("after", this.cursor);
+        connection.after = this.cursor;
         return address;
       };
-      const running = TRANSPORTS[connection.transport](connection, url);
-      running.catch((error) => connection.end({ reason: String(error) }));
+      connection.begin(url).catch((error) => connection.end({ reason: String(error) }));
       return connection;
     }
 
@@ -347,28 +411,49 @@
       this._first = connection.index;
       // Only the first time: later our own is as good, and "earliest" stays until it is served.
       this.cursor ??= cursor || null;
+      this._refusals = 0;
+      this._wasRefused = false;
       this._setTimer("reset", this.options.resetBackoffAfter, () => {
         this._failures = this._shortWaits = 0;
       });
       this._scheduleUpgrade();
+      this._scheduleRenewal(RENEW_AFTER);
       this._setState("open");
-      this._emit("open", { cursor: this.cursor, transport: this.transport });
+      this._emit("open", {
+        cursor: this.cursor,
+        transport: this.transport,
+        expiresIn: connection.lasts,
+      });
     }
 
     _receive(connection, envelope) {
       const { type, cursor, data } = envelope;
       if (type === "plumber.gap") {
+        // While this connection opened, another one may have passed on what follows the gap.
+        if (this.cursor !== connection.after && !isAfter(cursor, this.cursor)) return;
         this.cursor = cursor;
         this._emit("gap", data);
       } else if (type === "plumber.bye") {
         connection.isClosing = true;
         connection.retryAfter = Number(data?.reconnect_after) || 0;
-        this._shortWaits = SHORT_WAITS;
-      } else if (!type.startsWith("plumber.") && (!cursor || isAfter(cursor, this.cursor))) {
+        connection.isExpired = ["expired", "revoked"].includes(data?.reason);
+        if (!connection.isExpired) this._shortWaits = SHORT_WAITS;
+        if (connection === this._current) this._emit("bye", data);
+      } else if (!type.startsWith("plumber.") && this._isNew(envelope)) {
         this.cursor = cursor ?? this.cursor; // an event without a cursor is not in the history
         this._emit("event", envelope);
         this._emit(`event:${type}`, envelope);
       }
+    }
+
+    /** Whether an event was not passed on before: two connections may bring the same one. */
+    _isNew({ id, cursor }) {
+      if (cursor) return isAfter(cursor, this.cursor);
+      if (!id) return true;
+      if (this._ids.has(id)) return false;
+      this._ids.add(id);
+      if (this._ids.size > REMEMBERED_IDS) this._ids.delete(this._ids.values().next().value);
+      return true;
     }
 
     /** The cursor of a long-poll's answer: that of its last event, or of the client's position. */
@@ -377,10 +462,12 @@
     }
 
     _ended(connection, failure) {
-      if (connection === this._probe) return this._probeEnded(connection);
-      this.options.clearTimeout(this._timers.reset);
+      const isUnauthorized = connection.isExpired || statusOf(failure) === 401;
+      if (connection === this._probe) return this._probeEnded(connection, isUnauthorized);
+      this._clearTimers("reset", "renewal");
       this._probe?.stop();
       this._probe = null;
+      if (isUnauthorized) return this._unauthorized(connection, failure);
       if (isFinal(failure)) return this._finish(failure);
       const isBlocked = !connection.isOpen && connection.mayBeBlocked;
       if (isBlocked && connection.index + 1 < this.options.transports.length) {
@@ -403,9 +490,50 @@
       this._setState("waiting", { retryIn, reason });
     }
 
+    /**
+     * The server wants another credential.  One attempt with a new one follows at once; if that is
+     * refused as well, the client asks rarely.  Without a function nothing would change: it closes.
+     */
+    _unauthorized(connection, failure) {
+      const canChange = typeof this.options.token === "function";
+      this._wasRefused = true;
+      if (connection.isOpen) {
+        // It was good when the connection opened.  Connections that never last are not a loop.
+        if (this._failures) return this._wait(connection.retryAfter, failure.reason);
+        this._failures += 1;
+        return this._connect(connection.index);
+      }
+      this._refusals += 1;
+      if (!canChange) return this._finish(failure);
+      if (this._refusals === 1) return this._connect(connection.index);
+      const [first, last] = this.options.refusedBackoff;
+      const ceiling = Math.min(last, first * 2 ** (this._refusals - 2));
+      const spread = ((1 + this.options.random()) * ceiling) / 2; // never soon
+      const retryIn = connection.retryAfter * 1000 + spread;
+      this._setTimer("retry", retryIn, () => this._connect(this._first));
+      this._setState("refused", { retryIn, reason: failure.reason });
+      this._emitRefused(failure, retryIn);
+    }
+
+    _emitRefused({ code = null, status = null, reason }, retryIn) {
+      this._emit("refused", { code, status, reason, retryIn });
+    }
+
+    /** Before the credential ends, connect with a new one beside the connection in use. */
+    _scheduleRenewal([from, to]) {
+      const { lasts } = this._current;
+      this._clearTimers("renewal");
+      if (!(lasts >= SHORTEST_RENEWED) || typeof this.options.token !== "function") return;
+      const milliseconds = (from + this.options.random() * (to - from)) * lasts * 1000;
+      this._setTimer("renewal", Math.min(milliseconds, LONGEST_TIMER), () => {
+        this._scheduleRenewal(RENEW_AGAIN_AFTER); // unless a new connection opens before
+        if (this.state === "open" && !this._probe) this._probe = this._begin(this._current.index);
+      });
+    }
+
     /** Later try the better transports.  The connection in use stays until one of them is open. */
     _scheduleUpgrade() {
-      this.options.clearTimeout(this._timers.upgrade);
+      this._clearTimers("upgrade");
       if (!this._first) return;
       this._setTimer("upgrade", this.options.upgradeAfter, () => {
         this._first = 0;
@@ -413,7 +541,8 @@
       });
     }
 
-    _probeEnded(connection) {
+    _probeEnded(connection, isUnauthorized) {
+      this._wasRefused ||= isUnauthorized;
       const next = connection.index + 1;
       this._probe = next < this._current.index ? this._begin(next) : null;
       this._first = this._current.index;
@@ -423,7 +552,7 @@
     /** The network is back: end the wait, or test a connection that may have died unnoticed. */
     _recheck() {
       if (this.state === "waiting" && !this._retryAfter) {
-        this.options.clearTimeout(this._timers.retry);
+        this._clearTimers("retry");
         this._connect(this._first);
       } else if (this.state === "open" && !this._probe) {
         this._probe = this._begin(this._current.index);
@@ -442,8 +571,12 @@
       this._isHidden = false;
     }
 
+    _clearTimers(...names) {
+      names.forEach((name) => this.options.clearTimeout(this._timers[name]));
+    }
+
     _stopAll() {
-      Object.values(this._timers).forEach((id) => this.options.clearTimeout(id));
+      this._clearTimers(...Object.keys(this._timers));
       this._current?.stop();
       this._probe?.stop();
       this._probe = null;
@@ -456,6 +589,9 @@
       }
       this._stopAll();
       this._setState("closed", { reason });
+      if ([401, 403].includes(statusOf({ code, status }))) {
+        this._emitRefused({ code, status, reason }, null);
+      }
       this._emit("close", { code, status, reason });
     }
   }
