@@ -41,6 +41,7 @@ from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import AccountStatus, PeerStatus, Status
 from asyncplumber.errors import BadRequest, TooLarge
 from asyncplumber.event import Instance, timestamp
+from asyncplumber.http.credentials import Credentials
 from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.metrics import Metrics
 from asyncplumber.http.presence import Presence
@@ -169,7 +170,13 @@ class Plumber(Service):
     ) -> None:
         id, clock, now = self.leases.instance.id, self._reactor, self._wall.seconds
         self.webhook = Webhook(
-            self.intake, self.hub, now, id, signer=signer, receive=by_http.receive
+            self.intake,
+            self.hub,
+            now,
+            id,
+            signer=signer,
+            receive=by_http.receive,
+            recheck=self.gate.recheck,
         )
         registry = self.store.registry if self.store.shared else None
         presence = Presence(self.hub, registry, id, PresenceClient.over_treq(clock, now, signer))
@@ -180,8 +187,20 @@ class Plumber(Service):
         # Only the time at which a client reconnects depends on this randomness.
         self.clients = ConnectedClients(clock, random.random, now=now)
         self.subscribers = Subscribers(self.hub, self.clients, self.gate, clock, unsent_limit)
+        authority, self._credentials = self.gate.authority, None
+        if authority is not None:
+            self._credentials = Credentials(
+                self.store, authority, self.gate, self.clients, self.subscribers, clock, now
+            )
+            self.figures.add(*self._credentials.figures())
         self.routes = Routes(
-            self.webhook, pages, self.metrics, self.gate, self.subscribers, page=page
+            self.webhook,
+            pages,
+            self.metrics,
+            self.gate,
+            self.subscribers,
+            self._credentials.pages if self._credentials is not None else None,
+            page=page,
         )
 
     @property
@@ -233,8 +252,12 @@ class Plumber(Service):
         # The way in is open before a hook says that this instance wants events.
         await relay
         await store
+        if self._credentials is not None:
+            await self._credentials.learn()
 
     def _serve(self) -> None:
+        if self._credentials is not None:
+            self._credentials.start()
         if self.store.shared:
             self.leases.start(self.hub.check_soon)
         for task in self._periodic:
@@ -247,6 +270,8 @@ class Plumber(Service):
         for task in self._periodic:
             task.stop()
         self._consumers.stop()
+        if self._credentials is not None:
+            self._credentials.stop()
         if self.store.shared:
             await self.leases.stop()
         self.subscribers.answer_polls()

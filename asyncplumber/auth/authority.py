@@ -98,7 +98,22 @@ class Authority:
     """
 
     def __init__(self, parts: Parts) -> None:
+        self._tickets: Tickets | None = None
         self.parts = parts
+
+    @property
+    def parts(self) -> Parts:
+        """What it asks."""
+        return self._parts
+
+    @parts.setter
+    def parts(self, parts: Parts) -> None:
+        self._parts = parts if parts.tickets else replace(parts, tickets=self._tickets)
+
+    def accept_tickets(self, tickets: Tickets) -> None:
+        """Accept these from now on: they are no configuration, they come with the store."""
+        self._tickets = tickets
+        self.parts = self.parts
 
     def grant(self, facts: Facts) -> Decision | Deferred[Grant]:
         """See `IAuthority`."""

@@ -29,3 +29,5 @@ class Reason(StrEnum):
     TOO_LONG_LIVED = "lives too long"
     CLAIMS = "claims"  # any other claim is missing or wrong
     GRANTS = "grants"  # the list of accounts is wrong
+    REVOKED = "revoked"
+    SPENT = "spent"  # a ticket that was used before

@@ -46,6 +46,7 @@ _PATHS = {
     b"/favicon.svg": _NOTHING,
     b"/hooks": Need(Kind.PUBLISH),
     b"/metrics": Need(Kind.METRICS),
+    b"/revocations": Need(Kind.ADMIN),
 }
 _ACCOUNTS = (
     (b"/hooks/", Kind.PUBLISH),

@@ -8,6 +8,7 @@ read.  What lies behind the gate gets a grant, and looks at no credential.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -30,7 +31,7 @@ from asyncplumber.http.access import Kind, Need, action_of, need_of
 from asyncplumber.http.request import Request
 from asyncplumber.http.responses import Response
 from asyncplumber.http.syntax import account_of
-from asyncplumber.interfaces import AwaitsBody, Decision, Facts, IAuthority
+from asyncplumber.interfaces import AwaitsBody, Decision, Facts, IAuthority, Verified
 from asyncplumber.wire.event_batch import batch_limit
 
 BODY_LIMIT = 1024 * 1024  # bytes
@@ -192,7 +193,7 @@ class Gate:
     def _permit(self, decision: Decision, need: Need, account: str | None) -> Decision:
         """Return the decision if it allows what the request needs, and raise if not."""
         if isinstance(decision, AwaitsBody):
-            return decision
+            return AwaitsBody(partial(self._verified, decision, account))
         kind = need.kind
         if account is not None:
             if kind is Kind.EITHER:
@@ -210,6 +211,22 @@ class Gate:
         if self.check_revoked is not None:
             self.check_revoked(decision, account)
         return decision
+
+    def _verified(self, decision: AwaitsBody, account: str | None, body: bytes) -> Verified:
+        """Verify a body, whose sender may be revoked as well."""
+        verified = decision.verify(body)
+        if self.check_revoked is not None:
+            self.check_revoked(verified.grant, account)
+        return verified
+
+    def recheck(self, grant: Grant, account: str) -> None:
+        """
+        Check a grant again some time after the head: only now the account is known, or reached.
+
+        Raises `InvalidToken` if the grant was revoked.
+        """
+        if self.check_revoked is not None:
+            self.check_revoked(grant, account)
 
     def _check_page(self, request: Request) -> None:
         """Refuse a page of another origin what changes something here: a subscriber does, too."""

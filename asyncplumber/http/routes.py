@@ -29,7 +29,8 @@ from asyncplumber.errors import (
     TooLarge,
     to_client_error,
 )
-from asyncplumber.http.gate import Gate, batches_path
+from asyncplumber.http.credential_pages import CredentialPages
+from asyncplumber.http.gate import Gate, batches_path, granted
 from asyncplumber.http.metrics import Metrics
 from asyncplumber.http.mounted import MountedResource, RawPathResource, write_response
 from asyncplumber.http.request import IGrant
@@ -118,16 +119,27 @@ class Routes:
         metrics: Metrics,
         gate: Gate,
         subscribers: Subscribers,
+        credentials: CredentialPages | None = None,
         *,
         page: bool = False,
     ) -> None:
-        """``page`` serves the page at ``/`` also where clients are authenticated."""
+        """
+        Args:
+            webhook: Takes POSTs.
+            pages: The status of this instance.
+            metrics: Its figures.
+            gate: What requests have passed.
+            subscribers: Takes subscribers.
+            credentials: Revocations and tickets; None if there is no authentication.
+            page: Whether the page at ``/`` is served also where clients are authenticated.
+        """
         self._page = page
         self._webhook = webhook
         self._pages = pages
         self._metrics = metrics
         self._gate = gate
         self._subscribers = subscribers
+        self._credentials = credentials
         self._static = _static_responses()
 
     def resource(self, clock: IReactorTime) -> IResource:
@@ -213,6 +225,32 @@ class Routes:
         """Tell how many subscribers an account has."""
         return self._write(
             request, maybeDeferred(lambda: self._pages.account(account_of(account.encode("ascii"))))
+        )
+
+    @property
+    def _of_credentials(self) -> CredentialPages:
+        if self._credentials is None:
+            raise NotFound("no authentication is configured here")
+        return self._credentials
+
+    @app.route("/revocations", methods=["POST"])
+    def revoke(self, request: Request) -> Deferred[bytes]:
+        """Revoke credentials."""
+        pages = self._of_credentials
+        return self._take(request, lambda _, body, __: Deferred.fromCoroutine(pages.revoke(body)))
+
+    @app.route("/revocations", methods=["GET"])
+    def revocations(self, request: Request) -> Deferred[bytes]:
+        """List what is revoked."""
+        return self._write(request, Deferred.fromCoroutine(self._of_credentials.revocations()))
+
+    @app.route("/tickets", methods=["POST"])
+    def ticket(self, request: Request) -> Deferred[bytes]:
+        """Give out a ticket for ``?ticket=``."""
+        pages = self._of_credentials
+        return self._take(
+            request,
+            lambda _, body, decision: Deferred.fromCoroutine(pages.ticket(body, granted(decision))),
         )
 
     @app.route("/healthz", methods=["GET"])

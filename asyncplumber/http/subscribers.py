@@ -135,9 +135,22 @@ class Subscribers:
             return
         exchange.awaits_events = True
         refuse = partial(self.refuse, exchange, request)
+        if self._gate.check_revoked is not None:
+            serve = partial(self._serve_unrevoked, serve, grant)
         admission = Admission(self._hub, account, grant, serve, refuse)
         if admission.is_pending:
             exchange.on_disconnect = admission.cancel
+
+    def _serve_unrevoked(
+        self, serve: Callable[[Channel], Any], grant: Grant, channel: Channel
+    ) -> None:
+        """
+        Serve a client that has waited for its channel, if its grant was not revoked meanwhile.
+
+        From here on, `end_polls` and ``ConnectedClients.end_where`` reach it.
+        """
+        self._gate.recheck(grant, channel.account)
+        serve(channel)
 
     def answer_polls(self) -> None:
         """Answer the long-polls that wait: this instance is about to stop."""

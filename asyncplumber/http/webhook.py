@@ -19,7 +19,7 @@ from asyncplumber.core.intake import Intake
 from asyncplumber.core.waiting_posts import Outcome
 from asyncplumber.errors import Gone, NotAllowed, PlumberError, to_client_error
 from asyncplumber.event import Draft, timestamp
-from asyncplumber.grant import Action
+from asyncplumber.grant import Action, Grant
 from asyncplumber.http.gate import granted
 from asyncplumber.http.responses import Response, error_response, json_response, receipt_response
 from asyncplumber.http.syntax import account_of
@@ -61,6 +61,7 @@ class Webhook:
         *,
         signer: PeerSigner,
         receive: Callable[[str, Headers, bytes], dict[str, int]],
+        recheck: Callable[[Grant, str], None] = lambda grant, account: None,
     ) -> None:
         """
         Args:
@@ -70,12 +71,15 @@ class Webhook:
             instance_id: The id of this instance, as it is in the registry.
             signer: Verifies what other instances ask.
             receive: Delivers a batch of another instance; see `HttpCarrier.receive`.
+            recheck: Called with the grant and the account of a POST whose body names the account;
+                see `Gate.recheck`.
         """
         self._intake = intake
         self._hub = hub
         self._now = now
         self._signer = signer
         self._receive = receive
+        self._recheck = recheck
         self.instance_id = instance_id
 
     def take(
@@ -130,6 +134,7 @@ class Webhook:
         try:
             grant = granted(decision)
             draft = skyhooks_draft(headers, body, timestamp(self._now()))
+            self._recheck(grant, draft.account)
         except PlumberError as error:
             return succeed(error_response(error))
         return self._intake.accept([draft], grant).addCallbacks(

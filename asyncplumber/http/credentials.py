@@ -1,0 +1,94 @@
+"""What an instance with authentication has beside its authority: revocations and tickets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IReactorTime
+
+from asyncplumber.auth.authority import Authority
+from asyncplumber.auth.revocations import RevocationPoll, RevokedGrants
+from asyncplumber.auth.tickets import Tickets
+from asyncplumber.errors import GrantRevoked
+from asyncplumber.figures import Gauge, Metric
+from asyncplumber.http.credential_pages import CredentialPages
+from asyncplumber.http.gate import Gate
+from asyncplumber.http.subscribers import Subscribers
+from asyncplumber.interfaces import IAuthority, IStore
+from asyncplumber.transports.connected_clients import ConnectedClients
+
+
+class Credentials:
+    """
+    Knows what is revoked, ends the streams concerned, and makes tickets.
+
+    Attributes:
+        revoked: What is revoked.
+        pages: ``/revocations`` and ``/tickets``.
+    """
+
+    def __init__(
+        self,
+        store: IStore,
+        authority: IAuthority,
+        gate: Gate,
+        clients: ConnectedClients,
+        subscribers: Subscribers,
+        clock: IReactorTime,
+        now: Callable[[], float],
+    ) -> None:
+        """
+        Args:
+            store: What the instances share.
+            authority: Accepts tickets, if it is ours.
+            gate: Asks whether a grant is revoked.
+            clients: The streams.
+            subscribers: The long-polls.
+            clock: The reactor's clock.
+            now: Returns the time in seconds since 1970.
+        """
+        self._clients = clients
+        self._subscribers = subscribers
+        revocations = store.revocations
+        self.revoked = RevokedGrants(now)
+        self._poll = RevocationPoll(revocations, self.revoked, clock, self._end_revoked)
+        gate.check_revoked = self.revoked.check
+        tickets = None
+        if isinstance(authority, Authority):
+            tickets = Tickets(store, revocations, clock, now)
+            authority.accept_tickets(tickets)
+        self.pages = CredentialPages(revocations, self.revoked, self._poll, tickets, now)
+
+    async def learn(self) -> None:
+        """Learn what is revoked.  Returns when it is known, or the store takes too long."""
+        await self._poll.learn()
+
+    def start(self) -> None:
+        """Look what is revoked from now on."""
+        self._poll.start()
+
+    def stop(self) -> None:
+        """Look for revocations no more."""
+        self._poll.stop()
+
+    def figures(self) -> list[Metric]:
+        """Return what metrics show of it."""
+        return [
+            Gauge(
+                "revocations",
+                "Revocations that have not ended.",
+                lambda: len(self.revoked),
+                merge="max",
+            ),
+            Gauge(
+                "revocations_age_seconds",
+                "Seconds since the store was last asked for revocations.",
+                lambda: self._poll.age,
+                merge="max",
+            ),
+        ]
+
+    def _end_revoked(self) -> None:
+        """End the streams and long-polls whose grants are revoked."""
+        self._clients.end_where(self.revoked.covers, GrantRevoked())
+        self._subscribers.end_polls(self.revoked.covers, GrantRevoked())
