@@ -51,6 +51,7 @@ LIBRARIES: dict[str, str | tuple[str, ...]] = {
     "bson": "stores.mongo",
     "cryptography": "auth.ed25519",
     "httptools": "http.reader",
+    "joserfc": "auth.jose",
     "klein": "http.routes",
     "msgspec": "wire.json_text",
     "prometheus_client": "http.metrics",
