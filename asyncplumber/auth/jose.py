@@ -8,10 +8,11 @@ in `claims`, and no second reader can understand it differently.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from joserfc.errors import JoseError
+from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
@@ -25,10 +26,12 @@ RSA_EXPONENT = 65537
 MAX_KEYS = 50  # in one set
 LARGEST_SET = 64 * 1024  # bytes
 
+AnyKey = RSAKey | ECKey | OKPKey
+
 _PEM = "-----BEGIN "
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
 # The type of a key and its curve decide what it can do; nothing else does.
-_TYPES: Mapping[tuple[object, object], tuple[str, type[RSAKey | ECKey | OKPKey]]] = {
+_TYPES: Mapping[tuple[object, object], tuple[str, type[AnyKey]]] = {
     ("RSA", None): ("RS256", RSAKey),
     ("EC", "P-256"): ("ES256", ECKey),
     ("OKP", "Ed25519"): ("Ed25519", OKPKey),
@@ -40,7 +43,7 @@ class PublicKey:
 
     __slots__ = ("_algorithm", "_key", "alg", "kid")
 
-    def __init__(self, key: RSAKey | ECKey | OKPKey, alg: str, kid: str | None) -> None:
+    def __init__(self, key: AnyKey, alg: str, kid: str | None) -> None:
         """
         Args:
             key: A key of the type that the algorithm needs.
@@ -95,13 +98,20 @@ def load_jwk(member: Mapping[str, Any]) -> Key:
         raise ValueError("this is a private key; give only its public part")
     try:
         # Only what makes the key: the library has opinions on other members.
-        key = cls.import_key({name: member[name] for name in _NAMES[kind] if name in member})
-        return PublicKey(key, alg, kid)
+        value = {name: member[name] for name in _NAMES[kind] if name in member}
+        return PublicKey(_import(cls, value), alg, kid)
     except ValueError:
         raise
     except Exception as error:
         # It raises errors of many kinds for values of the wrong type.
         raise ValueError(f"the key is malformed ({type(error).__name__})") from None
+
+
+def _import(cls: type[AnyKey], value: Any) -> AnyKey:
+    with warnings.catch_warnings():
+        # About short keys, which are refused a moment later.
+        warnings.simplefilter("ignore", SecurityWarning)
+        return cls.import_key(value)
 
 
 _NAMES = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
@@ -166,7 +176,7 @@ def _load_pem(data: bytes) -> Key:
         raise ValueError("a key in PEM is a public key, which begins with BEGIN PUBLIC KEY")
     for alg, cls in _TYPES.values():
         try:
-            return PublicKey(cls.import_key(text), alg, None)
+            return PublicKey(_import(cls, text), alg, None)
         except (ValueError, TypeError, JoseError):
             continue  # a key of another type
     raise ValueError("this is no public key of RSA, P-256 or Ed25519, or too weak a one")

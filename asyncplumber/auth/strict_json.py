@@ -17,6 +17,10 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
+# Made once: that takes longer than to read a token with it.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+
+
 def parse_object(data: bytes) -> dict[str, Any]:
     """
     Return the object that is written in UTF-8.
@@ -26,8 +30,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
             levels than can be read.
     """
     try:
-        # Of bytes, `json` would guess the encoding.
-        value = json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_constant)
+        # Of bytes, `json.loads` would guess the encoding.
+        value = _DECODER.decode(data.decode())
     except RecursionError:
         raise ValueError("it has too many levels") from None
     if not isinstance(value, dict):
