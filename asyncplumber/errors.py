@@ -36,6 +36,11 @@ class PlumberError(Exception):
         super().__init__(self.message)
 
 
+def reason_of(error: PlumberError) -> str:
+    """Return why a request is refused, for metrics and the log: more than the client is told."""
+    return str(getattr(error, "reason", "") or error.code)
+
+
 class BadRequest(PlumberError):
     """The request cannot be understood (RFC 9110, 15.5.1)."""
 

@@ -45,6 +45,7 @@ from asyncplumber.http.credentials import Credentials
 from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.metrics import Metrics
 from asyncplumber.http.presence import Presence
+from asyncplumber.http.request_log import RequestLog
 from asyncplumber.http.routes import Routes
 from asyncplumber.http.status import StatusPages
 from asyncplumber.http.subscribers import Subscribers
@@ -100,6 +101,8 @@ class Plumber(Service):
         authority: Says what the credential of a request allows.  None: everybody may subscribe and
             publish.
         page: Whether the page at ``/`` is served although there is an authority.
+        log_requests: Whether the log gets a line for each request, and not only for each kind of
+            those that are refused.
         carrier: Makes, for the id of this instance, what carries events to the other instances.
             None is HTTP.
         reactor: The reactor to run on; None is the global one.
@@ -126,6 +129,7 @@ class Plumber(Service):
         origins: Collection[str] = (),
         authority: IAuthority | None = None,
         page: bool = False,
+        log_requests: bool = False,
         carrier: Callable[[str], ICarrier] | None = None,
         reactor: IReactorTime | None = None,
         wall: TimeSource = WallClock,
@@ -139,7 +143,13 @@ class Plumber(Service):
             store = open_store(store, retention or Retention(), reactor, wall, lease=lease)
         self.store = store
         signer = PeerSigner(secret, store)
-        self.gate = Gate(Hosts(hosts), Origins(origins, reactor.seconds), body_limit, authority)
+        self.gate = Gate(
+            Hosts(hosts),
+            Origins(origins, reactor.seconds),
+            body_limit,
+            authority,
+            RequestLog(reactor.seconds, every=log_requests),
+        )
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
         by_http = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
@@ -147,6 +157,7 @@ class Plumber(Service):
         self._build_core(relaying, linger, subscriber_limit)
         #: What this instance counts and measures.
         self.figures = instance_figures(self.hub, self.intake, self.relay)
+        self.figures.add(self.gate.requests.refusals)
         self._build_http(by_http, signer, unsent_limit, page)
         self.advertise_url = advertise_url
         self._periodic = [

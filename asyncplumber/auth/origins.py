@@ -34,6 +34,8 @@ _HOST = re.compile(rf"(?:\*\.)?(?:{_NAME}\.)*{_NAME}|\[[0-9a-f:.]+\]")
 class ForeignOrigin(NotAllowed):
     """A page of an origin that may not do this."""
 
+    reason = "foreign origin"
+
 
 def parse_origin(text: str) -> str:
     """

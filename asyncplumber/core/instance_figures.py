@@ -41,4 +41,7 @@ def instance_figures(hub: Hub, intake: Intake, relay: RelayCounts) -> FigureSet:
             "Batches of events not taken by another instance.",
             lambda: relay.failed,
         ),
+        intake.times.append,
+        intake.times.post,
+        intake.times.delivery,
     )

@@ -30,6 +30,7 @@ from asyncplumber.core.waiting_posts import (
 )
 from asyncplumber.errors import InsufficientScope, PlumberError, Unavailable, to_client_error
 from asyncplumber.event import Draft, Event, Instance, Stored
+from asyncplumber.figures import Histogram
 from asyncplumber.grant import OPEN, Grant
 from asyncplumber.interfaces import Appended, IRelay, Reached
 from asyncplumber.sending import Receipt
@@ -42,6 +43,22 @@ LATE_CHECK = 0.25
 _UNKNOWN = PlumberError()  # of a draft for which the store gave no result
 _NOBODY: dict[str, int] = {"ok": 0, "failed": 0}  # in receipts, which do not change them
 _ONLY_HERE: dict[str, int] = {"ok": 1, "failed": 0}
+
+
+class Times:
+    """Histograms of one intake."""
+
+    def __init__(self) -> None:
+        self.append = Histogram(
+            "append_seconds", "Time in which the store has taken a group of events, or failed."
+        )
+        self.post = Histogram(
+            "post_seconds", "Time from a POST, whole and admitted, to its response."
+        )
+        self.delivery = Histogram(
+            "delivery_seconds",
+            "Time from a POST to the subscribers of the same process, if it has any.",
+        )
 
 
 class Intake:
@@ -84,6 +101,8 @@ class Intake:
         self._unanswered = 0  # POSTs
         self._all_answered = Waiters()
         self.accepted = 0
+        #: How long the store, POSTs and deliveries take.
+        self.times = Times()
 
     def accept(self, drafts: Sequence[Draft], grant: Grant = OPEN) -> Deferred[list[Receipt]]:
         """
@@ -186,6 +205,7 @@ class Intake:
             self._is_committing = False
             return
         self._groups[group] = None
+        group.began = self._clock.seconds()
         try:
             appended = self._append(drafts)
         except Exception:
@@ -199,6 +219,7 @@ class Intake:
         )
 
     def _appended(self, appended: Appended, group: Group, at_once: bool) -> None:
+        self.times.append.observe(self._clock.seconds() - group.began)
         # A slow store works on what has come meanwhile, while this group is delivered.
         self._commit_next(group, at_once)
         try:
@@ -207,6 +228,7 @@ class Intake:
             self._fail_group(Failure(), group)
 
     def _not_appended(self, failure: Failure, group: Group, at_once: bool) -> None:
+        self.times.append.observe(self._clock.seconds() - group.began)
         self._commit_next(group, at_once)
         self._fail_group(failure, group)
 
@@ -240,6 +262,7 @@ class Intake:
         self.accepted += accepted
         # Counted now: when the receipt is written, a long-poll that was given the event has left.
         group.given = self._hub.publish(events)
+        group.delivered = self._clock.seconds()
         if appended.recipients is None:
             self._answer(group, {})
             return
@@ -273,14 +296,20 @@ class Intake:
             if not isinstance(post, LargePost):
                 result = next(results, _UNKNOWN)
                 if isinstance(result, Stored):
-                    self._settle(post, [self._receipt(result, next(given), reached)])
+                    here = next(given)
+                    if here and not result.duplicate:
+                        self.times.delivery.observe(group.delivered - post.since)
+                    self._settle(post, [self._receipt(result, here, reached)])
                 else:
                     self._settle(post, result)
                 continue
             receipts: list[Receipt] = []
             for result in islice(results, len(drafts)):
                 if isinstance(result, Stored):
-                    receipts.append(self._receipt(result, next(given), reached))
+                    here = next(given)
+                    if here and not result.duplicate:
+                        self.times.delivery.observe(group.delivered - post.since)
+                    receipts.append(self._receipt(result, here, reached))
                 else:
                     post.broken = post.broken or result
             self._piece_answered(post, begin, len(drafts), receipts)
@@ -317,6 +346,7 @@ class Intake:
         if settle is None:
             return
         self._unanswered -= 1
+        self.times.post.observe(self._clock.seconds() - post.since)
         try:
             settle(outcome)
         except Exception:

@@ -59,7 +59,7 @@ class LargePost(Post):
 class Group:
     """Drafts that are appended together, and the answers of the store and the hub."""
 
-    __slots__ = ("count", "given", "pieces", "results", "size")
+    __slots__ = ("began", "count", "delivered", "given", "pieces", "results", "size")
 
     def __init__(
         self, pieces: list[tuple[Post, int, Sequence[Draft]]], count: int, size: int
@@ -75,6 +75,8 @@ class Group:
         self.size = size
         self.results: list[Stored | PlumberError] | None = None  # None: the store has not answered
         self.given: Sequence[int] = ()  # subscribers here, for each result that is `Stored`
+        # When it was handed to the store, and to the hub, in seconds of the intake's clock.
+        self.began = self.delivered = 0.0
 
 
 class WaitingPosts:

@@ -32,6 +32,7 @@ from asyncplumber.http.connection_state import (
 )
 from asyncplumber.http.reader import Reader, ReaderLimits
 from asyncplumber.http.request import Request
+from asyncplumber.http.request_log import RequestLog
 from asyncplumber.http.responses import Response, error_response
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.send_buffer import SendBuffer, send_buffer_for
@@ -51,6 +52,10 @@ class HttpServer(ReaderLimits, Protocol):
     request_timeout: float  # seconds for a request to arrive, or for a response to be taken
     stopping: bool  # each connection is closed after its next response
     connections: set[Connection]
+    requests: RequestLog
+
+    def address_of(self, request: Request | None, connection: Any) -> str:
+        """Return the address of the client, which may be behind a proxy."""
 
     def handle(self, connection: Connection, request: Request) -> None:
         """Respond to this request, now or later, by ``connection``."""
@@ -250,10 +255,19 @@ class Connection:
             if state < LINGERING:
                 raise RuntimeError("a request has one response")
             return
+        if response.error is not None or self._server.requests.every:
+            self.note(request, response.status, len(response.body), response.error)
         close = not request.keep_alive or self._server.stopping
         head = response.head(close=close)
         self._send_buffer.write(head if request.method == b"HEAD" else head + response.body)
         self.response_written(close)
+
+    def note(
+        self, request: Request | None, status: int, size: int, error: PlumberError | None = None
+    ) -> None:
+        """Count and log a response; `RequestLog.answered` has the arguments."""
+        client = self._server.address_of(request, self.transport)
+        self._server.requests.answered(request, status, size, error, client)
 
     def write(self, data: bytes) -> None:
         """Send a piece of a response."""
@@ -316,6 +330,7 @@ class Connection:
         response = error_response(error)
         if request is not None:
             response = self._server.readable(request, response)
+        self.note(request, response.status, len(response.body), error)
         self._send_buffer.write(response.head(close=True) + response.body)
         self.deadline = self._server.now + LINGER
         self._send_buffer.end()
@@ -366,6 +381,9 @@ class Connection:
 
     def detach(self, protocol: IProtocol) -> Detached:
         """Give the transport to ``protocol``: the response to `request` is a stream."""
+        request = self.request
+        if request is not None and self._server.requests.every:
+            self.note(request, 101 if request.upgrade else 200, 0)
         self._enter(DETACHED)
         self._server.connections.discard(self)
         self._reader.discard()

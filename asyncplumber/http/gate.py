@@ -29,6 +29,7 @@ from asyncplumber.errors import (
 from asyncplumber.grant import NOBODY, OPEN, Grant
 from asyncplumber.http.access import Kind, Need, action_of, need_of
 from asyncplumber.http.request import Request
+from asyncplumber.http.request_log import RequestLog
 from asyncplumber.http.responses import Response
 from asyncplumber.http.syntax import account_of
 from asyncplumber.interfaces import AwaitsBody, Decision, Facts, IAuthority, Verified
@@ -108,6 +109,7 @@ class Gate:
         origins: Origins | None = None,
         body_limit: int = BODY_LIMIT,
         authority: IAuthority | None = None,
+        requests: RequestLog | None = None,
     ) -> None:
         """
         Args:
@@ -115,7 +117,9 @@ class Gate:
             origins: Whose pages may subscribe and post; None for our own only.
             body_limit: Bytes of a body.
             authority: Says what a credential allows; None: everybody may subscribe and publish.
+            requests: Counts and logs; None for one of its own.
         """
+        self.requests = requests or RequestLog()
         self.hosts = hosts or Hosts()
         self.origins = origins or Origins()
         self.authority = authority
@@ -258,6 +262,16 @@ class Gate:
         if b"origin" in request.headers and self._is_preflight(request):
             return Response(200, b"text/plain", b"", self.origins.preflight(request.headers))
         return None
+
+    def address_of(self, request: Request | None, connection: Any) -> str:
+        """
+        Return the address of the client that sent a request, for the log.
+
+        Args:
+            request: None if its head could not be read.
+            connection: Where it came in: a transport, or a request of twisted.web.
+        """
+        return peer_address(connection)
 
     def cors(self, request: Request) -> tuple[tuple[bytes, bytes], ...]:
         """Return the headers with which the page that sent the request can read the response."""

@@ -67,6 +67,8 @@ class Listener(Factory):
         self.body_limit_of = gate.body_limit_of
         self.check_head = gate.check_head
         self.readable = gate.readable
+        self.address_of = gate.address_of
+        self.requests = gate.requests
         self.request_timeout = request_timeout
         self.idle_timeout = idle_timeout
         self.connections: set[Connection] = set()
@@ -127,6 +129,8 @@ class Listener(Factory):
 
     def handle(self, connection: Connection, request: Request) -> None:
         """Respond to this request, now or later."""
+        if self.requests.every:
+            request.began = self.requests.seconds()
         try:
             response = self._gate.admit(request)
             if response is not None:
@@ -174,6 +178,7 @@ class Listener(Factory):
                 self.site,
                 close=self.stopping or not request.keep_alive,
                 headers=self._gate.cors(request),
+                note=partial(connection.note, request) if self.requests.every else None,
             )
             connection.on_disconnect = channel.connection_lost
             channel.handle(request, grant)

@@ -45,6 +45,14 @@ def write_response(response: Response, request: IRequest) -> bytes:
     return response.body
 
 
+def answer(response: Response, request: Any, gate: Gate) -> bytes:
+    """Do the same, and count and log a refusal."""
+    if response.error is not None:
+        client = gate.address_of(None, request)
+        gate.requests.refused(response.error, request.method, request.uri, client)
+    return write_response(response, request)
+
+
 def raw_path(request: Any) -> list[bytes]:
     """Return the segments of the path below our root, as they were sent."""
     path: bytes = request.uri.partition(b"?")[0]
@@ -87,11 +95,12 @@ class MountedExchange:
 
     input_ended = False  # where a client ends its direction, twisted.web ends the connection
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, gate: Gate) -> None:
         self.on_disconnect: Callable[[Failure], object] | None = None
         self.awaits_events = False
         self.is_over = False  # the client has its response, or has disconnected
-        self._request = request
+        self._request = self.transport = request
+        self._gate = gate
         request.notifyFinish().addErrback(self._disconnected)
 
     @property
@@ -109,7 +118,7 @@ class MountedExchange:
         """Write the response.  Does nothing if the client has disconnected."""
         if not self.is_over:
             self.is_over = True
-            self._request.write(write_response(response, self._request))
+            self._request.write(answer(response, self._request, self._gate))
             self._request.finish()
 
     def hang_up(self) -> None:
@@ -176,30 +185,30 @@ class MountedResource(RawPathResource):
         try:
             own = _request_of(request)
         except PlumberError as error:
-            return write_response(error_response(error), request)
+            return answer(error_response(error), request, self._gate)
         try:
             self._gate.check_head(own, request)
             response = self._gate.admit(own)
         except PlumberError as error:
             if own.target.startswith(b"/events/"):
                 self._clock.callLater(
-                    0, self._subscribers.refuse, MountedExchange(request), own, error
+                    0, self._subscribers.refuse, MountedExchange(request, self._gate), own, error
                 )
                 return NOT_DONE_YET
             response = self._gate.readable(own, error_response(error))
         if response is None and self._is_folder_without_slash(request):
             response = _slash_added(request)
         if response is not None:
-            return write_response(response, request)
+            return answer(response, request, self._gate)
         if own.target.startswith(b"/events/"):
             # twisted.web keeps what follows the request in the same packet, such as the first
             # WebSocket frame, only when this method has returned.
-            self._clock.callLater(0, self._subscribe, MountedExchange(request), own)
+            self._clock.callLater(0, self._subscribe, MountedExchange(request, self._gate), own)
             return NOT_DONE_YET
         for name, value in self._gate.cors(own):
             request.setHeader(name, value)
         if isinstance(own.grant, Deferred):
-            exchange = MountedExchange(request)
+            exchange = MountedExchange(request, self._gate)
             when_decided(exchange, own.grant, partial(self._route, exchange, own, request))
             return NOT_DONE_YET
         assert own.grant is not None  # the gate has decided

@@ -50,6 +50,7 @@ class Request:
 
     __slots__ = (
         "_pieces",
+        "began",
         "body",
         "bytes_fed",
         "counted_bytes",
@@ -70,6 +71,8 @@ class Request:
     )
 
     def __init__(self) -> None:
+        #: When it was read whole, in seconds of the request log; None if nobody wants to know.
+        self.began: float | None = None
         self.method = b""
         self.target = b""  # path and query, as they were sent
         self.headers: dict[bytes, bytes] = {}

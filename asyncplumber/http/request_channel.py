@@ -58,6 +58,7 @@ class RequestChannel:
         *,
         close: bool,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        note: Callable[[int, int], None] | None = None,
     ) -> None:
         """
         Args:
@@ -65,6 +66,7 @@ class RequestChannel:
             site: Where the request goes.
             close: Whether the connection is closed after the response.
             headers: Added to those of the response.
+            note: Called with status and number of bytes when the response is written.
         """
         self.transport = connection.transport
         self.site = self.factory = site
@@ -72,6 +74,7 @@ class RequestChannel:
         self._connection = connection
         self._close = close
         self._headers = headers
+        self._note = note
         self._producer: Any = None
         self._is_push = False  # of the producer
         self._is_paused = False
@@ -130,6 +133,8 @@ class RequestChannel:
 
     def requestDone(self, request: server.Request) -> None:
         self.request = None
+        if self._note is not None:
+            self._note(request.code, request.sentLength)
         self._connection.response_written(self._close)
 
     def loseConnection(self) -> None:

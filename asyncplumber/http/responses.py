@@ -68,6 +68,7 @@ class Response(NamedTuple):
     content_type: bytes
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()  # further ones, as (name, value)
+    error: PlumberError | None = None  # what it tells the client about; for the log
 
     def head(self, *, close: bool) -> bytes:
         """Return the status line and headers; ``close`` tells the client that we close."""
@@ -115,9 +116,10 @@ def error_response(error: PlumberError) -> Response:
     if isinstance(error, MethodNotAllowed):
         headers.append((b"Allow", error.allow.encode("ascii")))
     headers.extend(getattr(error, "headers", ()))
-    return json_response(
+    response = json_response(
         error.status, {"error": {"code": error.code, "message": error.message}}, *headers
     )
+    return response._replace(error=error)
 
 
 def _receipt(receipt: Receipt) -> str:

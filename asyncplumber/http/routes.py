@@ -32,7 +32,7 @@ from asyncplumber.errors import (
 from asyncplumber.http.credential_pages import CredentialPages
 from asyncplumber.http.gate import Gate, batches_path, granted
 from asyncplumber.http.metrics import Metrics
-from asyncplumber.http.mounted import MountedResource, RawPathResource, write_response
+from asyncplumber.http.mounted import MountedResource, RawPathResource, answer, write_response
 from asyncplumber.http.request import IGrant
 from asyncplumber.http.responses import Response, error_response, json_response
 from asyncplumber.http.status import StatusPages
@@ -180,7 +180,7 @@ class Routes:
         response.addErrback(
             lambda failure: error_response(to_client_error(failure, self._log, "a request failed"))
         )
-        response.addCallback(write_response, request).chainDeferred(written)
+        response.addCallback(answer, request, self._gate).chainDeferred(written)
         return written
 
     @app.route("/hooks", methods=["POST"])
@@ -287,21 +287,21 @@ class Routes:
     def plumber_error(self, request: Request, failure: Failure) -> bytes:
         """Write an error that is meant for clients."""
         assert isinstance(failure.value, PlumberError)
-        return write_response(error_response(failure.value), request)
+        return answer(error_response(failure.value), request, self._gate)
 
     @app.handle_errors(NoRoute)  # type: ignore[arg-type]
     def no_route(self, request: Request, failure: Failure) -> bytes:
         """Answer a path that does not exist."""
-        return write_response(error_response(NotFound()), request)
+        return answer(error_response(NotFound()), request, self._gate)
 
     @app.handle_errors(WrongMethod)  # type: ignore[arg-type]
     def wrong_method(self, request: Request, failure: Failure) -> bytes:
         """Answer a method that the path does not take."""
         allowed = sorted(getattr(failure.value, "valid_methods", None) or ["GET"])
-        return write_response(error_response(MethodNotAllowed(", ".join(allowed))), request)
+        return answer(error_response(MethodNotAllowed(", ".join(allowed))), request, self._gate)
 
     @app.handle_errors(Exception)  # type: ignore[arg-type]
     def internal_error(self, request: Request, failure: Failure) -> bytes:
         """Log a bug of ours, and tell the client only that there is one."""
         error = to_client_error(failure, self._log, "a request failed")
-        return write_response(error_response(error), request)
+        return answer(error_response(error), request, self._gate)

@@ -52,6 +52,10 @@ class Exchange(Protocol):
         """Whether a stream can have the transport."""
 
     @property
+    def transport(self) -> Any:
+        """Where the request came in; it knows the address of the client."""
+
+    @property
     def input_ended(self) -> bool:
         """Whether the client will send no more, so that nothing would tell that it left."""
 
@@ -174,6 +178,8 @@ class Subscribers:
         if request.upgrade and b"origin" in request.headers and code and exchange.can_detach:
             with suppress(PlumberError):  # a handshake that is wrong gets the first error
                 head = handshake(request.headers)
+                client = self._gate.address_of(request, exchange.transport)
+                self._gate.requests.refused(error, request.method, request.target, client)
                 farewell = _farewell(request, error)
                 RefusedWebSocket(self._clock).begin(exchange, head + farewell, code, error.code)
                 return

@@ -20,7 +20,7 @@ PACKAGE = "asyncplumber"
 
 # From the bottom up.  A module or package imports only from lines above its own.
 LAYERS = (
-    ("errors", "sending", "_twisted_compat", "clocks", "rate_limited_log", "figures"),
+    ("errors", "sending", "_twisted_compat", "clocks", "rate_limited_log", "log_text", "figures"),
     ("event", "concurrency"),
     ("grant",),
     ("wire",),
