@@ -39,7 +39,6 @@ from asyncplumber.core.leases import Leases
 from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import AccountStatus, PeerStatus, Status
-from asyncplumber.errors import BadRequest, TooLarge
 from asyncplumber.event import Instance, timestamp
 from asyncplumber.http.credentials import Credentials
 from asyncplumber.http.gate import BODY_LIMIT, Gate
@@ -59,7 +58,7 @@ from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
-from asyncplumber.wire.parse import drafts_of
+from asyncplumber.wire.own_message import draft_of
 
 # Seconds between comparisons of our positions with the history.  An event whose relaying failed
 # is at most this late.
@@ -143,21 +142,14 @@ class Plumber(Service):
             store = open_store(store, retention or Retention(), reactor, wall, lease=lease)
         self.store = store
         signer = PeerSigner(secret, store)
-        self.gate = Gate(
-            Hosts(hosts),
-            Origins(origins, reactor.seconds),
-            body_limit,
-            authority,
-            RequestLog(reactor.seconds, every=log_requests),
-        )
+        requests = RequestLog(reactor.seconds, every=log_requests)
+        allowed = Origins(origins, reactor.seconds)
+        self.gate = Gate(Hosts(hosts), allowed, body_limit, authority, requests)
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
         by_http = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
         relaying = by_http if carrier is None else carrier(instance.id)
         self._build_core(relaying, linger, subscriber_limit)
-        #: What this instance counts and measures.
-        self.figures = instance_figures(self.hub, self.intake, self.relay)
-        self.figures.add(self.gate.requests.refusals)
         self._build_http(by_http, signer, unsent_limit, page)
         self.advertise_url = advertise_url
         self._periodic = [
@@ -175,6 +167,9 @@ class Plumber(Service):
         self.intake = Intake(store.append, self.hub, clock, relay=self.relay)
         self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, clock)
         self._consumers = Consumers(self.hub, clock)
+        #: What this instance counts and measures.
+        self.figures = instance_figures(self.hub, self.intake, self.relay)
+        self.figures.add(self.gate.requests.refusals)
 
     def _build_http(
         self, by_http: HttpCarrier, signer: PeerSigner, unsent_limit: int, page: bool
@@ -377,14 +372,8 @@ class Plumber(Service):
             TypeError: An argument has the wrong type.
         """
         event = message(account, data, id=id, type=type, content_type=content_type, time=time)
-        if len(event.body) > self._body_limit:
-            raise TooLarge(f"a body has at most {self._body_limit} bytes")
-        headers = {name.lower().encode(): value.encode() for name, value in event.headers.items()}
-        now = timestamp(self._wall.seconds())
-        drafts = drafts_of(event.account, headers, event.body, now)
-        if len(drafts) != 1:
-            raise BadRequest("send takes one event; a batch can be posted to the webhook")
-        return (await self.intake.accept(drafts))[0]
+        draft = draft_of(event, timestamp(self._wall.seconds()), self._body_limit)
+        return (await self.intake.accept([draft]))[0]
 
     # What it tells about itself
 

@@ -26,6 +26,7 @@ CODES = (
     "headers-too-large",
     "insufficient-scope",
     "internal",
+    "invalid-signature",
     "invalid-token",
     "method-not-allowed",
     "misdirected",
