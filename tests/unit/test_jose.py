@@ -105,8 +105,9 @@ class JwkTests(SynchronousTestCase):
         for member in (
             jwk(rsa_key(), n=None), jwk(rsa_key(), n=7), jwk(rsa_key(), n=""), jwk(rsa_key(), e=[]),
             jwk(rsa_key(), n="!!"), jwk(ec_key(), x="AAAA"), jwk(ec_key(), y=None),
-            jwk(ec_key(), x=7), jwk(okp_key(), x=""), jwk(okp_key(), x="AAAA"), jwk(okp_key(), x={}),
-            jwk(rsa_key(), kid=7), jwk(rsa_key(), kid=""), jwk(rsa_key(), kid="a" * 129),
+            jwk(ec_key(), x=7), jwk(okp_key(), x=""), jwk(okp_key(), x="AAAA"),
+            jwk(okp_key(), x={}), jwk(rsa_key(), kid=7), jwk(rsa_key(), kid=""),
+            jwk(rsa_key(), kid="a" * 129),
         ):  # fmt: skip
             self.refused(member)
 

@@ -125,7 +125,7 @@ class AcceptedTests(VerifierTestCase):
         """That of RFC 9068, in any case; others only where the issuer is configured so."""
         for typ in ("at+jwt", "AT+JWT", "application/at+jwt", "Application/At+Jwt"):
             self.grant(token(header={"alg": "HS256", "typ": typ}))
-        plain = (
+        plain: tuple[dict[str, Any], ...] = (
             {"alg": "HS256"},
             {"alg": "HS256", "typ": "JWT"},
             {"alg": "HS256", "typ": "jwt", "cty2": "x"},
@@ -137,8 +137,9 @@ class AcceptedTests(VerifierTestCase):
         )
         for header in plain:
             self.grant(token(header=header))
-        for typ in ("plumber-ticket+jwt", "secevent+jwt", "", None, 7, ["JWT"]):
-            self.assert_refused(token(header={"alg": "HS256", "typ": typ}), "type")
+        others: list[Any] = ["plumber-ticket+jwt", "secevent+jwt", "", None, 7, ["JWT"]]
+        for other in others:
+            self.assert_refused(token(header={"alg": "HS256", "typ": other}), "type")
 
     def test_a_token_that_a_library_makes(self) -> None:
         """Such as PyJWT by default: the type JWT, and a space after each colon."""
