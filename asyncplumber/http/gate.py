@@ -197,31 +197,36 @@ class Gate:
     def _permit(self, decision: Decision, need: Need, account: str | None) -> Decision:
         """Return the decision if it allows what the request needs, and raise if not."""
         if isinstance(decision, AwaitsBody):
-            return AwaitsBody(partial(self._verified, decision, account))
+            return AwaitsBody(partial(self._permit_signed, decision.verify, need, account))
+        self._check(decision, need, account)
+        return decision
+
+    def _permit_signed(
+        self, verify: Callable[[bytes], Verified], need: Need, account: str | None, body: bytes
+    ) -> Verified:
+        """Verify a body, and return what it is if its sender may send it; raise if not."""
+        verified = verify(body)
+        self._check(verified.grant, need, account)
+        return verified
+
+    def _check(self, grant: Grant, need: Need, account: str | None) -> None:
+        """Raise if a grant does not allow what the request needs."""
         kind = need.kind
         if account is not None:
             if kind is Kind.EITHER:
-                if account not in decision.subscribe and account not in decision.publish:
+                if account not in grant.subscribe and account not in grant.publish:
                     raise InsufficientScope
             else:
                 action = action_of(need)
                 assert action is not None  # only these kinds have an account
-                decision.check(action, account)
+                grant.check(action, account)
         elif kind in (Kind.ADMIN, Kind.METRICS):
-            if not decision.is_admin:
+            if not grant.is_admin:
                 raise InsufficientScope
-        elif kind is Kind.PUBLISH and not decision.publish:
+        elif kind is Kind.PUBLISH and not grant.publish:
             raise InsufficientScope  # whatever account the body names
         if self.check_revoked is not None:
-            self.check_revoked(decision, account)
-        return decision
-
-    def _verified(self, decision: AwaitsBody, account: str | None, body: bytes) -> Verified:
-        """Verify a body, whose sender may be revoked as well."""
-        verified = decision.verify(body)
-        if self.check_revoked is not None:
-            self.check_revoked(verified.grant, account)
-        return verified
+            self.check_revoked(grant, account)
 
     def recheck(self, grant: Grant, account: str) -> None:
         """

@@ -23,7 +23,7 @@ from asyncplumber.grant import Action, Grant
 from asyncplumber.http.gate import granted
 from asyncplumber.http.responses import Response, error_response, json_response, receipt_response
 from asyncplumber.http.syntax import account_of
-from asyncplumber.interfaces import Decision
+from asyncplumber.interfaces import AwaitsBody, Decision, Verified
 from asyncplumber.sending import Receipt
 from asyncplumber.wire.fields import Headers
 from asyncplumber.wire.parse import drafts_of, skyhooks_draft
@@ -103,9 +103,12 @@ class Webhook:
         respond: Callable[[Response], None],
     ) -> None:
         """Do the same on the fast path: ``respond`` is called with the response, now or later."""
-        batch = _is_batch(headers.get(b"content-type", b""))
         try:
+            if isinstance(decision, AwaitsBody):
+                self._take_signed(segment, decision.verify(body), body, respond)
+                return
             grant = granted(decision)
+            batch = _is_batch(headers.get(b"content-type", b""))
             if batch:
                 # The number of events at least, before the time to parse them is spent.
                 count = body.count(b"\n") or len(body) // MIN_CLOUDEVENT_BYTES
@@ -116,7 +119,25 @@ class Webhook:
         except PlumberError as error:
             respond(error_response(error))
             return
-        batch = batch or len(drafts) > 1
+        self._keep(drafts, grant, batch or len(drafts) > 1, respond)
+
+    def _take_signed(
+        self, segment: bytes, verified: Verified, body: bytes, respond: Callable[[Response], None]
+    ) -> None:
+        """Do the same with the body of a sender, which is one event."""
+        if verified.reply is not None:
+            respond(Response(200, b"application/json", verified.reply))
+            return
+        now = timestamp(self._now())
+        (draft,) = drafts_of(account_of(segment), verified.headers, body, now)
+        if verified.key is not None:
+            draft = draft._replace(key=verified.key)
+        self._keep([draft], verified.grant, False, respond)
+
+    def _keep(
+        self, drafts: list[Draft], grant: Grant, batch: bool, respond: Callable[[Response], None]
+    ) -> None:
+        """Give drafts to the intake, and respond with its receipts."""
 
         def settle(outcome: Outcome) -> None:
             respond(
