@@ -24,6 +24,8 @@ class PlumberError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     default: ClassVar[str] = "something went wrong here"
+    #: A content type and a body that the client gets in place of ours; None: ours.
+    body: tuple[bytes, bytes] | None = None
 
     def __init__(self, message: str | None = None, *, retry_after: int | None = None) -> None:
         """

@@ -127,15 +127,14 @@ class FetchedKeys(Generic[K]):
         self._fetch = fetch
         self._clock = clock
         self._load = load
-        #: Counts up when other keys are there than before.
-        self.generation = 0
+        self._generation = 0
         self._body = b""  # of the set that is used
         self._keys: tuple[K, ...] = ()
         self._by_id: dict[str, tuple[K, ...]] = {}
         self._fetched: float | None = None  # when; None: never
         self._asked: float | None = None  # when the last fetch began
         self._failures = 0  # since the last set
-        self._running: Deferred[None] | None = None  # a fetch
+        self._running: Deferred[Any] | None = None  # a fetch
         self._waiters = Waiters()
         self._unknown: OrderedDict[str, float] = OrderedDict()  # until when
         self._timer: IDelayedCall | None = None
@@ -146,6 +145,11 @@ class FetchedKeys(Generic[K]):
     def age(self) -> float | None:
         """Seconds since the set that is used was fetched; None if there is none."""
         return None if self._fetched is None else self._clock.seconds() - self._fetched
+
+    @property
+    def generation(self) -> int:
+        """Another number than before when other keys are there, or when none is valid any more."""
+        return self._generation if self._is_usable() else -1
 
     @property
     def is_ready(self) -> bool:
@@ -247,8 +251,10 @@ class FetchedKeys(Generic[K]):
             return
         self._cancel_timer()
         self._asked = self._clock.seconds()
-        self._running = Deferred.fromCoroutine(self._ask())
-        self._running.addErrback(self._broke_off).addCallback(self._done)
+        running: Deferred[float] = Deferred.fromCoroutine(self._ask())
+        self._running = running
+        running.addErrback(self._broke_off)
+        running.addCallback(self._done)
 
     async def _ask(self) -> float:
         """Fetch once, and return the seconds until the next time."""
@@ -302,7 +308,7 @@ class FetchedKeys(Generic[K]):
                 by_id[key.kid] = (*by_id.get(key.kid, ()), key)
         self._body, self._keys, self._by_id = body, tuple(keys), by_id
         self._unknown.clear()
-        self.generation += 1
+        self._generation += 1
         self._log.info(
             "the keys of {issuer} were fetched: {keys}",
             issuer=self.issuer,

@@ -116,6 +116,8 @@ def error_response(error: PlumberError) -> Response:
     if isinstance(error, MethodNotAllowed):
         headers.append((b"Allow", error.allow.encode("ascii")))
     headers.extend(getattr(error, "headers", ()))
+    if error.body is not None:
+        return Response(error.status, *error.body, tuple(headers), error=error)
     response = json_response(
         error.status, {"error": {"code": error.code, "message": error.message}}, *headers
     )

@@ -63,7 +63,7 @@ class Issuer:
         self.answer = FetchFailed("connection", "refused")
 
     def get(
-        self, url: str, headers: Mapping[bytes, bytes], *, timeout: float, limit: int
+        self, url: str, headers: Mapping[bytes, bytes], *, timeout: float, limit: int = BODY_LIMIT
     ) -> Deferred[Reply]:
         assert (url, timeout, limit) == (URL, TIMEOUT, BODY_LIMIT)
         self.fetches += 1
