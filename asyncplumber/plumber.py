@@ -14,7 +14,6 @@ The server that ``twistd asyncplumber`` starts is built on the same class.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast
 from uuid import uuid4
@@ -40,23 +39,15 @@ from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import AccountStatus, PeerStatus, Status
 from asyncplumber.event import Instance, timestamp
-from asyncplumber.http.credentials import Credentials
+from asyncplumber.http.front import Front
 from asyncplumber.http.gate import BODY_LIMIT, Gate
-from asyncplumber.http.metrics import Metrics
-from asyncplumber.http.presence import Presence
 from asyncplumber.http.request_log import RequestLog
-from asyncplumber.http.routes import Routes
-from asyncplumber.http.status import StatusPages
-from asyncplumber.http.subscribers import Subscribers
-from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import LEASE, IAuthority, ICarrier, IStore
 from asyncplumber.relays.http import HttpCarrier
-from asyncplumber.relays.presence import PresenceClient
 from asyncplumber.relays.routing import Relay
 from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, message
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
-from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 from asyncplumber.wire.own_message import draft_of
 
@@ -150,7 +141,22 @@ class Plumber(Service):
         by_http = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
         relaying = by_http if carrier is None else carrier(instance.id)
         self._build_core(relaying, linger, subscriber_limit)
-        self._build_http(by_http, signer, unsent_limit, page)
+        #: What it serves by HTTP.
+        self.front = Front(
+            self.gate,
+            self.store,
+            self.hub,
+            self.intake,
+            self.figures,
+            instance_id=instance.id,
+            state=lambda: self._life.state,
+            carrier=by_http,
+            signer=signer,
+            clock=reactor,
+            now=wall.seconds,
+            unsent_limit=unsent_limit,
+            page=page,
+        )
         self.advertise_url = advertise_url
         self._periodic = [
             PeriodicTask(self.hub.check, check_interval, reactor),
@@ -170,44 +176,6 @@ class Plumber(Service):
         #: What this instance counts and measures.
         self.figures = instance_figures(self.hub, self.intake, self.relay)
         self.figures.add(self.gate.requests.refusals)
-
-    def _build_http(
-        self, by_http: HttpCarrier, signer: PeerSigner, unsent_limit: int, page: bool
-    ) -> None:
-        id, clock, now = self.leases.instance.id, self._reactor, self._wall.seconds
-        self.webhook = Webhook(
-            self.intake,
-            self.hub,
-            now,
-            id,
-            signer=signer,
-            receive=by_http.receive,
-            recheck=self.gate.recheck,
-        )
-        registry = self.store.registry if self.store.shared else None
-        presence = Presence(self.hub, registry, id, PresenceClient.over_treq(clock, now, signer))
-        # Not the whole status: balancers ask often, and there may be many accounts.
-        pages = StatusPages(self.store, lambda: self._life.state, presence.of)
-        #: What ``/metrics`` shows.
-        self.metrics = Metrics(self.figures.collect)
-        # Only the time at which a client reconnects depends on this randomness.
-        self.clients = ConnectedClients(clock, random.random, now=now)
-        self.subscribers = Subscribers(self.hub, self.clients, self.gate, clock, unsent_limit)
-        authority, self._credentials = self.gate.authority, None
-        if authority is not None:
-            self._credentials = Credentials(
-                self.store, authority, self.gate, self.clients, self.subscribers, clock, now
-            )
-            self.figures.add(*self._credentials.figures())
-        self.routes = Routes(
-            self.webhook,
-            pages,
-            self.metrics,
-            self.gate,
-            self.subscribers,
-            self._credentials.pages if self._credentials is not None else None,
-            page=page,
-        )
 
     @property
     def advertise_url(self) -> str:
@@ -252,18 +220,16 @@ class Plumber(Service):
         self.intake.resume()
         self.hub.resume()
         self._late.start()
-        self.clients.start()
+        self.front.start()
         # Both begin here: if one began after a wait, a stop could have come before it.
         relay, store = self.relay.start(self._receiver.deliver), self.store.start()
         # The way in is open before a hook says that this instance wants events.
         await relay
         await store
-        if self._credentials is not None:
-            await self._credentials.learn()
+        await self.front.learn()
 
     def _serve(self) -> None:
-        if self._credentials is not None:
-            self._credentials.start()
+        self.front.serve()
         if self.store.shared:
             self.leases.start(self.hub.check_soon)
         for task in self._periodic:
@@ -276,12 +242,9 @@ class Plumber(Service):
         for task in self._periodic:
             task.stop()
         self._consumers.stop()
-        if self._credentials is not None:
-            self._credentials.stop()
         if self.store.shared:
             await self.leases.stop()
-        self.subscribers.answer_polls()
-        await self.clients.drain()
+        await self.front.drain()
 
     async def _close(self) -> None:
         try:
@@ -301,7 +264,7 @@ class Plumber(Service):
         That is ``/events`` by WebSocket, Server-Sent Events and long-poll, ``/hooks``, the page
         and the client script.  Mount it at the path of ``advertise_url``.
         """
-        return self.routes.resource(self._reactor)
+        return self.front.resource()
 
     def register(self, account: Key, callback: Callback, after: After = None) -> None:
         """

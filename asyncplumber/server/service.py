@@ -98,9 +98,9 @@ class Server(MultiService):
             lambda url: self._log.info("asyncplumber is ready at {url}/", url=url)
         )
         self._listener = Listener(
-            plumber.webhook,
-            plumber.subscribers,
-            plumber.routes.site(reactor),
+            plumber.front.webhook,
+            plumber.front.subscribers,
+            plumber.front.site(),
             plumber.gate,
             reactor,
             **limits,
@@ -110,7 +110,7 @@ class Server(MultiService):
     @property
     def connected(self) -> int:
         """The number of connections: those with requests, and those with a stream."""
-        return len(self._listener.connections) + len(self._plumber.clients)
+        return len(self._listener.connections) + len(self._plumber.front.clients)
 
     def privilegedStartService(self) -> None:
         """Listen, while a daemon still has the right to."""
@@ -151,7 +151,7 @@ class Server(MultiService):
         """Take no new connections, stop the plumber, and then close what is still open."""
         self._log.info(
             "stopping; {count} subscribers are asked to come back elsewhere",
-            count=len(self._plumber.clients),
+            count=len(self._plumber.front.clients),
         )
         self._listener.refuse()
         if self._shares_port:

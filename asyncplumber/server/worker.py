@@ -64,7 +64,7 @@ def make_worker(
         os.write(READY, b"!")
         StandardIO(_ParentWatch(reactor), reactor=reactor)
 
-    metrics = plumber.metrics
+    metrics = plumber.front.metrics
     metrics.combine = WorkerFigures(figures, number).combine
     endpoints = [
         (shared, "the socket of the parent"),

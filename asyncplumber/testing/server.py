@@ -167,7 +167,7 @@ class MemoryServer:
         self.service.privilegedStartService()
         self.service.startService()
         self.listener = cast(Listener, self.clock.tcpServers[-1][1])
-        self.clients: ConnectedClients = self.plumber.clients
+        self.clients: ConnectedClients = self.plumber.front.clients
         self.settle()
 
     def settle(self) -> None:

@@ -20,7 +20,7 @@ from asyncplumber.testing import MemoryServer
 
 def described() -> Iterator[tuple[str, str, str]]:
     """Yield name with labels, type and help of each metric."""
-    for name, figure in MemoryServer().plumber.metrics.combined().items():
+    for name, figure in MemoryServer().plumber.front.metrics.combined().items():
         labels = f"{{{', '.join(figure.labels)}}}" if figure.labels else ""
         yield f"{PREFIX}{name}{labels}", figure.kind, figure.help
 

@@ -165,7 +165,7 @@ class SlowReaderTests(SlowReaderCase, TestCase):
 
     async def test_an_overflow_does_not_destroy_what_is_on_its_way(self) -> None:
         """What was handed over arrives, then 1013, however slowly the client takes it."""
-        self.server.plumber.subscribers.unsent_limit = 300_000
+        self.server.plumber.front.subscribers.unsent_limit = 300_000
         await self.subscribe()
         for _ in range(8):
             self.server.post("a", json.dumps("x" * 100_000).encode())
@@ -178,7 +178,7 @@ class SlowReaderTests(SlowReaderCase, TestCase):
 
     async def test_a_client_that_stops_reading_at_the_end_is_cut_off(self) -> None:
         """It has taken nothing for ``CLOSE_TIMEOUT`` seconds."""
-        self.server.plumber.subscribers.unsent_limit = 300_000
+        self.server.plumber.front.subscribers.unsent_limit = 300_000
         await self.subscribe()
         for _ in range(8):
             self.server.post("a", json.dumps("x" * 100_000).encode())
@@ -190,7 +190,7 @@ class SlowReaderTests(SlowReaderCase, TestCase):
 
     async def test_an_event_stream_that_ends_is_read_to_its_end(self) -> None:
         """It has no close frame: the end follows everything that was handed over."""
-        self.server.plumber.subscribers.unsent_limit = 300_000
+        self.server.plumber.front.subscribers.unsent_limit = 300_000
         await self.subscribe(
             b"GET /events/a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
         )

@@ -211,7 +211,7 @@ class ExpiryTests(SynchronousTestCase):
             return (grant.subject, account) == ("s", "a")
 
         self.assertEqual(self.server.clients.end_where(matches, GrantRevoked()), 1)
-        self.server.plumber.subscribers.end_polls(matches, GrantRevoked())
+        self.server.plumber.front.subscribers.end_polls(matches, GrantRevoked())
         self.server.settle()
         bye, (opcode, payload) = server_frames(socket.received())
         self.assertEqual(json.loads(bye[1])["data"]["reason"], "revoked")

@@ -101,7 +101,7 @@ class MetricsTests(SynchronousTestCase):
                 for name, each in figures.items()
             }
 
-        self.server.plumber.metrics.combine = double
+        self.server.plumber.front.metrics.combine = double
         self.server.post("a", b"1")
         self.assertEqual(
             samples(self.metrics().body)["asyncplumber_events_accepted_total"], ("counter", 2)

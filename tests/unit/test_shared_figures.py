@@ -113,5 +113,5 @@ class SharedFiguresTests(SynchronousTestCase):
         self.assertEqual(values(self.one.combine(most)), [1] * COLUMNS)
         with self.assertRaises(ValueError):
             WorkerFigures(self.table, 2).combine({**most, "more": Figure("gauge", "", (1.0,))})
-        ours = MemoryServer().plumber.metrics.combined().values()
+        ours = MemoryServer().plumber.front.metrics.combined().values()
         self.assertLess(sum(len(figure.numbers) for figure in ours), COLUMNS / 10)

@@ -1,0 +1,141 @@
+"""All that an instance serves by HTTP, put together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+
+from asyncplumber.auth.signatures import PeerSigner
+from asyncplumber.core.hub import Hub
+from asyncplumber.core.intake import Intake
+from asyncplumber.core.lifecycle import State
+from asyncplumber.figures import FigureSet
+from asyncplumber.http.credentials import Credentials
+from asyncplumber.http.gate import Gate
+from asyncplumber.http.metrics import Metrics
+from asyncplumber.http.presence import Presence
+from asyncplumber.http.routes import Routes
+from asyncplumber.http.status import StatusPages
+from asyncplumber.http.subscribers import Subscribers
+from asyncplumber.http.webhook import Webhook
+from asyncplumber.interfaces import IStore
+from asyncplumber.relays.http import HttpCarrier
+from asyncplumber.relays.presence import PresenceClient
+from asyncplumber.transports.connected_clients import ConnectedClients
+from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
+
+
+class Front:
+    """
+    The front of an instance: what stands between the network and its core.
+
+    Attributes:
+        gate: Decides about each request.
+        webhook: Takes POSTs.
+        clients: The clients that are connected by a stream.
+        subscribers: Serves subscribers.
+        metrics: What ``/metrics`` shows.
+        credentials: Revocations and tickets; None without authentication.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        store: IStore,
+        hub: Hub,
+        intake: Intake,
+        figures: FigureSet,
+        *,
+        instance_id: str,
+        state: Callable[[], State],
+        carrier: HttpCarrier,
+        signer: PeerSigner,
+        clock: IReactorTime,
+        now: Callable[[], float],
+        unsent_limit: int = MAX_UNSENT_BYTES,
+        page: bool = False,
+    ) -> None:
+        """
+        Args:
+            gate: Decides about each request.
+            store: What the instances share.
+            hub: The channels of this instance.
+            intake: Where posted events go.
+            figures: What is counted.
+            instance_id: The id of this instance, as it is in the registry.
+            state: Returns where this instance is in its life.
+            carrier: Takes the batches of other instances in.
+            signer: Signs for other instances, and verifies what they ask.
+            clock: The reactor's clock.
+            now: Returns the time in seconds since 1970.
+            unsent_limit: Bytes that may be queued for one subscriber.
+            page: Whether the page at ``/`` is served although there is authentication.
+        """
+        self.gate = gate
+        self._clock = clock
+        self.webhook = Webhook(
+            intake,
+            hub,
+            now,
+            instance_id,
+            signer=signer,
+            receive=carrier.receive,
+            recheck=gate.recheck,
+        )
+        registry = store.registry if store.shared else None
+        asking = PresenceClient.over_treq(clock, now, signer)
+        presence = Presence(hub, registry, instance_id, asking)
+        # Not the whole status: balancers ask often, and there may be many accounts.
+        pages = StatusPages(store, state, presence.of)
+        self.metrics = Metrics(figures.collect)
+        # Only the time at which a client reconnects, or its grant ends, depends on this randomness.
+        self.clients = ConnectedClients(clock, random.random, now=now)
+        self.subscribers = Subscribers(hub, self.clients, gate, clock, unsent_limit)
+        self.credentials: Credentials | None = None
+        if gate.authority is not None:
+            self.credentials = Credentials(
+                store, gate.authority, gate, self.clients, self.subscribers, clock, now
+            )
+            figures.add(*self.credentials.figures())
+        self._routes = Routes(
+            self.webhook,
+            pages,
+            self.metrics,
+            gate,
+            self.subscribers,
+            self.credentials.pages if self.credentials is not None else None,
+            page=page,
+        )
+
+    def site(self) -> Site:
+        """Return the site behind a `Listener`: everything that is not frequent."""
+        return self._routes.site(self._clock)
+
+    def resource(self) -> IResource:
+        """Return everything as a resource for any twisted.web or Klein site."""
+        return self._routes.resource(self._clock)
+
+    def start(self) -> None:
+        """Begin what is done from time to time."""
+        self.clients.start()
+
+    async def learn(self) -> None:
+        """Learn from the store what decides about credentials."""
+        if self.credentials is not None:
+            await self.credentials.learn()
+
+    def serve(self) -> None:
+        """Serve: the store is open."""
+        if self.credentials is not None:
+            self.credentials.start()
+
+    async def drain(self) -> None:
+        """Ask all subscribers to come back later, and return when they have left."""
+        self.subscribers.answer_polls()
+        await self.clients.drain()
+        if self.credentials is not None:
+            self.credentials.stop()
