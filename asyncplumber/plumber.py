@@ -39,7 +39,7 @@ from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import AccountStatus, PeerStatus, Status
 from asyncplumber.event import Instance, timestamp
-from asyncplumber.http.front import Front
+from asyncplumber.http.front import Core, Front
 from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.request_log import RequestLog
 from asyncplumber.interfaces import LEASE, IAuthority, ICarrier, IStore
@@ -143,19 +143,7 @@ class Plumber(Service):
         self._build_core(relaying, linger, subscriber_limit)
         #: What it serves by HTTP.
         self.front = Front(
-            self.gate,
-            self.store,
-            self.hub,
-            self.intake,
-            self.figures,
-            instance_id=instance.id,
-            state=lambda: self._life.state,
-            carrier=by_http,
-            signer=signer,
-            clock=reactor,
-            now=wall.seconds,
-            unsent_limit=unsent_limit,
-            page=page,
+            self._core(), self.gate, by_http, signer, unsent_limit=unsent_limit, page=page
         )
         self.advertise_url = advertise_url
         self._periodic = [
@@ -176,6 +164,18 @@ class Plumber(Service):
         #: What this instance counts and measures.
         self.figures = instance_figures(self.hub, self.intake, self.relay)
         self.figures.add(self.gate.requests.refusals)
+
+    def _core(self) -> Core:
+        return Core(
+            self.store,
+            self.hub,
+            self.intake,
+            self.figures,
+            self.leases.instance.id,
+            lambda: self._life.state,
+            self._reactor,
+            self._wall.seconds,
+        )
 
     @property
     def advertise_url(self) -> str:

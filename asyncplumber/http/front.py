@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import IResource
@@ -29,6 +30,31 @@ from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 
 
+class Core(NamedTuple):
+    """
+    What the front stands before.
+
+    Attributes:
+        store: What the instances share.
+        hub: The channels of this instance.
+        intake: Where posted events go.
+        figures: What is counted.
+        instance_id: The id of this instance, as it is in the registry.
+        state: Returns where this instance is in its life.
+        clock: The reactor's clock.
+        now: Returns the time in seconds since 1970.
+    """
+
+    store: IStore
+    hub: Hub
+    intake: Intake
+    figures: FigureSet
+    instance_id: str
+    state: Callable[[], State]
+    clock: IReactorTime
+    now: Callable[[], float]
+
+
 class Front:
     """
     The front of an instance: what stands between the network and its core.
@@ -44,66 +70,48 @@ class Front:
 
     def __init__(
         self,
+        core: Core,
         gate: Gate,
-        store: IStore,
-        hub: Hub,
-        intake: Intake,
-        figures: FigureSet,
-        *,
-        instance_id: str,
-        state: Callable[[], State],
         carrier: HttpCarrier,
         signer: PeerSigner,
-        clock: IReactorTime,
-        now: Callable[[], float],
+        *,
         unsent_limit: int = MAX_UNSENT_BYTES,
         page: bool = False,
     ) -> None:
         """
         Args:
+            core: What it stands before.
             gate: Decides about each request.
-            store: What the instances share.
-            hub: The channels of this instance.
-            intake: Where posted events go.
-            figures: What is counted.
-            instance_id: The id of this instance, as it is in the registry.
-            state: Returns where this instance is in its life.
             carrier: Takes the batches of other instances in.
             signer: Signs for other instances, and verifies what they ask.
-            clock: The reactor's clock.
-            now: Returns the time in seconds since 1970.
             unsent_limit: Bytes that may be queued for one subscriber.
             page: Whether the page at ``/`` is served although there is authentication.
         """
+        clock, now = core.clock, core.now
         self.gate = gate
         self._clock = clock
         self.webhook = Webhook(
-            intake,
-            hub,
+            core.intake,
+            core.hub,
             now,
-            instance_id,
+            core.instance_id,
             signer=signer,
             receive=carrier.receive,
             recheck=gate.recheck,
         )
-        registry = store.registry if store.shared else None
-        asking = PresenceClient.over_treq(clock, now, signer)
-        presence = Presence(hub, registry, instance_id, asking)
-        # Not the whole status: balancers ask often, and there may be many accounts.
-        pages = StatusPages(store, state, presence.of)
-        self.metrics = Metrics(figures.collect)
+        self.metrics = Metrics(core.figures.collect)
         # Only the time at which a client reconnects, or its grant ends, depends on this randomness.
         self.clients = ConnectedClients(clock, random.random, now=now)
-        self.subscribers = Subscribers(hub, self.clients, gate, clock, unsent_limit)
+        self.subscribers = Subscribers(core.hub, self.clients, gate, clock, unsent_limit)
         self.credentials: Credentials | None = None
         if gate.authority is not None:
             self.credentials = Credentials(
-                store, gate.authority, gate, self.clients, self.subscribers, clock, now
+                core.store, gate.authority, gate, self.clients, self.subscribers, clock, now
             )
-            figures.add(*self.credentials.figures())
+            core.figures.add(*self.credentials.figures())
         self._routes = Routes(
             self.webhook,
-            pages,
+            _status_pages(core, signer),
             self.metrics,
             gate,
             self.subscribers,
@@ -139,3 +147,12 @@ class Front:
         await self.clients.drain()
         if self.credentials is not None:
             self.credentials.stop()
+
+
+def _status_pages(core: Core, signer: PeerSigner) -> StatusPages:
+    store = core.store
+    registry = store.registry if store.shared else None
+    asking = PresenceClient.over_treq(core.clock, core.now, signer)
+    presence = Presence(core.hub, registry, core.instance_id, asking)
+    # Not the whole status: balancers ask often, and there may be many accounts.
+    return StatusPages(store, core.state, presence.of)
