@@ -15,7 +15,11 @@ from asyncplumber.server.units import count, duration, size
 
 PREFIX = "ASYNCPLUMBER_"
 STORES = "sqlite:PATH, memory: or mongodb://…"
-INSECURE = "Listen beyond the loopback interface, although nobody is authenticated yet."
+#: The options that take no value, with their sentences in the help.
+FLAGS = {
+    "insecure": "Listen beyond the loopback interface, although nobody is authenticated yet.",
+    "page": "Serve the page at / also where clients are authenticated.  It has a field for a token.",
+}
 _MOST_BYTES = 2**40
 _DAY = 86400
 _WIDTH = 80  # columns of the help
@@ -226,7 +230,8 @@ def help_text(description: str) -> str:
         for option in options:
             lines += _help(option)
         if option.name == "workers":
-            lines += _entry("    --insecure", INSECURE)
+            for name, text in FLAGS.items():
+                lines += _entry(f"    --{name}", text)
         lines.append("")
     lines += [
         textwrap.fill(

@@ -15,7 +15,7 @@ from typing import Any
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
-from asyncplumber.option_list import INSECURE, OPTIONS, PREFIX, STORES, help_text
+from asyncplumber.option_list import FLAGS, OPTIONS, PREFIX, STORES, help_text
 from asyncplumber.server.loopback import LOCAL, is_local
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
@@ -32,7 +32,7 @@ class Options(usage.Options):
         "Background tasks POST their results to /hooks/ACCOUNT.  The server pushes them to every "
         "subscriber of /events/ACCOUNT, by WebSocket, Server-Sent Events or long-poll."
     )
-    optFlags = [["insecure", None, INSECURE]]
+    optFlags = [[name, None, text] for name, text in FLAGS.items()]
     optParameters = [
         [option.name, option.short, option.default, option.text] for option in OPTIONS.values()
     ]
@@ -43,7 +43,9 @@ class Options(usage.Options):
         self._hosts: list[str] = []  # the values on the command line, where --host may be repeated
         for option in OPTIONS.values():
             self[option.name] = environ.get(option.variable, option.default)
-        self["insecure"] = int(environ.get(PREFIX + "INSECURE", "") not in ("", "0", "no", "false"))
+        for flag in FLAGS:
+            given = environ.get(PREFIX + flag.upper(), "")
+            self[flag] = int(given not in ("", "0", "no", "false"))
 
     # What twistd asks
 
@@ -128,7 +130,7 @@ class Options(usage.Options):
         return {
             **os.environ,
             **{OPTIONS[name].variable: text for name, text in self._given.items()},
-            PREFIX + "INSECURE": str(int(self["insecure"])),
+            **{PREFIX + flag.upper(): str(int(self[flag])) for flag in FLAGS},
             PREFIX + "WORKERS": "1",
         }
 

@@ -61,6 +61,7 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
             unsent_limit=options["max-unsent"],
             origins=options["allow-origin"],
             hosts=options["host"],
+            page=bool(options["page"]),
             reactor=reactor,
         )
     except ValueError as error:

@@ -16,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from asyncplumber import option_list
-from asyncplumber.option_list import GROUPS, INSECURE, PREFIX
+from asyncplumber.option_list import FLAGS, GROUPS, PREFIX
 
 
 def entry(name: str, value: str, text: str, default: str, variable: str) -> Iterator[str]:
@@ -41,7 +41,8 @@ def lines() -> Iterator[str]:
                 )
     yield ".. rubric:: Safety"
     yield ""
-    yield from entry("insecure", "", INSECURE, "", f"{PREFIX}INSECURE")
+    for name, text in FLAGS.items():
+        yield from entry(name, "", text, "", PREFIX + name.upper())
 
 
 class OptionsDirective(SphinxDirective):

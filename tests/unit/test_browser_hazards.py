@@ -346,8 +346,8 @@ class HeaderTests(HazardCase):
         )
         for line, lines in (*requests, *(own if self.make_server is MemoryServer else ())):
             client = self.server.connect()
-            head = [f"{line} HTTP/1.1", "Host: localhost", *lines, "", ""]
-            client.send("\r\n".join(head).encode() + (b"1" if length in lines else b""))
+            asked = [f"{line} HTTP/1.1", "Host: localhost", *lines, "", ""]
+            client.send("\r\n".join(asked).encode() + (b"1" if length in lines else b""))
             self.server.settle()
             answer = client.received().partition(b"\r\n\r\n")[0]
             found = answer.lower().split(b"\r\n")

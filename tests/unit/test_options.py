@@ -235,15 +235,15 @@ class OptionsTests(TestCase):
             "--workers",
             "3",
             "--insecure",
+            "--page",
             "--listen",
             "tcp:0",
             PEER_SECRET="x" * 16,
         )
         found = Options(given.environment())
         found.parseOptions([])
-        self.assertEqual(
-            (found["history-age"], found["peer-secret"], found["insecure"]), (60.0, "x" * 16, 1)
-        )
+        names = ("history-age", "peer-secret", "insecure", "page")
+        self.assertEqual([found[name] for name in names], [60.0, "x" * 16, 1, 1])
 
 
 class HumanTests(TestCase):

@@ -26,10 +26,20 @@
     if (state === "open") words = `connected · ${TRANSPORTS[transport]}`;
     if (state === "connecting" && wasOpen) words = "reconnecting";
     if (state === "waiting") words = `reconnecting in ${Math.max(1, Math.round(retryIn / 1000))} s`;
+    if (state === "refused") words = token() ? "this token is refused" : "a token is needed";
     if (state === "closed") words = `closed: ${reason}`;
     byId("state").textContent = words;
     byId("state").title = reason ?? "";
     Object.assign(byId("state").dataset, { state, transport });
+  }
+
+  /** The token that the user has typed, or null.  It is nowhere else: not in a URL, not stored. */
+  function token() {
+    return byId("token").value.trim() || null;
+  }
+
+  function askForToken() {
+    byId("credential").hidden = false;
   }
 
   function addRow(row) {
@@ -85,11 +95,12 @@
     clear();
     const account = byId("account").value;
     const choice = byId("transport").value;
-    const options = { account };
+    const options = { account, token };
     if (choice) options.transports = [choice];
     subscription = new Asyncplumber(BASE, options);
     const mine = subscription;
-    for (const [name, show] of [["state", showState], ["event", showEvent], ["gap", showGap]]) {
+    const shown = { state: showState, refused: askForToken, event: showEvent, gap: showGap };
+    for (const [name, show] of Object.entries(shown)) {
       mine.on(name, (value) => mine === subscription && show(value)); // ignore the old ones
     }
     history.replaceState(null, "", `#${encodeURIComponent(account)}`);
@@ -109,7 +120,8 @@
   function curl(account) {
     const body = quoted(JSON.stringify({ task: "report", status: "done" }));
     const hook = quoted(hookOf(account));
-    return `curl -H 'Content-Type: application/json' \\\n  -d ${body} \\\n  ${hook}`;
+    const proof = token() ? ` \\\n  -H "Authorization: Bearer $TOKEN"` : "";
+    return `curl -H 'Content-Type: application/json'${proof} \\\n  -d ${body} \\\n  ${hook}`;
   }
 
   function showReceipt(words, bad) {
@@ -119,6 +131,7 @@
 
   async function send() {
     const headers = { "Content-Type": "application/json", "Event-Type": "result" };
+    if (token()) headers.Authorization = `Bearer ${token()}`;
     sent += 1;
     const body = JSON.stringify({ task: "test", status: "done", number: sent });
     const began = performance.now();
@@ -126,6 +139,7 @@
       const hook = hookOf(byId("account").value);
       const response = await fetch(hook, { method: "POST", headers, body });
       const took = Math.round(performance.now() - began);
+      if (response.status === 401) askForToken();
       const receipt = await response.json().catch(() => ({}));
       const words = response.ok
         ? `accepted as ${receipt.cursor} in ${took} ms; subscribers: ${receipt.subscribers}`
@@ -160,7 +174,7 @@
     event.preventDefault();
     subscribe();
   });
-  for (const id of ["account", "transport"]) {
+  for (const id of ["account", "transport", "token"]) {
     byId(id).addEventListener("change", () => byId("form").reportValidity() && subscribe());
   }
   byId("send").addEventListener("click", send);
