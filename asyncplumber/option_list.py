@@ -18,7 +18,7 @@ STORES = "sqlite:PATH, memory: or mongodb://…"
 #: The options that take no value, with their sentences in the help.
 FLAGS = {
     "insecure": "Listen beyond the loopback interface, although nobody is authenticated yet.",
-    "page": "Serve the page at / also where clients are authenticated.  It has a field for a token.",
+    "page": "Serve the page at /, with a field for a token, also where clients are authenticated.",
 }
 _MOST_BYTES = 2**40
 _DAY = 86400
