@@ -34,7 +34,7 @@ START_TIMEOUT = 2.0  # seconds that a start waits for a store that is down
 # Seconds between complete looks, whatever the version says: it may be that of a restored backup.
 RELOAD_INTERVAL = 60.0
 # How a client proved itself where no credential was issued to it.
-_ISSUED_TO_NOBODY = frozenset({"none", "key", "sender", "anonymous", "call-out"})
+ISSUED_TO_NOBODY = frozenset({"none", "key", "sender", "anonymous", "call-out"})
 
 
 class RevokedGrants:
@@ -74,7 +74,7 @@ class RevokedGrants:
             return True
         if grant.subject and self._is_before(grant, self._row(RevocationKind.SUB, grant.subject)):
             return True
-        if account is None or (grant.issued is None and grant.mechanism in _ISSUED_TO_NOBODY):
+        if account is None or (grant.issued is None and grant.mechanism in ISSUED_TO_NOBODY):
             return False
         return self._is_before(grant, self._row(RevocationKind.ACCOUNT, account))
 

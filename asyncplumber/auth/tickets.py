@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from asyncplumber.auth.reasons import Reason
+from asyncplumber.auth.revocations import ISSUED_TO_NOBODY
 from asyncplumber.errors import InsufficientScope, InvalidToken, NotAllowed
 from asyncplumber.grant import Accounts, Action, Grant
 from asyncplumber.interfaces import Facts, IRevocations, ISecrets
@@ -92,13 +93,16 @@ class Tickets:
             ends = min(ends, grant.until - SHORTEST_STREAM)
             if ends <= now:
                 raise InvalidToken(Reason.EXPIRED)
+        issued = grant.issued
+        if issued is None and grant.mechanism in ISSUED_TO_NOBODY:
+            issued = now  # a key is not issued; its ticket is, and can be revoked
         claims = {
             "jti": secrets.token_urlsafe(16),
             "exp": ends,
             "account": account,
             "sub": grant.subject,
             "until": grant.until,
-            "iat": grant.issued,
+            "iat": issued,
             "of": grant.id,
             "origin": origin,
         }

@@ -38,6 +38,9 @@ from asyncplumber.wire.event_batch import batch_limit
 BODY_LIMIT = 1024 * 1024  # bytes
 
 
+_TICKET = b"ticket="
+_NO_REFERRER = (b"Referrer-Policy", b"no-referrer")
+_NO_STORE = (b"Cache-Control", b"no-store")
 _INSTANCES, _EVENTS = b"/instances/", b"/events"
 # Decided without a credential.
 _OF_NOBODY = (Kind.NOTHING, Kind.PEER)
@@ -279,14 +282,23 @@ class Gate:
         return peer_address(connection)
 
     def cors(self, request: Request) -> tuple[tuple[bytes, bytes], ...]:
-        """Return the headers with which the page that sent the request can read the response."""
+        """
+        Return the headers with which the page that sent the request can read the response.
+
+        A URL with a ticket is not told to other sites.
+        """
         cors = self.origins.cors(request.headers)
-        return (VARY,) if not cors and request.target.startswith(_EVENTS) else cors
+        if not request.target.startswith(_EVENTS):
+            return cors
+        cors = cors or (VARY,)
+        return (*cors, _NO_REFERRER) if _TICKET in request.target else cors
 
     def readable(self, request: Request, response: Response) -> Response:
-        """Return the response with the headers of `cors`."""
-        cors = self.cors(request)
-        return response._replace(headers=response.headers + cors) if cors else response
+        """Return the response with the headers of `cors`; one to a ticket is not stored."""
+        more = self.cors(request)
+        if _NO_REFERRER in more and _NO_STORE not in response.headers:
+            more = (*more, _NO_STORE)
+        return response._replace(headers=response.headers + more) if more else response
 
     def body_limit_of(self, target: bytes) -> int:
         """
