@@ -18,6 +18,7 @@ from enum import Enum
 from hashlib import sha256
 from typing import NamedTuple
 
+from asyncplumber.auth.reasons import Reason
 from asyncplumber.errors import InvalidSignature
 from asyncplumber.wire.fields import Headers
 
@@ -183,7 +184,7 @@ class Scheme:
         signatures = self._with_prefix(items, self.prefix)
         public = self._with_prefix(items, self.public_prefix)
         if not signatures + public or len(signatures) + len(public) > MAX_SIGNATURES:
-            raise InvalidSignature("malformed")
+            raise InvalidSignature(Reason.MALFORMED)
         before, behind = self.content.fill(values)
         return Claim(before, behind, signatures, public, values.get("id"))
 
@@ -209,9 +210,9 @@ class Scheme:
             given = self._with_prefix(items, self.timestamp_prefix)
             found = given[0] if len(given) == 1 else b""
         if not _TIMESTAMP.fullmatch(found):
-            raise InvalidSignature("malformed")
+            raise InvalidSignature(Reason.MALFORMED)
         if abs(now - int(found)) > self.tolerance:
-            raise InvalidSignature("expired")
+            raise InvalidSignature(Reason.EXPIRED)
         return found
 
     def _id(self, headers: Headers) -> bytes:
@@ -220,7 +221,7 @@ class Scheme:
         # signed request, and the rest would move to the next field.
         around = self.content.around("id")
         if not 0 < len(found) <= MAX_ID_LENGTH or any(text in found for text in around):
-            raise InvalidSignature("malformed")
+            raise InvalidSignature(Reason.MALFORMED)
         return found
 
     def is_genuine(

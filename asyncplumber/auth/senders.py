@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from asyncplumber.auth.ed25519 import verify_ed25519
+from asyncplumber.auth.reasons import Reason
 from asyncplumber.auth.schemes import Claim, Keys, Scheme
 from asyncplumber.errors import BadRequest, InvalidSignature, Unauthenticated
 from asyncplumber.event import RESERVED_TYPES, is_plain
@@ -191,7 +192,7 @@ class _Verification:
             if scheme.is_genuine(claim, body, sender.keys, verify_ed25519)
         ]
         if not genuine:
-            raise InvalidSignature("signature")
+            raise InvalidSignature(Reason.SIGNATURE)
         allowed = [found for found in genuine if self._account in found[0].accounts]
         sender, claim = (allowed or genuine)[0]
         return sender.verified(claim, self._headers, body)
