@@ -12,13 +12,13 @@ import json
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from treq.testing import RequestTraversalAgent
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
@@ -112,8 +112,9 @@ class AttackCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.log: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.log.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.log.append)
+        observer = cast(ILogObserver, self.log.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.secrets = {SECRET.decode()}
         self.given_out: set[str] = set()  # secrets that belong into a response
         self.clients: list[MemoryClient] = []
@@ -158,7 +159,7 @@ class AttackCase(SynchronousTestCase):
 
     def idp_keys(self, server: MemoryServer) -> KeySource:
         """Return the keys that the IdP publishes."""
-        members = json.loads(self.network.published[JWKS_URL])["keys"]
+        members = json.loads(cast(bytes, self.network.published[JWKS_URL]))["keys"]
         return KeySet([load_jwk(member) for member in members])
 
     def settle(self, server: MemoryServer | None = None) -> None:

@@ -8,6 +8,7 @@ and `test_attacks_parts`.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -136,7 +137,8 @@ class TokenAttacks(AttackCase):
             self.bad(self.signed(header, claims, hs256(SECRET)))
         for name in ("nbf", "iat"):
             for value in ("1", True, int(NOW) + 31, float(NOW) + 1e9):
-                self.bad(self.token(**{name: value}))
+                changes: dict[str, Any] = {name: value}
+                self.bad(self.token(None, **changes))
 
     def test_07_the_end_of_a_token(self) -> None:
         """A POST may be late, and a stream must have a few seconds left, in which it ends."""
