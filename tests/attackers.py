@@ -25,7 +25,9 @@ from twisted.web.resource import Resource
 
 from asyncplumber.auth.authority import Authority, Parts
 from asyncplumber.auth.claims import Rules
+from asyncplumber.auth.fetch import Fetcher
 from asyncplumber.auth.jose import load_jwk
+from asyncplumber.auth.jwks import FetchedKeys
 from asyncplumber.auth.signing_keys import KeySet, KeySource, Secret
 from asyncplumber.auth.verifier import Issuer, Verifier
 from asyncplumber.testing import NOW, ClientResponse, MemoryClient, MemoryServer, parse_responses
@@ -130,6 +132,7 @@ class AttackCase(SynchronousTestCase):
 
     def start_server(self, **plumber: Any) -> MemoryServer:
         """Return a server that runs, with the authority of `parts`."""
+        self.sources: list[FetchedKeys[Any]] = []
         authority = Authority(Parts())
         server = self.make_server(plumber={"authority": authority, "hosts": [HOST], **plumber})
         authority.parts = self.parts(server)
@@ -141,6 +144,9 @@ class AttackCase(SynchronousTestCase):
             return client
 
         server.connect = remembered  # type: ignore[method-assign]
+        for source in self.sources:
+            source.start()
+            self.addCleanup(source.stop)
         self.settle(server)
         return server
 
@@ -159,8 +165,14 @@ class AttackCase(SynchronousTestCase):
 
     def idp_keys(self, server: MemoryServer) -> KeySource:
         """Return the keys that the IdP publishes."""
-        members = json.loads(cast(bytes, self.network.published[JWKS_URL]))["keys"]
-        return KeySet([load_jwk(member) for member in members])
+        return self.fetched(server, JWKS_URL)
+
+    def fetched(self, server: MemoryServer, url: str) -> FetchedKeys[Any]:
+        """Return the keys of an issuer that are at a URL."""
+        fetcher = Fetcher(self.agent, server.clock)
+        source: FetchedKeys[Any] = FetchedKeys(url, url, fetcher.get, server.clock, load_jwk)
+        self.sources.append(source)
+        return source
 
     def settle(self, server: MemoryServer | None = None) -> None:
         """Let the server and the network come to rest."""
