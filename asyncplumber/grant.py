@@ -119,6 +119,8 @@ class Grant:
             raise InsufficientScope
 
 
+#: What the operator may do who can reach the private port.
+OPERATOR = Grant("", ALL_ACCOUNTS, ALL_ACCOUNTS, is_admin=True)
 #: Where no authentication is configured, everybody may subscribe and publish.
 OPEN = Grant("", ALL_ACCOUNTS, ALL_ACCOUNTS)
 #: Allows nothing: for paths that need no credential, and for those that check a signature.

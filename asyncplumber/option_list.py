@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from asyncplumber.auth.hosts import parse_hosts
 from asyncplumber.auth.origins import parse_origin
 from asyncplumber.http.bodies import MAX_LARGE_BYTES
+from asyncplumber.server.loopback import private_endpoint
 from asyncplumber.server.units import count, duration, size
 
 PREFIX = "ASYNCPLUMBER_"
@@ -100,6 +101,15 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             "Origins whose web pages may use this server, such as https://*.example.com.  "
             "* allows all.",
             _origins,
+        ),
+        Option(
+            "private-listen",
+            "ENDPOINT",
+            "",
+            "Second port, for operators: metrics, the admin page, and the other instances.  A "
+            "number is a port on 127.0.0.1.  Who reaches it may do everything, without a "
+            "credential.",
+            private_endpoint,
         ),
         Option("workers", "NUMBER", "1", "Processes that share the port.", count(1, 256), "w"),
     ),

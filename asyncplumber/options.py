@@ -171,20 +171,26 @@ class Options(usage.Options):
                 f"--peer-secret-file: a secret has at least {SHORTEST_SECRET} bytes"
             )
 
-    def _check_endpoint(self) -> None:
+    def _check_is_endpoint(self, option: str) -> None:
         from twisted.internet import reactor
 
-        text: str = self["listen"]
+        text: str = self[option]
         try:
             serverFromString(reactor, text)
         except Exception as error:
             raise usage.UsageError(
-                f"--listen: {text!r} is not a Twisted endpoint: {error}"
+                f"--{option}: {text!r} is not a Twisted endpoint: {error}"
             ) from None
         if self["workers"] > 1 and text.partition(":")[0] not in ("tcp", "tcp6", "unix"):
             raise usage.UsageError(
                 "--workers: several workers can share a tcp: or unix: endpoint; let a proxy do TLS"
             )
+
+    def _check_endpoint(self) -> None:
+        text: str = self["listen"]
+        self._check_is_endpoint("listen")
+        if self["private-listen"]:
+            self._check_is_endpoint("private-listen")
         if not is_local(text) and not self["insecure"]:
             raise usage.UsageError(
                 "--listen: nobody is authenticated yet, so only the loopback interface "

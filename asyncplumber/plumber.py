@@ -37,7 +37,7 @@ from asyncplumber.core.intake import LATE_CHECK, Intake
 from asyncplumber.core.leases import Leases
 from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
-from asyncplumber.core.status import AccountStatus, PeerStatus, Status
+from asyncplumber.core.status import Status, account_statuses, peer_statuses
 from asyncplumber.event import Instance, timestamp
 from asyncplumber.http.front import Core, Front
 from asyncplumber.http.gate import BODY_LIMIT, Gate
@@ -128,6 +128,8 @@ class Plumber(Service):
         self._reactor = reactor = reactor or _global_reactor()
         self._wall = wall
         self._body_limit = body_limit
+        #: Its number among the workers of one server, from 1; None if it is the only one.
+        self.worker: int | None = None
         self._life = Lifecycle(self._open, self._serve, self._drain, self._close)
         if isinstance(store, str):
             store = open_store(store, retention or Retention(), reactor, wall, lease=lease)
@@ -173,6 +175,7 @@ class Plumber(Service):
             self.figures,
             self.leases.instance.id,
             lambda: self._life.state,
+            self.status,
             self._reactor,
             self._wall.seconds,
         )
@@ -348,14 +351,9 @@ class Plumber(Service):
             advertise_url=self.advertise_url,
             state=self._life.state,
             figures=self.figures.collect(),
-            accounts=tuple(
-                AccountStatus(account, subscribers, cursor, self.store.shared)
-                for account, subscribers, cursor in hub.channels()
-            ),
-            peers=tuple(
-                PeerStatus(peer.id, peer.url, queued, failures)
-                for peer, queued, failures in self.relay.peers()
-            ),
+            accounts=account_statuses(hub.channels(), self.store.shared),
+            peers=peer_statuses(self.relay.peers()),
+            worker=self.worker,
         )
 
     async def _sweep(self) -> None:

@@ -9,11 +9,12 @@ from twisted.application.service import IService
 from twisted.internet.endpoints import serverFromString
 
 from asyncplumber.clocks import steady
+from asyncplumber.http.ports import Port
 from asyncplumber.option_list import PREFIX
 from asyncplumber.options import Options
 from asyncplumber.plumber import Plumber
 from asyncplumber.server import signals
-from asyncplumber.server.service import Server
+from asyncplumber.server.service import Place, Server
 from asyncplumber.server.worker import make_worker
 from asyncplumber.server.workers import Supervisor
 from asyncplumber.stores.retention import Retention
@@ -42,9 +43,18 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         return make_worker(place, _plumber(options, reactor), peers, reactor, **options.limits())
     name = options["listen"]
     endpoint = serverFromString(reactor, name)
+    private = _private(options, reactor)
     if options["workers"] > 1:
-        return Supervisor(options["workers"], endpoint, name, options.environment(), reactor)
-    return Server(_plumber(options, reactor), [(endpoint, name)], reactor, **options.limits())
+        environ = options.environment()
+        return Supervisor(options["workers"], endpoint, name, environ, reactor, private)
+    public = Place(endpoint, name, Port.PUBLIC if private is not None else Port.ONLY)
+    places = [public, private] if private is not None else [public]
+    return Server(_plumber(options, reactor), places, reactor, **options.limits())
+
+
+def _private(options: Options, reactor: Any) -> Place | None:
+    name = options["private-listen"]
+    return Place(serverFromString(reactor, name), name, Port.PRIVATE) if name else None
 
 
 def _plumber(options: Options, reactor: Any) -> Plumber:

@@ -75,7 +75,12 @@ def batch_target(instance_id: str) -> str:
 
 def count_target(instance_id: str, account: str) -> str:
     """Return the same for the question how many subscribers an account has at an instance."""
-    return f"GET /instances/{instance_id}/accounts/{quote(account, safe='')}"
+    return question_target(instance_id, f"/accounts/{quote(account, safe='')}")
+
+
+def question_target(instance_id: str, path: str) -> str:
+    """Return the same for any question; `path` is what follows the id, with the query."""
+    return f"GET /instances/{instance_id}{path}"
 
 
 def _content(target: str, body: bytes) -> bytes:

@@ -7,10 +7,11 @@ the store is not asked.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from asyncplumber.core.lifecycle import State
-from asyncplumber.event import Cursor
+from asyncplumber.event import Cursor, Instance
 from asyncplumber.figures import Figures
 
 
@@ -63,6 +64,7 @@ class Status:
         figures: Numbers about it, by name.
         accounts: The accounts that have a channel here.
         peers: Other instances that events wait for, or that failed.
+        worker: Its number among the workers of one server, from 1; None if it is the only one.
     """
 
     instance_id: str
@@ -71,8 +73,21 @@ class Status:
     figures: Figures
     accounts: tuple[AccountStatus, ...]
     peers: tuple[PeerStatus, ...]
+    worker: int | None = None
 
     @property
     def hooks(self) -> tuple[str, ...]:
         """The accounts for which this instance has a hook in the registry, or is about to."""
         return tuple(each.account for each in self.accounts if each.hook)
+
+
+def account_statuses(
+    channels: Iterable[tuple[str, int, Cursor | None]], hook: bool
+) -> tuple[AccountStatus, ...]:
+    """Return the status of each channel, as `Hub.channels` tells them."""
+    return tuple(AccountStatus(*channel, hook) for channel in channels)
+
+
+def peer_statuses(peers: Iterable[tuple[Instance, int, int]]) -> tuple[PeerStatus, ...]:
+    """Return the status of other instances, each with its queued events and its failures."""
+    return tuple(PeerStatus(peer.id, peer.url, *counts) for peer, *counts in peers)

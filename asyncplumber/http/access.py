@@ -6,6 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from asyncplumber.grant import Action
+from asyncplumber.http.admin_files import is_admin_file
 
 
 class Kind(Enum):
@@ -18,6 +19,7 @@ class Kind(Enum):
     ANY = "any"  # a credential; the handler says what it must allow
     METRICS = "metrics"  # an admin credential, where there is authentication at all
     ADMIN = "admin"  # an admin credential
+    OPERATE = "operate"  # an admin credential, which opens every account to the admin page
     PEER = "peer"  # a signature of another instance, which the handler checks
 
 
@@ -48,6 +50,10 @@ _PATHS = {
     b"/metrics": Need(Kind.METRICS),
     b"/revocations": Need(Kind.ADMIN),
 }
+# Events of any account for the admin page.  The gate takes the beginning off, which leaves a path
+# of `_ACCOUNTS`.
+ADMIN = b"/admin"
+OPERATED = (b"/admin/events/", b"/admin/hooks/")
 _ACCOUNTS = (
     (b"/hooks/", Kind.PUBLISH),
     (b"/events/", Kind.SUBSCRIBE),
@@ -77,7 +83,16 @@ def need_of(path: bytes) -> Need:
         return known
     if path.startswith(b"/instances/"):
         return _instance_need(path)
+    if path.startswith(ADMIN):
+        return _admin_need(path)
     return _ANY
+
+
+def _admin_need(path: bytes) -> Need:
+    """Return the need of ``/admin…``: the page asks for a credential, so it needs none itself."""
+    if path.startswith(OPERATED):
+        return Need(Kind.OPERATE)
+    return _NOTHING if is_admin_file(path) else Need(Kind.ADMIN)
 
 
 def _instance_need(path: bytes) -> Need:

@@ -30,6 +30,7 @@ from asyncplumber.http.connection_state import (
     TRANSITIONS,
     State,
 )
+from asyncplumber.http.ports import Port
 from asyncplumber.http.reader import Reader, ReaderLimits
 from asyncplumber.http.request import Request
 from asyncplumber.http.request_log import RequestLog
@@ -60,7 +61,7 @@ class HttpServer(ReaderLimits, Protocol):
     def handle(self, connection: Connection, request: Request) -> None:
         """Respond to this request, now or later, by ``connection``."""
 
-    def check_head(self, request: Request, connection: Any) -> PlumberError | None:
+    def check_head(self, request: Request, connection: Any, port: Port) -> PlumberError | None:
         """Return the error that a request is refused with, when its head is there."""
 
     def readable(self, request: Request, response: Response) -> Response:
@@ -75,6 +76,7 @@ class Connection:
         "_backlog",
         "_dispatching",
         "_paused",
+        "_port",
         "_progress",
         "_reader",
         "_send_buffer",
@@ -89,8 +91,9 @@ class Connection:
     )
     can_detach = True  # a stream can have the transport
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: HttpServer, port: Port = Port.ONLY) -> None:
         self._server = server
+        self._port = port
         self._state = READING
         self.transport: Any = None
         #: The clock's seconds at which `expired` is called; None while a response is our task.
@@ -192,7 +195,7 @@ class Connection:
             self._drop_backlog()
 
     def _check_head(self, request: Request) -> PlumberError | None:
-        return self._server.check_head(request, self.transport)
+        return self._server.check_head(request, self.transport, self._port)
 
     def _drop_backlog(self) -> None:
         self._backlog.clear()

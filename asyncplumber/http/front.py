@@ -14,10 +14,12 @@ from asyncplumber.auth.signatures import PeerSigner
 from asyncplumber.core.hub import Hub
 from asyncplumber.core.intake import Intake
 from asyncplumber.core.lifecycle import State
+from asyncplumber.core.status import Status
 from asyncplumber.figures import FigureSet
 from asyncplumber.http.credentials import Credentials
 from asyncplumber.http.gate import Gate
 from asyncplumber.http.metrics import Metrics
+from asyncplumber.http.operator_pages import OperatorPages
 from asyncplumber.http.presence import Presence
 from asyncplumber.http.routes import Routes
 from asyncplumber.http.status import StatusPages
@@ -26,6 +28,7 @@ from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import IStore
 from asyncplumber.relays.http import HttpCarrier
 from asyncplumber.relays.presence import PresenceClient
+from asyncplumber.relays.questions import Questions
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 
@@ -41,6 +44,7 @@ class Core(NamedTuple):
         figures: What is counted.
         instance_id: The id of this instance, as it is in the registry.
         state: Returns where this instance is in its life.
+        status: Returns all that this instance knows about itself.
         clock: The reactor's clock.
         now: Returns the time in seconds since 1970.
     """
@@ -51,6 +55,7 @@ class Core(NamedTuple):
     figures: FigureSet
     instance_id: str
     state: Callable[[], State]
+    status: Callable[[], Status]
     clock: IReactorTime
     now: Callable[[], float]
 
@@ -109,12 +114,14 @@ class Front:
                 core.store, gate.authority, gate, self.clients, self.subscribers, clock, now
             )
             core.figures.add(*self.credentials.figures())
+        questions = Questions.over_treq(clock, now, signer)
         self._routes = Routes(
             self.webhook,
-            _status_pages(core, signer),
+            _status_pages(core, questions),
             self.metrics,
             gate,
             self.subscribers,
+            OperatorPages(core.status, core.store, gate, signer, questions, now),
             self.credentials.pages if self.credentials is not None else None,
             page=page,
         )
@@ -149,10 +156,9 @@ class Front:
             self.credentials.stop()
 
 
-def _status_pages(core: Core, signer: PeerSigner) -> StatusPages:
+def _status_pages(core: Core, questions: Questions) -> StatusPages:
     store = core.store
     registry = store.registry if store.shared else None
-    asking = PresenceClient.over_treq(core.clock, core.now, signer)
-    presence = Presence(core.hub, registry, core.instance_id, asking)
+    presence = Presence(core.hub, registry, core.instance_id, PresenceClient(questions))
     # Not the whole status: balancers ask often, and there may be many accounts.
     return StatusPages(store, core.state, presence.of)

@@ -8,6 +8,7 @@ read.  What lies behind the gate gets a grant, and looks at no credential.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,8 +27,9 @@ from asyncplumber.errors import (
     Unavailable,
     to_client_error,
 )
-from asyncplumber.grant import NOBODY, OPEN, Grant
-from asyncplumber.http.access import Kind, Need, action_of, need_of
+from asyncplumber.grant import ALL_ACCOUNTS, NOBODY, OPEN, OPERATOR, Grant
+from asyncplumber.http.access import ADMIN, OPERATED, Kind, Need, action_of, need_of
+from asyncplumber.http.ports import Port, has_path
 from asyncplumber.http.request import Request
 from asyncplumber.http.request_log import RequestLog
 from asyncplumber.http.responses import Response
@@ -42,6 +44,11 @@ _TICKET = b"ticket="
 _NO_REFERRER = (b"Referrer-Policy", b"no-referrer")
 _NO_STORE = (b"Cache-Control", b"no-store")
 _INSTANCES, _EVENTS = b"/instances/", b"/events"
+# What only an operator may see or do.
+_OPERATORS = (b"/admin", b"/revocations")
+_NO_OPERATOR = (
+    "this is for operators: give --private-listen, or authentication with a key of an admin"
+)
 # Decided without a credential.
 _OF_NOBODY = (Kind.NOTHING, Kind.PEER)
 
@@ -126,28 +133,31 @@ class Gate:
         self.hosts = hosts or Hosts()
         self.origins = origins or Origins()
         self.authority = authority
+        self._own_origins = Origins()
         self._body_limit = body_limit
         #: Called with each grant and the account that it is used for, None if there is none in the
         #: path.  Raises `InvalidToken` for a grant that was revoked.
         self.check_revoked: Callable[[Grant, str | None], None] | None = None
 
-    def check_head(self, request: Request, connection: Any) -> PlumberError | None:
+    def check_head(
+        self, request: Request, connection: Any, port: Port = Port.ONLY
+    ) -> PlumberError | None:
         """
-        Decide about a request whose head is there.
+        Decide about a request whose head is there, and which came in at this port.
 
         The decision is in ``request.grant``: a `Grant`, an `AwaitsBody`, or a Deferred of one of
         them or of a `PlumberError`, which never fails.  If the request is refused now, the error
         is returned, and in ``request.refusal``.
         """
         try:
-            request.grant = self._decide(request, connection)
+            request.grant = self._decide(request, connection, port)
         except PlumberError as error:
             request.refusal = error
         except Exception:
             request.refusal = to_client_error(Failure(), self._log, "a request failed")
         return request.refusal
 
-    def _decide(self, request: Request, connection: Any) -> Decision | Deferred[Any]:
+    def _decide(self, request: Request, connection: Any, port: Port) -> Decision | Deferred[Any]:
         target, headers = request.target, request.headers
         if target.startswith(b"//"):
             # Klein folds these slashes.  A proxy may not, and has its rules for the path without
@@ -155,12 +165,20 @@ class Gate:
             raise NotFound
         path = target.partition(b"?")[0]
         self.hosts.check(path, headers, connection)
+        if not has_path(port, path):
+            raise NotFound
+        if path.startswith(OPERATED):
+            request.target = target[len(ADMIN) :]
+        if port is Port.PRIVATE:
+            return self._decide_private(request)
         if b"origin" in headers or b"sec-fetch-site" in headers:
-            self._check_page(request)
+            self._check_page(request, self.origins)
             if self._is_preflight(request):
                 return NOBODY
         authority = self.authority
         if authority is None:
+            if path.startswith(_OPERATORS):
+                raise NotFound(_NO_OPERATOR)
             return OPEN
         need = need_of(path)
         if need.kind in _OF_NOBODY:
@@ -179,6 +197,18 @@ class Gate:
         if isinstance(decision, Deferred):
             return self._later(decision, need, account)
         return self._permit(decision, need, account)
+
+    def _decide_private(self, request: Request) -> Grant:
+        """
+        Let in who can reach the private port, but no page of another origin.
+
+        The browser of an operator can reach it, and any page in that browser has it send requests.
+        ``--allow-origin`` does not count here: it is for pages that have a credential of their own.
+        """
+        if b"origin" in request.headers:
+            self._own_origins.check(request.headers)
+        self._check_page(request, self._own_origins)
+        return OPERATOR
 
     def _later(
         self, decision: Deferred[Any], need: Need, account: str | None
@@ -202,6 +232,8 @@ class Gate:
         if isinstance(decision, AwaitsBody):
             return AwaitsBody(partial(self._permit_signed, decision.verify, need, account))
         self._check(decision, need, account)
+        if need.kind is Kind.OPERATE:
+            return replace(decision, subscribe=ALL_ACCOUNTS, publish=ALL_ACCOUNTS)
         return decision
 
     def _permit_signed(
@@ -223,7 +255,7 @@ class Gate:
                 action = action_of(need)
                 assert action is not None  # only these kinds have an account
                 grant.check(action, account)
-        elif kind in (Kind.ADMIN, Kind.METRICS):
+        elif kind in (Kind.ADMIN, Kind.METRICS, Kind.OPERATE):
             if not grant.is_admin:
                 raise InsufficientScope
         elif kind is Kind.PUBLISH and not grant.publish:
@@ -240,12 +272,12 @@ class Gate:
         if self.check_revoked is not None:
             self.check_revoked(grant, account)
 
-    def _check_page(self, request: Request) -> None:
+    def _check_page(self, request: Request, origins: Origins) -> None:
         """Refuse a page of another origin what changes something here: a subscriber does, too."""
         is_event_request = request.target.startswith(_EVENTS)
         if request.method not in (b"GET", b"HEAD") or request.upgrade or is_event_request:
-            self.origins.check(request.headers)
-            fetch_metadata.check(request.headers, self.origins, is_event_request=is_event_request)
+            origins.check(request.headers)
+            fetch_metadata.check(request.headers, origins, is_event_request=is_event_request)
 
     def _is_preflight(self, request: Request) -> bool:
         return (
@@ -267,6 +299,9 @@ class Gate:
         """
         if request.refusal is not None:
             raise request.refusal
+        if request.target == ADMIN and request.method in (b"GET", b"HEAD"):
+            # The page's links are relative to the folder.
+            return Response(308, b"text/plain", b"", ((b"Location", b"./admin/"),))
         if b"origin" in request.headers and self._is_preflight(request):
             return Response(200, b"text/plain", b"", self.origins.preflight(request.headers))
         return None

@@ -24,6 +24,7 @@ from asyncplumber.errors import PlumberError, to_client_error
 from asyncplumber.http.bodies import MAX_LARGE_BYTES, Bodies
 from asyncplumber.http.connection import Connection
 from asyncplumber.http.gate import Gate, granted, when_decided
+from asyncplumber.http.ports import Port
 from asyncplumber.http.request import Request
 from asyncplumber.http.request_channel import RequestChannel
 from asyncplumber.http.responses import Response
@@ -92,8 +93,16 @@ class Listener(Factory):
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:  # type: ignore[override]
+        return self.build(Port.ONLY)
+
+    def build(self, port: Port) -> Connection:
+        """Return the protocol of a new connection at a port for this purpose."""
         limit_accepts(self.ports, ACCEPTS)
-        return Connection(self)
+        return Connection(self, port)
+
+    def at(self, port: Port) -> Factory:
+        """Return the factory for a port for this purpose."""
+        return self if port is Port.ONLY else _PortFactory(self, port)
 
     def start(self) -> None:
         """Begin to watch the deadlines, also after a stop."""
@@ -187,3 +196,20 @@ class Listener(Factory):
         self, connection: Connection, request: Request, response: Response
     ) -> None:
         connection.respond(self._gate.readable(request, response))
+
+
+@implementer(IProtocolNegotiationFactory)
+class _PortFactory(Factory):
+    """Builds the connections of one port of several that a `Listener` has."""
+
+    noisy = False
+
+    def __init__(self, listener: Listener, port: Port) -> None:
+        self._listener = listener
+        self._port = port
+
+    def acceptableProtocols(self) -> list[bytes]:
+        return self._listener.acceptableProtocols()
+
+    def buildProtocol(self, addr: IAddress | None) -> Connection:  # type: ignore[override]
+        return self._listener.build(self._port)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from io import BytesIO
+from urllib.parse import parse_qs
 
 from klein import Klein
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -33,6 +34,7 @@ from asyncplumber.http.credential_pages import CredentialPages
 from asyncplumber.http.gate import Gate, batches_path, granted
 from asyncplumber.http.metrics import Metrics
 from asyncplumber.http.mounted import MountedResource, RawPathResource, answer, write_response
+from asyncplumber.http.operator_pages import OperatorPages
 from asyncplumber.http.request import IGrant
 from asyncplumber.http.responses import Response, error_response, json_response
 from asyncplumber.http.status import StatusPages
@@ -119,6 +121,7 @@ class Routes:
         metrics: Metrics,
         gate: Gate,
         subscribers: Subscribers,
+        operators: OperatorPages,
         credentials: CredentialPages | None = None,
         *,
         page: bool = False,
@@ -130,6 +133,7 @@ class Routes:
             metrics: Its figures.
             gate: What requests have passed.
             subscribers: Takes subscribers.
+            operators: What operators and other instances ask.
             credentials: Revocations and tickets; None if there is no authentication.
             page: Whether the page at ``/`` is served also where clients are authenticated.
         """
@@ -140,6 +144,7 @@ class Routes:
         self._gate = gate
         self._subscribers = subscribers
         self._credentials = credentials
+        self._operators = operators
         self._static = _static_responses()
 
     def resource(self, clock: IReactorTime) -> IResource:
@@ -189,6 +194,7 @@ class Routes:
         return self._take(request, self._webhook.take_skyhooks)
 
     @app.route("/hooks/<raw:account>", methods=["POST"])
+    @app.route("/admin/hooks/<raw:account>", methods=["POST"])
     def hook(self, request: Request, account: str) -> Deferred[bytes]:
         """Take an event for an account."""
         segment = account.encode("ascii")
@@ -252,6 +258,19 @@ class Routes:
             request,
             lambda _, body, decision: Deferred.fromCoroutine(pages.ticket(body, granted(decision))),
         )
+
+    @app.route("/instances/<id>/status", methods=["GET"])
+    def status(self, request: Request, id: str) -> bytes:
+        """Tell another instance about this one."""
+        query = request.uri.partition(b"?")[2].decode("ascii", "replace")
+        return answer(self._operators.own.answer(id, query, _headers(request)), request, self._gate)
+
+    @app.route("/admin/<raw:name>", methods=["GET"])
+    def admin(self, request: Request, name: str) -> Deferred[bytes]:
+        """Return the admin page, a file that belongs to it, or a document that it shows."""
+        text = request.uri.partition(b"?")[2].decode("ascii", "replace")
+        query = parse_qs(text, keep_blank_values=True)
+        return self._write(request, maybeDeferred(self._operators.get, name, query))
 
     @app.route("/healthz", methods=["GET"])
     def healthz(self, request: Request) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
@@ -10,6 +12,10 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
+
+
+class BodyTooLong(Exception):
+    """A response is longer than it may be."""
 
 
 @implementer(IBodyProducer)
@@ -42,17 +48,25 @@ class ResponseBody(Protocol):
     (the transport that a response has knows no ``abortConnection``).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float = inf) -> None:
+        """``limit`` is the most bytes; a longer body fails, and closes the connection."""
         #: Fires with the body.  Cancelled, it closes the connection.
         self.complete: Deferred[bytes] = Deferred(self._hang_up)
         self._parts: list[bytes] = []
+        self._room = limit
 
     def _hang_up(self, _: Deferred[bytes]) -> None:
         if self.transport is not None:
             self.transport.loseConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        self._parts.append(data)
+        self._room -= len(data)
+        if self._room >= 0:
+            self._parts.append(data)
+        elif not self.complete.called:
+            self._parts.clear()
+            self.complete.errback(BodyTooLong())
+            self._hang_up(self.complete)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.complete.called:

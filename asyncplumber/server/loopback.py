@@ -37,3 +37,28 @@ def is_local(endpoint: str) -> bool:
     return kind in ("unix", "systemd") or (
         bool(interfaces) and all(interface in LOCAL for interface in interfaces)
     )
+
+
+def private_endpoint(text: str) -> str:
+    """
+    Return the description of an endpoint for operators.  Empty for none.
+
+    A number is a port on 127.0.0.1.
+
+    Twisted listens on all interfaces if none is named.  Here that would be a trap.
+
+    Raises:
+        ValueError: No interface is named.
+    """
+    if not text:
+        return text
+    if text.isascii() and text.isdigit():
+        return f"tcp:{text}:interface=127.0.0.1:backlog=128"
+    kind, *arguments = _arguments(text)
+    named = any(each.partition("=")[0] == "interface" for each in arguments)
+    if kind not in ("unix", "systemd") and not named:
+        raise ValueError(
+            f"{text!r} names no interface, and everybody who reaches the port may do everything; "
+            "add interface=127.0.0.1, or another address at which only operators reach it"
+        )
+    return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
@@ -16,6 +16,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from asyncplumber.http.listener import Listener
+from asyncplumber.http.ports import Port
 from asyncplumber.plumber import Plumber
 
 STOP_TIMEOUT = 20.0  # seconds that a stop may take; what is left then is cut off
@@ -60,6 +61,29 @@ def listen(endpoint: IStreamServerEndpoint, factory: Any, name: str) -> IListeni
     return port  # type: ignore[no-any-return]
 
 
+def tell_private(log: Logger, port: IListeningPort | None, name: str) -> None:
+    """Log where the admin page is; `name` is that of the endpoint."""
+    if hasattr(port.getHost() if port is not None else None, "port"):
+        log.info("the admin page is at {url}/admin/", url=own_url(port))
+    else:
+        log.info("the admin page is at {name}", name=name)
+
+
+class Place(NamedTuple):
+    """
+    Where a server listens.
+
+    Attributes:
+        endpoint: Where.
+        name: What messages call it.
+        port: What it is for.
+    """
+
+    endpoint: IStreamServerEndpoint
+    name: str
+    port: Port = Port.ONLY
+
+
 class Server(MultiService):
     """A plumber, and the ports at which it is served."""
 
@@ -68,10 +92,10 @@ class Server(MultiService):
     def __init__(
         self,
         plumber: Plumber,
-        endpoints: Sequence[tuple[IStreamServerEndpoint, str]],
+        places: Sequence[Place],
         reactor: Any,
         *,
-        shares_port: bool = False,
+        shared_ports: int = 0,
         ready: Callable[[str], None] | None = None,
         **limits: Any,
     ) -> None:
@@ -80,20 +104,19 @@ class Server(MultiService):
 
         Args:
             plumber: What is served.  It becomes a child of this service.
-            endpoints: Where to listen, each with its name in messages.  Clients use the first one,
-                the other instances use the last one.
+            places: Where to listen.  Clients use the first one, the other instances the last one.
             reactor: The reactor to run on.
-            shares_port: Whether other workers accept on the first endpoint as well.  Then a stop
-                leaves it to them at once.
+            shared_ports: How many of the first places other workers accept on as well.  A stop
+                leaves these to them at once.
             ready: Called with the URL of the server when it serves.  None logs it.
             limits: Those of `Listener`.
         """
         super().__init__()
         self.addService(plumber)
         self._plumber = plumber
-        self._endpoints = endpoints
+        self._places = places
         self._reactor = reactor
-        self._shares_port = shares_port
+        self._shared_ports = shared_ports
         self._ready = ready or (
             lambda url: self._log.info("asyncplumber is ready at {url}/", url=url)
         )
@@ -115,7 +138,9 @@ class Server(MultiService):
     def privilegedStartService(self) -> None:
         """Listen, while a daemon still has the right to."""
         super().privilegedStartService()
-        self._ports = [listen(endpoint, self._listener, name) for endpoint, name in self._endpoints]
+        self._ports = [
+            listen(endpoint, self._listener.at(port), name) for endpoint, name, port in self._places
+        ]
         self._listener.ports = list(self._ports)
 
     def startService(self) -> None:
@@ -128,8 +153,12 @@ class Server(MultiService):
         super().startService()  # the plumber as well
 
     def _serve(self, _: None) -> None:
-        if self.running:  # else it is stopping already
-            self._ready(own_url(self._ports[0]))
+        if not self.running:
+            return  # it is stopping already
+        for place, port in zip(self._places, self._ports, strict=True):
+            if place.port is Port.PRIVATE and not self._shared_ports:
+                tell_private(self._log, port, place.name)
+        self._ready(own_url(self._ports[0]))
 
     def _cannot_open(self, failure: Failure) -> None:
         """End with status 1, which twistd itself cannot do.  The plumber has logged the reason."""
@@ -154,8 +183,8 @@ class Server(MultiService):
             count=len(self._plumber.front.clients),
         )
         self._listener.refuse()
-        if self._shares_port:
-            await self._close(self._ports[0])
+        for port in self._ports[: self._shared_ports]:
+            await self._close(port)
         await MultiService.stopService(self)  # the plumber drains and stops
         ports, self._ports = self._ports, []  # a start after this stop listens again
         for port in ports:

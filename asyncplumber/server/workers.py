@@ -17,7 +17,7 @@ from typing import Any
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.protocol import Factory, ProcessProtocol
@@ -25,9 +25,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from asyncplumber.server.accept import ConnectionCounts
-from asyncplumber.server.service import listen, own_url
+from asyncplumber.server.service import Place, listen, own_url, tell_private
 from asyncplumber.server.shared_figures import SharedFigures
-from asyncplumber.server.worker import COUNTS, FIGURES, LISTENING, READY
+from asyncplumber.server.worker import COUNTS, FIGURES, LISTENING, PRIVATE, READY
 
 STOP_TIMEOUT = 25.0  # seconds that a worker has to stop: a little more than it takes itself
 STABLE = 5.0  # seconds of life after which a worker that dies is restarted at once
@@ -126,35 +126,46 @@ class Supervisor(Service):
         name: str,
         environ: Mapping[str, str],
         reactor: Any,
+        private: Place | None = None,
     ) -> None:
-        """`environ` is the environment of the workers, in which they find their options."""
+        """
+        Make the parent; it listens from `startService` on.
+
+        Args:
+            count: How many workers.
+            endpoint: Where clients come in.
+            name: What messages call it.
+            environ: The environment of the workers, in which they find their options.
+            reactor: The reactor to run on.
+            private: Where operators come in, if that is another port.
+        """
         self.reactor = reactor
-        self._endpoint = endpoint
-        self._name = name
+        self._places = [Place(endpoint, name), *([private] if private is not None else ())]
         self._environ = dict(environ)
         self.counts = ConnectionCounts.for_workers(count)
         self.figures = SharedFigures.for_workers(count)
         self._workers = [Worker(number, self) for number in range(1, count + 1)]
         self._starting = set(self._workers)
         self._restarts: set[Any] = set()
-        self._port: Any = None
+        self._ports: list[Any] = []
 
     def privilegedStartService(self) -> None:
-        self._port = listen(self._endpoint, Factory(), self._name)
-        # The parent only holds the socket; the workers accept.
-        self._port.stopReading()
+        self._ports = [listen(place.endpoint, Factory(), place.name) for place in self._places]
+        for port in self._ports:
+            port.stopReading()  # the parent only holds the sockets; the workers accept
 
     def startService(self) -> None:
-        if self._port is None:
+        if not self._ports:
             self.privilegedStartService()  # ``twist`` does not call it
         super().startService()
         for worker in self._workers:
             self._spawn(worker)
 
     def _spawn(self, worker: Worker) -> None:
-        listening = self._port.fileno()
-        family = socket.AddressFamily(self._port.addressFamily).name
-        environ = {**self._environ, "ASYNCPLUMBER_WORKER": f"{worker.number}:{family}"}
+        families = [socket.AddressFamily(port.addressFamily).name for port in self._ports]
+        place = ":".join([str(worker.number), *families])
+        environ = {**self._environ, "ASYNCPLUMBER_WORKER": place}
+        shared = zip((LISTENING, PRIVATE), self._ports, strict=False)
         # Standard input ends when the parent does, and the worker stops then.
         self.reactor.spawnProcess(
             worker,
@@ -165,7 +176,7 @@ class Supervisor(Service):
                 0: "w",
                 1: "r",
                 2: "r",
-                LISTENING: listening,
+                **{number: port.fileno() for number, port in shared},
                 READY: "r",
                 COUNTS: self.counts.fileno(),
                 FIGURES: self.figures.fileno(),
@@ -187,7 +198,9 @@ class Supervisor(Service):
         if worker in self._starting:
             self._starting.discard(worker)
             if not self._starting:
-                url = own_url(self._port)
+                for place, port in zip(self._places[1:], self._ports[1:], strict=True):
+                    tell_private(self._log, port, place.name)
+                url = own_url(self._ports[0])
                 self._log.info(
                     "asyncplumber is ready at {url}/ with {count} workers",
                     url=url,
@@ -200,4 +213,8 @@ class Supervisor(Service):
         for call in self._restarts:
             call.cancel()
         stopped = DeferredList([worker.stop() for worker in self._workers])
-        return stopped.addCallback(lambda _: self._port.stopListening()).addCallback(lambda _: None)
+
+        def close(_: object) -> Deferred[Any]:
+            return DeferredList([maybeDeferred(port.stopListening) for port in self._ports])
+
+        return stopped.addCallback(close).addCallback(lambda _: None)

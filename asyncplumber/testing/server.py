@@ -17,7 +17,7 @@ from zope.interface import implementer
 from asyncplumber.http.listener import Listener
 from asyncplumber.interfaces import IStore
 from asyncplumber.plumber import Plumber
-from asyncplumber.server.service import Server
+from asyncplumber.server.service import Place, Server
 from asyncplumber.transports.connected_clients import ConnectedClients
 
 NOW = 1_800_000_000.0  # seconds since 1970: the time at which a ``MemoryServer`` begins
@@ -162,8 +162,8 @@ class MemoryServer:
             store = store(self.clock)
         options = {"reactor": self.clock, "wall": self.clock, **(plumber or {})}
         self.plumber = Plumber(store, "http://127.0.0.1:8080", body_limit=body_limit, **options)
-        endpoints = [(serverFromString(self.clock, "tcp:8080"), "a port in memory")]
-        self.service = Server(self.plumber, endpoints, self.clock, **limits)
+        places = [Place(serverFromString(self.clock, "tcp:8080"), "a port in memory")]
+        self.service = Server(self.plumber, places, self.clock, **limits)
         self.service.privilegedStartService()
         self.service.startService()
         self.listener = cast(Listener, self.clock.tcpServers[-1][1])

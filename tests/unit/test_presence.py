@@ -15,7 +15,8 @@ from twisted.web.server import NOT_DONE_YET
 
 from asyncplumber.auth.signatures import PeerSigner, Signer, count_target
 from asyncplumber.event import Instance
-from asyncplumber.relays.presence import TIMEOUT, PresenceClient
+from asyncplumber.relays.presence import PresenceClient
+from asyncplumber.relays.questions import MAX_ANSWER, TIMEOUT, Questions
 
 SECRET = b"sixteen bytes or more"
 NOW = 1_000_000.0  # seconds since 1970
@@ -42,7 +43,8 @@ class PresenceTests(SynchronousTestCase):
         self.others = OtherInstances()
         self.agent = RequestTraversalAgent(self.others)
         client = HTTPClient(self.agent)
-        self.presence = PresenceClient(client, self.clock, lambda: NOW, PeerSigner(SECRET))
+        questions = Questions(client, self.clock, lambda: NOW, PeerSigner(SECRET))
+        self.presence = PresenceClient(questions)
 
     def count(self, *ids: str) -> Deferred[list[int | None]]:
         """Ask these instances for the account ``a/b``."""
@@ -78,8 +80,11 @@ class PresenceTests(SynchronousTestCase):
             "x": lambda request: b'{"subscribers": 3}',
             "gone": gone,
             "odd": lambda request: b"hello",
+            "list": lambda request: b"[]",
+            "long": lambda request: b" " * MAX_ANSWER + b'{"subscribers": 3}',
         }
-        self.assertEqual(self.successResultOf(self.count("gone", "x", "odd")), [None, 3, None])
+        counts = self.successResultOf(self.count("gone", "x", "odd", "list", "long"))
+        self.assertEqual(counts, [None, 3, None, None, None])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_an_answer_that_takes_too_long_is_none(self) -> None:
