@@ -164,8 +164,8 @@ class Plumber(Service):
         self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, clock)
         self._consumers = Consumers(self.hub, clock)
         #: What this instance counts and measures.
-        self.figures = instance_figures(self.hub, self.intake, self.relay)
-        self.figures.add(self.gate.requests.refusals)
+        self.figures = instance_figures(self.hub, self.intake, self.relay, self._wall.seconds)
+        self.figures.add(self.gate.requests.refusals, *getattr(store, "figures", ()))
 
     def _core(self) -> Core:
         return Core(

@@ -41,6 +41,7 @@ class DelayedStore:
         self._turns = turns
         self.pending = 0  # calls that are not answered yet
         self.shared = store.shared
+        self.figures = store.figures
         self.history: Any = _Delayed(self, store.history)
         self.registry: Any = _Delayed(self, store.registry)
         self.revocations: Any = _Delayed(self, store.revocations)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
 from typing import Protocol
 
 from asyncplumber.core.hub import Hub
 from asyncplumber.core.intake import Intake
-from asyncplumber.figures import FigureSet, Gauge, ReadCounter
+from asyncplumber.figures import FigureSet, Gauge, Info, ReadCounter
 
 
 class RelayCounts(Protocol):
@@ -16,9 +19,36 @@ class RelayCounts(Protocol):
     failed: int
 
 
-def instance_figures(hub: Hub, intake: Intake, relay: RelayCounts) -> FigureSet:
-    """Return a new set with the figures of these parts."""
+def _info() -> Info:
+    labels = {
+        "version": version("asyncplumber"),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "twisted": version("twisted"),
+    }
+    return Info("build_info", "Always 1; the labels tell the versions.", labels)
+
+
+def instance_figures(
+    hub: Hub, intake: Intake, relay: RelayCounts, now: Callable[[], float]
+) -> FigureSet:
+    """
+    Return a new set with the figures of these parts.
+
+    Args:
+        hub: The channels.
+        intake: Where events come in.
+        relay: Where they go.
+        now: Returns the seconds since 1970.
+    """
+    began = now()
     return FigureSet(
+        _info(),
+        Gauge(
+            "start_time_seconds",
+            "When the oldest process of the server was started, in seconds since 1970.",
+            lambda: began,
+            "min",
+        ),
         Gauge("subscribers", "Connected subscribers.", lambda: hub.subscribers),
         Gauge(
             "open_channels",

@@ -219,6 +219,10 @@ class IStore(ISecrets):
     history = Attribute("IHistory")
     registry = Attribute("IRegistry")
     revocations = Attribute("IRevocations")
+    figures = Attribute(
+        "Sequence[asyncplumber.figures.Metric]: what it counts and measures.  A store without this "
+        "attribute has none"
+    )
     shared = Attribute(
         "bool: whether other processes can use the same store, so that the registry must be asked"
     )

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from asyncplumber.figures import Gauge
 from asyncplumber.http.listener import Listener
 from asyncplumber.http.ports import Port
 from asyncplumber.plumber import Plumber
@@ -129,6 +130,9 @@ class Server(MultiService):
             **limits,
         )
         self._ports: list[IListeningPort | None] = []
+        plumber.figures.add(
+            Gauge("connections", "Open connections of clients.", lambda: self.connected)
+        )
 
     @property
     def connected(self) -> int:

@@ -18,6 +18,7 @@ from zope.interface import implementer
 from asyncplumber.clocks import TimeSource
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Draft, Event, Instance, Position, Stored
+from asyncplumber.figures import Metric
 from asyncplumber.interfaces import (
     COUNTED_HOOKS,
     LEASE,
@@ -345,6 +346,7 @@ class MemoryStore:
         self.registry = MemoryRegistry(lease, clock)
         self.revocations = MemoryRevocations(clock)
         self.shared = shared
+        self.figures: Sequence[Metric] = ()
         self._secret = secrets.token_hex(32).encode("ascii")
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:

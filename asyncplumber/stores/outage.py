@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
+from asyncplumber.figures import Counter, Gauge, Metric
+
 
 class Outage:
     """
@@ -18,7 +20,14 @@ class Outage:
     def __init__(self, store: str) -> None:
         """`store` is its name for the log, without secrets."""
         self._store = store
-        self._reason: str | None = None
+        self._reason: str | None = None  # None: it answers
+        self._count = Counter("store_outages_total", "Times that the store stopped answering.")
+        up = Gauge("store_up", "Whether the store answers: 1 or 0.", self._is_up, "min")
+        #: What metrics show of it.
+        self.figures: tuple[Metric, ...] = (up, self._count)
+
+    def _is_up(self) -> float:
+        return float(self._reason is None)
 
     def began(self, reason: str) -> None:
         """
@@ -27,6 +36,8 @@ class Outage:
         Args:
             reason: Why, for the operator.  The same reason is logged once.
         """
+        if self._reason is None:
+            self._count.add()
         if reason != self._reason:
             self._reason = reason
             self._log.error(

@@ -19,6 +19,7 @@ from asyncplumber.clocks import WallClock
 from asyncplumber.concurrency import PeriodicTask, Waiters
 from asyncplumber.errors import PlumberError
 from asyncplumber.grant import Grant
+from asyncplumber.transports.closes import Closes
 from asyncplumber.transports.deadlines import Deadlines
 from asyncplumber.transports.dosed_reads import DosedReadsByReactor
 
@@ -74,6 +75,8 @@ class ConnectedClients:
         self._heartbeats = PeriodicTask(self._serve_group, interval / count, clock)
         self._has_heartbeats = interval > 0
         self.reads = DosedReadsByReactor()
+        #: Counts those that end.
+        self.closes = Closes(clock.seconds)
         #: Ends the streams whose grants end.
         self.deadlines = Deadlines(clock, now, random)
 

@@ -7,12 +7,23 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime
 from zope.interface import implementer
 
-from asyncplumber.errors import NotAllowed, PlumberError, TooManyRequests, Unauthenticated
-from asyncplumber.transports.stream import CLOSE_TIMEOUT, StreamConnection
+from asyncplumber.errors import (
+    NotAllowed,
+    PlumberError,
+    TooManyRequests,
+    Unauthenticated,
+    Unavailable,
+)
+from asyncplumber.transports.closes import (
+    FORBIDDEN,
+    GOING_AWAY,
+    INTERNAL_ERROR,
+    TOO_MANY_REQUESTS,
+    TRY_AGAIN_LATER,
+    UNAUTHENTICATED,
+)
+from asyncplumber.transports.stream import CLOSE_TIMEOUT, SlowReader, StreamConnection
 from asyncplumber.wire.websocket_frames import close
-
-# Our own close codes (RFC 6455, 7.4.2): 4000 and the status of the HTTP response.
-UNAUTHENTICATED, FORBIDDEN, TOO_MANY_REQUESTS = 4401, 4403, 4429
 
 
 def close_code(error: PlumberError) -> int | None:
@@ -24,6 +35,16 @@ def close_code(error: PlumberError) -> int | None:
     if isinstance(error, TooManyRequests):
         return TOO_MANY_REQUESTS
     return None
+
+
+def end_code(error: PlumberError | None) -> int:
+    """Return the code with which a stream ends for this error; None is no error."""
+    if error is None:
+        return GOING_AWAY
+    code = close_code(error)
+    if code is not None:
+        return code
+    return TRY_AGAIN_LATER if isinstance(error, SlowReader | Unavailable) else INTERNAL_ERROR
 
 
 @implementer(IProtocol)

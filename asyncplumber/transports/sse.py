@@ -8,7 +8,9 @@ from asyncplumber.core.channel import Channel
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Position
 from asyncplumber.grant import Grant
+from asyncplumber.transports.closes import GOING_AWAY, NORMAL
 from asyncplumber.transports.connected_clients import ConnectedClients
+from asyncplumber.transports.refusal import end_code
 from asyncplumber.transports.stream import Stream
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap, notice
@@ -28,6 +30,7 @@ class EventStream(Stream):
     """
 
     __slots__ = ("_chunked",)
+    left_code = NORMAL  # it has no other way to close
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class EventStream(Stream):
 
     def close_going_away(self, reconnect_after: float) -> None:
         if not self.is_closing:
+            self._clients.closes.note(GOING_AWAY)
             # Without a cursor: a client whose replay is under way is not yet where the live
             # subscribers are.
             bye = notice("plumber.bye", self.account, None, reconnect_after=reconnect_after)
@@ -77,6 +81,8 @@ class EventStream(Stream):
 
     def end(self, error: PlumberError | None) -> None:
         bye = self.bye_notice(error) if error is not None else None
+        if not self.is_closing:
+            self._clients.closes.note(end_code(error))
         if bye is not None and not self.is_closing:
             self._write(record("", "plumber.bye", bye))
         self._close()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from typing import Protocol as Interface
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime
 from zope.interface import implementer
 
@@ -21,6 +22,7 @@ from asyncplumber.errors import GrantExpired, GrantRevoked, PlumberError
 from asyncplumber.event import Cursor, Position
 from asyncplumber.grant import Grant
 from asyncplumber.interfaces import ISubscriber
+from asyncplumber.transports.closes import ABNORMAL
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.send_buffer import SendBuffer
@@ -74,6 +76,8 @@ class Stream(ABC):
         "send_buffer",
         "transport",
     )
+
+    left_code = ABNORMAL  # of a client that ends the connection without a word
 
     def __init__(
         self, channel: Channel, clients: ConnectedClients, clock: IReactorTime, grant: Grant
@@ -144,6 +148,9 @@ class Stream(ABC):
         """Take what the client sends."""
 
     def connectionLost(self, reason: Any) -> None:
+        if not self.is_closing:
+            has_left = reason.check(ConnectionDone) is not None
+            self._clients.closes.note(self.left_code if has_left else ABNORMAL)
         self._subscription.cancel()
         self._forget()
         self.send_buffer.forget()
@@ -203,6 +210,9 @@ class Stream(ABC):
         return notice("plumber.bye", self.account, None, reason=error.code, reconnect_after=0)
 
     def _overflow(self) -> None:
+        if not self.is_closing:
+            closes = self._clients.closes
+            closes.slow_reader(self.account, self.send_buffer.limit, self.transport)
         self.end(SlowReader())
 
     def abort(self) -> None:

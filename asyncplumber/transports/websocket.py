@@ -22,16 +22,16 @@ from asyncplumber.errors import (
     BadRequest,
     IllegalTransition,
     PlumberError,
-    Unavailable,
 )
 from asyncplumber.event import Cursor, Position
 from asyncplumber.grant import Grant
 from asyncplumber.rate_limited_log import RateLimitedLog, peer_name
+from asyncplumber.transports.closes import GOING_AWAY, NORMAL
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.frame_parser import FRAME_BURST, FRAME_RATE, FrameParser
 from asyncplumber.transports.progress import progress
-from asyncplumber.transports.refusal import close_code
-from asyncplumber.transports.stream import SlowReader, Stream
+from asyncplumber.transports.refusal import close_code, end_code
+from asyncplumber.transports.stream import Stream
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap, notice
 from asyncplumber.wire.fields import Headers
@@ -41,7 +41,6 @@ SILENT_HEARTBEATS = 3  # in which a client may show no sign of life before it is
 SUBPROTOCOL = b"plumber.v1"
 _EMPTY_PONG = b"\x8a\x80"  # how the answer to our ping begins; four bytes of mask follow
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
-NORMAL, GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
 
 
 class UpgradeRequired(PlumberError):
@@ -242,15 +241,12 @@ class WebSocketStream(Stream):
     def end(self, error: PlumberError | None) -> None:
         if error is None:
             self._send_close(GOING_AWAY, "going away")
-        elif (code := close_code(error)) is not None:
-            bye = self.bye_notice(error)
-            if bye is not None and self.state is _OPEN:
-                self.send_buffer.write(frame(bye))
-            self._send_close(code, error.code)
-        elif isinstance(error, SlowReader | Unavailable):
-            self._send_close(TRY_AGAIN_LATER, error.message)
-        else:
-            self._send_close(INTERNAL_ERROR, error.message)
+            return
+        bye = self.bye_notice(error)
+        if bye is not None and self.state is _OPEN:
+            self.send_buffer.write(frame(bye))
+        is_refusal = close_code(error) is not None
+        self._send_close(end_code(error), error.code if is_refusal else error.message)
 
     # Pingable
 
@@ -279,6 +275,7 @@ class WebSocketStream(Stream):
     def _send_close(self, code: int, reason: str) -> None:
         """Begin the closing handshake.  Nothing may follow the close frame (RFC 6455, 5.5.1)."""
         if self.state is _OPEN:
+            self._clients.closes.note(code)
             self.become(_CLOSING)
             self.send_buffer.write_final(close(code, reason))
             self._stop_serving()

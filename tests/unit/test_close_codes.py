@@ -7,9 +7,15 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from asyncplumber.transports.closes import (
+    FORBIDDEN,
+    GOING_AWAY,
+    INTERNAL_ERROR,
+    TOO_MANY_REQUESTS,
+    TRY_AGAIN_LATER,
+    UNAUTHENTICATED,
+)
 from asyncplumber.transports.frame_parser import POLICY_VIOLATION, TOO_BIG
-from asyncplumber.transports.refusal import FORBIDDEN, TOO_MANY_REQUESTS, UNAUTHENTICATED
-from asyncplumber.transports.websocket import GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -87,7 +87,8 @@ class MongoLink:
         self._indexes = indexes
         self.clock = clock
         self._connect = connect
-        self._outage = Outage(str(self._address or "mongodb+srv"))
+        #: Counts and logs when the server does not answer.
+        self.outage = Outage(str(self._address or "mongodb+srv"))
         self._is_open = False
         self._is_ready = False
         self._ready = Waiters()
@@ -109,7 +110,7 @@ class MongoLink:
         try:
             await self._until_ready(self.clock.seconds() + START_TIMEOUT)
         except TimeoutError:
-            self._outage.began("no answer yet; trying on")
+            self.outage.began("no answer yet; trying on")
 
     async def close(self) -> None:
         """Wait for the calls under way, each of which ends by its time limit, and disconnect."""
@@ -140,10 +141,10 @@ class MongoLink:
             except CancelledError:
                 raise
             except Exception as error:
-                self._outage.began(_reason(error))
+                self.outage.began(_reason(error))
                 await self.pause(PREPARE_PAUSE)
             else:
-                self._outage.over()
+                self.outage.over()
                 self._is_ready = True
                 self._ready.release()
                 return
@@ -229,13 +230,13 @@ class MongoLink:
         except (PyMongoError, *LOST) as error:
             # Before the first contact, `_prepare` knows the reason better.
             if self._is_ready:
-                self._outage.began(_reason(error))
+                self.outage.began(_reason(error))
             raise Unavailable from error
         finally:
             self._calls -= 1
             if not self._calls:
                 self._idle.release()
-        self._outage.over()
+        self.outage.over()
         return result
 
     async def command(self, deadline: float, body: Document, pool: Any = None) -> Document:

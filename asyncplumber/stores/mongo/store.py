@@ -71,6 +71,7 @@ class MongoStore:
         """
         wanted = [*indexes(retention), *INDEXES, *REVOCATION_INDEXES]
         self._link = MongoLink(uri, reactor, wanted, steady, connect)
+        self.figures = self._link.outage.figures
         self.history = MongoHistory(self._link, retention, wall, uniform)
         self.registry = MongoRegistry(self._link, lease)
         self.revocations = MongoRevocations(self._link, wall)

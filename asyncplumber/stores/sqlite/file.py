@@ -92,7 +92,8 @@ class SqliteFile:
         self._state = State.CLOSED
         self._closed = Waiters()
         self._misplaced = False  # at the last look
-        self._outage = Outage(f"sqlite:{path}")
+        #: Counts and logs when the file cannot be used.
+        self.outage = Outage(f"sqlite:{path}")
 
     def _enter(self, state: State) -> None:
         if state not in TRANSITIONS[self._state]:
@@ -156,7 +157,7 @@ class SqliteFile:
         return done.addCallbacks(self._succeeded, self.translated)
 
     def _succeeded(self, result: T) -> T:
-        self._outage.over()
+        self.outage.over()
         return result
 
     def translated(self, failure: Failure) -> Failure:
@@ -166,7 +167,7 @@ class SqliteFile:
         An error of SQLite becomes `Unavailable`, and the outage goes to the log.
         """
         if failure.check(sqlite3.Error):
-            self._outage.began(failure.getErrorMessage())
+            self.outage.began(failure.getErrorMessage())
             return Failure(Unavailable())
         return failure
 

@@ -90,6 +90,7 @@ class SqliteStore:
         self._steady = steady
         self._pinged: float | None = None  # when a ping last succeeded, by the steady clock
         self.file = SqliteFile(path, synchronous, reactor, steady)
+        self.figures = self.file.outage.figures
         self.history = SqliteHistory(self.file, retention, wall)
         self.registry = SqliteRegistry(self.file, lease, wall)
         self.revocations = SqliteRevocations(self.file, wall)
