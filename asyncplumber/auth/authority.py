@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,9 +11,13 @@ from zope.interface import implementer
 
 from asyncplumber.auth.credentials import Credential, Kind, find
 from asyncplumber.auth.reasons import Reason
-from asyncplumber.errors import InvalidToken, Unauthenticated
+from asyncplumber.errors import InvalidToken, PlumberError, Unauthenticated
+from asyncplumber.figures import Metric
 from asyncplumber.grant import Action, Grant
 from asyncplumber.interfaces import AwaitsBody, Decision, Facts, IAuthority
+
+#: Ends the open streams whose grant and account match, with this error.
+End = Callable[[Callable[[Grant, str], bool], PlumberError], object]
 
 
 class Tokens(Protocol):
@@ -65,6 +69,25 @@ class CallOut(Protocol):
         """Return what the application allows.  Raises its refusal, or `Unavailable`."""
 
 
+class Backing(Protocol):
+    """What the parts of an authority need beside requests, such as keys from elsewhere."""
+
+    def start(self) -> None:
+        """Begin to fetch, to watch and to ask."""
+
+    def stop(self) -> None:
+        """Do so no more."""
+
+    def check_ready(self) -> None:
+        """Raise `Unavailable` if not all is there that the first request may need."""
+
+    def metrics(self) -> Sequence[Metric]:
+        """Return what it counts and measures."""
+
+    def end_by(self, end: End) -> None:
+        """Let this end open streams that are not allowed any more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """
@@ -95,9 +118,13 @@ class Authority:
     Finds the credential of a request, and asks the part that can judge it.
 
     `parts` may be replaced at any time, as a whole.
+
+    Attributes:
+        backing: What stands behind the parts and has to be started; None if there is nothing.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, backing: Backing | None = None) -> None:
+        self.backing = backing
         self._tickets: Tickets | None = None
         self.parts = parts
 

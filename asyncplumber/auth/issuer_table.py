@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from asyncplumber.auth.claims import ACCESS_TOKEN, CLAIM, MAX_AGE, Rules
 from asyncplumber.auth.fetch import check_url
+from asyncplumber.auth.signing_keys import ALGORITHMS
 from asyncplumber.auth.table import Table
 from asyncplumber.auth.templates import Template
 from asyncplumber.event import is_plain
@@ -47,6 +48,11 @@ class IssuerTable:
     claim: str = CLAIM
     subscribe: Template = _NONE
     publish: Template = _NONE
+
+    @property
+    def key_algorithms(self) -> tuple[str, ...]:
+        """The algorithms as keys have them."""
+        return tuple(ALGORITHMS[name] for name in self.algorithms)
 
     @property
     def path(self) -> str | None:

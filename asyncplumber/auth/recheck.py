@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from asyncplumber.auth.authority import End
 from asyncplumber.auth.callout import Asked, AskedGrant, CallOut
 from asyncplumber.concurrency import PeriodicTask, Semaphore
 from asyncplumber.errors import (
@@ -26,13 +27,10 @@ from asyncplumber.errors import (
     Unauthenticated,
     Unavailable,
 )
-from asyncplumber.grant import Action, Grant
+from asyncplumber.grant import Action
 
 TICK = 1.0  # seconds between two looks
 AT_ONCE = 32  # questions of this kind under way
-
-#: Ends the open streams whose grant and account match, with this error.
-End = Callable[[Callable[[Grant, str], bool], PlumberError], object]
 
 
 class Recheck:

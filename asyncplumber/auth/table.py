@@ -63,6 +63,31 @@ class Table:
             raise self.error(key, "is a list of texts that are not empty")
         return tuple(value)
 
+    def is_list(self, key: str) -> bool:
+        """Whether the value of a key is a list."""
+        return isinstance(self._left.get(key), list)
+
+    def flag(self, key: str) -> bool:
+        """Return true or false, which is what a missing key is."""
+        value = self._left.pop(key, False)
+        if not isinstance(value, bool):
+            raise self.error(key, "is true or false")
+        return value
+
+    def table(self, key: str) -> object | None:
+        """Return a table inside of this one, still to be read; None if the key is missing."""
+        value = self._left.pop(key, None)
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{self.where}: {key} is one table, [{key}]")
+        return value
+
+    def tables(self, key: str) -> tuple[object, ...]:
+        """Return a list of tables, still to be read; none if the key is missing."""
+        value = self._left.pop(key, [])
+        if not isinstance(value, list):
+            raise ValueError(f"{self.where}: {key} is a list of tables, [[{key}]]")
+        return tuple(value)
+
     def whole(self, key: str, default: int, least: int, most: int) -> int:
         """Return a whole number within limits, both included."""
         value = self._left.pop(key, default)

@@ -9,8 +9,9 @@ from twisted.internet.interfaces import IReactorTime
 from asyncplumber.auth.authority import Authority
 from asyncplumber.auth.revocations import RevocationPoll, RevokedGrants
 from asyncplumber.auth.tickets import Tickets
-from asyncplumber.errors import GrantRevoked
+from asyncplumber.errors import GrantRevoked, PlumberError
 from asyncplumber.figures import Gauge, Metric
+from asyncplumber.grant import Grant
 from asyncplumber.http.credential_pages import CredentialPages
 from asyncplumber.http.gate import Gate
 from asyncplumber.http.subscribers import Subscribers
@@ -53,11 +54,24 @@ class Credentials:
         self.revoked = RevokedGrants(now)
         self._poll = RevocationPoll(revocations, self.revoked, clock, self._end_revoked)
         gate.check_revoked = self.revoked.check
-        tickets = None
+        tickets = self._backing = None
         if isinstance(authority, Authority):
+            self._backing = authority.backing
             tickets = Tickets(store, revocations, clock, now)
             authority.accept_tickets(tickets)
+        if self._backing is not None:
+            self._backing.end_by(self._end)
         self.pages = CredentialPages(revocations, self.revoked, self._poll, tickets, now)
+
+    def open(self) -> None:
+        """Begin to fetch what decides about credentials and is not in the store."""
+        if self._backing is not None:
+            self._backing.start()
+
+    def check_ready(self) -> None:
+        """Raise `Unavailable` if something that decides about credentials is not there yet."""
+        if self._backing is not None:
+            self._backing.check_ready()
 
     async def learn(self) -> None:
         """Learn what is revoked.  Returns when it is known, or the store takes too long."""
@@ -68,8 +82,10 @@ class Credentials:
         self._poll.start()
 
     def stop(self) -> None:
-        """Look for revocations no more."""
+        """Look for revocations no more, and fetch nothing."""
         self._poll.stop()
+        if self._backing is not None:
+            self._backing.stop()
 
     def figures(self) -> list[Metric]:
         """Return what metrics show of it."""
@@ -86,9 +102,13 @@ class Credentials:
                 lambda: self._poll.age,
                 merge="max",
             ),
+            *(self._backing.metrics() if self._backing is not None else ()),
         ]
 
     def _end_revoked(self) -> None:
-        """End the streams and long-polls whose grants are revoked."""
-        self._clients.end_where(self.revoked.covers, GrantRevoked())
-        self._subscribers.end_polls(self.revoked.covers, GrantRevoked())
+        self._end(self.revoked.covers, GrantRevoked())
+
+    def _end(self, matches: Callable[[Grant, str], bool], error: PlumberError) -> None:
+        """End the streams and long-polls whose grants match."""
+        self._clients.end_where(matches, error)
+        self._subscribers.end_polls(matches, error)

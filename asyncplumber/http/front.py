@@ -118,7 +118,7 @@ class Front:
         questions = Questions.over_treq(clock, now, signer)
         self._routes = Routes(
             self.webhook,
-            _status_pages(core, questions),
+            _status_pages(core, questions, self.credentials),
             self.metrics,
             gate,
             self.subscribers,
@@ -138,6 +138,8 @@ class Front:
     def start(self) -> None:
         """Begin what is done from time to time."""
         self.clients.start()
+        if self.credentials is not None:
+            self.credentials.open()
 
     async def learn(self) -> None:
         """Learn from the store what decides about credentials."""
@@ -157,9 +159,10 @@ class Front:
             self.credentials.stop()
 
 
-def _status_pages(core: Core, questions: Questions) -> StatusPages:
+def _status_pages(core: Core, questions: Questions, credentials: Credentials | None) -> StatusPages:
     store = core.store
     registry = store.registry if store.shared else None
     presence = Presence(core.hub, registry, core.instance_id, PresenceClient(questions))
     # Not the whole status: balancers ask often, and there may be many accounts.
-    return StatusPages(store, core.state, presence.of)
+    check = credentials.check_ready if credentials is not None else lambda: None
+    return StatusPages(store, core.state, presence.of, check)

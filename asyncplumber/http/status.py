@@ -20,13 +20,16 @@ class StatusPages:
         store: IStore,
         state: Callable[[], State],
         presence: Callable[[str], Awaitable[dict[str, int]]],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             store: Where the history is.
             state: Returns where this instance is in its life.
             presence: Returns how many subscribers an account has in the whole cluster.
+            check: Raises `Unavailable` if something else that requests need is not there yet.
         """
+        self._check = check
         self._store = store
         self._state = state
         self._presence = presence
@@ -39,6 +42,7 @@ class StatusPages:
         state = self._state()
         if state is not State.RUNNING:
             raise Unavailable(f"this instance is {state.value}")
+        self._check()
         await self._store.ping()
         return json_response(200, {"status": "ok"})
 
