@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
+from asyncplumber.auth.secret_files import is_sample, secret_lines
 from asyncplumber.grant import ALL_ACCOUNTS, Grant
 
 SHORTEST_KEY = 16  # characters
@@ -28,21 +29,22 @@ def publisher(key: str) -> Grant:
     return Grant(f"key:{digest(key).hex()[:8]}", publish=ALL_ACCOUNTS, mechanism="key")
 
 
-def parse_keys(text: str) -> tuple[str, ...]:
-    """
-    Return the keys of a file, one a line.
+def publishers(keys: Iterable[str]) -> Mapping[bytes, Grant]:
+    """Return what these keys of `--publisher-key-file` allow, as `Keys` takes it."""
+    return {digest(key): publisher(key) for key in keys}
 
-    Empty lines and lines that begin with ``#`` are left out.
+
+def parse_keys(data: bytes) -> tuple[str, ...]:
+    """
+    Return the keys of a file, one a line; see `secret_files` for what is left out.
 
     Raises:
-        ValueError: There is none, or one is too short or cannot travel in a header.  The sentence
-            names the line, and not the key.
+        ValueError: There is none, or one is too short, cannot travel in a header, or is an example.
+            The sentence names the line, and not the key.
     """
     keys = []
-    for number, line in enumerate(text.splitlines(), 1):
-        key = line.strip()
-        if not key or key.startswith("#"):
-            continue
+    for number, line in secret_lines(data):
+        key = line.decode("ascii", "replace")
         if not SHORTEST_KEY <= len(key) <= LONGEST_KEY:
             raise ValueError(
                 f"line {number}: a key has {SHORTEST_KEY} to {LONGEST_KEY:,} characters"
@@ -52,6 +54,8 @@ def parse_keys(text: str) -> tuple[str, ...]:
                 f"line {number}: a key has letters, digits and signs of ASCII, without space or "
                 "comma"
             )
+        if is_sample(key):
+            raise ValueError(f"line {number}: this key is an example; make a random one")
         keys.append(key)
     if not keys:
         raise ValueError("there is no key in it")
@@ -73,7 +77,11 @@ class Keys:
     @classmethod
     def of_publishers(cls, keys: Iterable[str]) -> Keys:
         """Return those of `--publisher-key-file`."""
-        return cls({digest(key): publisher(key) for key in keys})
+        return cls(publishers(keys))
+
+    def replace(self, grants: Mapping[bytes, Grant]) -> None:
+        """Know these from now on, and no others."""
+        self._grants = dict(grants)
 
     def grant(self, key: str) -> Grant | None:
         """Return what this key allows; None if it is none of ours."""

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
+from asyncplumber.auth.secret_files import is_sample, secret_lines
+
 SHORTEST_SECRET = 32  # bytes: as many as HMAC-SHA256 has (RFC 7518, 3.2)
 MOST_SECRETS = 16  # in one file: each may be tried for each token
 
@@ -24,6 +26,35 @@ ALGORITHMS = {
     "EdDSA": "Ed25519",
     "Ed25519": "Ed25519",
 }
+
+
+def parse_secrets(data: bytes) -> tuple[bytes, ...]:
+    """
+    Return the secrets of `--jwt-secret-file`, one a line; see `secret_files` for what is left out.
+
+    Raises:
+        ValueError: There is none, too many, or one that is too short, no text, or an example.  The
+            sentence names the line, and not the secret.
+    """
+    secrets = []
+    for number, secret in secret_lines(data):
+        text = secret.decode("utf-8", "replace")
+        if not text.isprintable() or "\ufffd" in text:
+            # In random bytes a line break may be, and they would be two secrets or another one.
+            raise ValueError(
+                f"line {number} is not text: write a secret in hex or base64, such as that of "
+                "openssl rand -base64 48"
+            )
+        if len(secret) < SHORTEST_SECRET:
+            raise ValueError(f"line {number}: a secret has {SHORTEST_SECRET} bytes or more")
+        if is_sample(text):
+            raise ValueError(f"line {number}: this secret is an example; make a random one")
+        secrets.append(secret)
+    if not secrets:
+        raise ValueError("there is no secret in it")
+    if len(secrets) > MOST_SECRETS:
+        raise ValueError(f"there are more than {MOST_SECRETS} secrets in it")
+    return tuple(secrets)
 
 
 class Key(Protocol):

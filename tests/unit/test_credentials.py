@@ -19,7 +19,7 @@ from asyncplumber.auth.credentials import (
     decode_base64url,
     find,
 )
-from asyncplumber.auth.keys import LONGEST_KEY, Keys, digest, parse_keys
+from asyncplumber.auth.keys import LONGEST_KEY, Keys, digest, parse_keys, publishers
 from asyncplumber.errors import (
     BadRequest,
     InvalidToken,
@@ -271,19 +271,25 @@ class KeysTests(SynchronousTestCase):
 
     def test_a_file(self) -> None:
         """One a line; empty lines and comments are left out."""
-        self.assertEqual(
-            parse_keys(f"# Celery\n{KEY}\n\n  {KEY}2  \r\n#{KEY}3\n"), (KEY, f"{KEY}2")
-        )
+        text = f"# Celery\n{KEY}\n\n  {KEY}2  \r\n#{KEY}3\n"
+        self.assertEqual(parse_keys(text.encode()), (KEY, f"{KEY}2"))
 
     def test_what_is_refused(self) -> None:
         """With the number of the line, and without the key."""
-        self.assertRaisesRegex(ValueError, "no key", parse_keys, "# nothing\n\n")
+        self.assertRaisesRegex(ValueError, "no key", parse_keys, b"# nothing\n\n")
         for key in ("0123456789abcde", "0123456789 abcdef", "0123456789,abcdef", "a" * 15 + "é",
-                    "a" * (LONGEST_KEY + 1)):  # fmt: skip
-            error = self.assertRaises(ValueError, parse_keys, f"{KEY}\n{key}")
+                    "a1b2c3d4" * 128 + "a", "change-me-change-me"):  # fmt: skip
+            error = self.assertRaises(ValueError, parse_keys, f"{KEY}\n{key}".encode())
             self.assertIn("line 2", str(error))
             self.assertNotIn(key, str(error))
-        self.assertEqual(len(parse_keys("a" * LONGEST_KEY)), 1)
+        self.assertEqual(len(parse_keys(b"a1b2c3d4" * (LONGEST_KEY // 8))), 1)
+
+    def test_other_keys_from_now_on(self) -> None:
+        """When the file has changed."""
+        keys = Keys.of_publishers([KEY])
+        keys.replace(publishers(["f" * 16]))
+        self.assertIsNone(keys.grant(KEY))
+        self.assertIsNotNone(keys.grant("f" * 16))
 
     def test_what_a_key_allows(self) -> None:
         """Publishing to all accounts, and nothing else."""

@@ -9,7 +9,7 @@ from joserfc.jwk import OKPKey
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.auth.jose import LARGEST_SET, MAX_KEYS, load_jwk, load_keys
-from asyncplumber.auth.signing_keys import MOST_SECRETS, KeySet, Secret, Secrets
+from asyncplumber.auth.signing_keys import MOST_SECRETS, KeySet, Secret, Secrets, parse_secrets
 from harness.tokens import SECRET, ec_key, encode, okp_key, rsa_key, sign
 
 
@@ -199,6 +199,31 @@ class SecretsTests(SynchronousTestCase):
         Secrets([b"a" * 32] * MOST_SECRETS)
         for wrong in ([], [b"a" * 31], [b"a" * 32] * (MOST_SECRETS + 1)):
             self.assertRaises(ValueError, Secrets, wrong)
+
+    def test_a_file(self) -> None:
+        """One a line, in their order; empty lines and comments are left out."""
+        new, old = "Zt8mXq2Lw0PfRb5nYc7sKd1vHg4jTe6u", "more than 32 bytes, with äöü in it"
+        text = f"# since November\n{new}\n\n  {old}\r\n"
+        self.assertEqual(parse_secrets(text.encode()), (new.encode(), old.encode()))
+
+    def test_a_wrong_file(self) -> None:
+        """The number of the line is named, and never the secret."""
+        good = SECRET.decode()
+        for bad, part in (
+            ("k1 has less than 32 bytes", "32 bytes"),
+            ("changeme-changeme-changeme-changeme", "example"),
+            ("k1 has a tab in the middle\tof 32 bytes or more", "not text"),
+            ("k1 has a zero in the middle\0of 32 bytes or more", "not text"),
+        ):
+            error = self.assertRaises(ValueError, parse_secrets, f"{good}\n{bad}\n".encode())
+            self.assertIn("line 2", str(error))
+            self.assertIn(part, str(error))
+            self.assertNotIn(bad, str(error))
+        self.assertRaisesRegex(ValueError, "not text", parse_secrets, b"\xff" * 32)
+        self.assertRaisesRegex(ValueError, "no secret", parse_secrets, b"\n# none\n")
+        most = [f"{number:02} {good}" for number in range(MOST_SECRETS + 1)]
+        self.assertRaisesRegex(ValueError, "more than", parse_secrets, "\n".join(most).encode())
+        self.assertEqual(len(parse_secrets("\n".join(most[1:]).encode())), MOST_SECRETS)
 
     def test_a_wrong_replacement(self) -> None:
         """It changes nothing."""
