@@ -25,6 +25,7 @@ __all__ = [
     "can_take_over",
     "has_unsent",
     "is_plain_socket",
+    "is_wrapped",
     "limit_accepts",
     "reactor_of",
     "replace_protocol",
@@ -52,6 +53,11 @@ def abort_response(transport: Any) -> None:
 def is_plain_socket(transport: Any) -> bool:
     """Tell whether bytes for the client can go to the socket as they are: TCP or UNIX, no TLS."""
     return isinstance(transport, tcp.Connection) and not getattr(transport, "TLS", False)
+
+
+def is_wrapped(transport: Any) -> bool:
+    """Tell whether this is a layer above the transport: TLS, or HAProxy's PROXY protocol."""
+    return hasattr(transport, "wrappedProtocol")
 
 
 def socket_of(transport: Any) -> socket.socket | None:
@@ -112,7 +118,7 @@ def take_over(request: Any) -> tuple[Any, bytes]:
 
 def replace_protocol(transport: Any, protocol: IProtocol) -> None:
     """Let another protocol have the bytes and the end of a connection, also of one with TLS."""
-    if hasattr(transport, "wrappedProtocol"):
+    if is_wrapped(transport):
         transport.wrappedProtocol = protocol
     else:
         transport.protocol = protocol

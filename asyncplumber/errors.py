@@ -183,9 +183,19 @@ class UnsupportedMediaType(PlumberError):
 
 
 class TooManyRequests(PlumberError):
-    """A limit on rate or number was reached."""
+    """
+    A limit on rate or number was reached.
+
+    `reason` is the name of the limit, for metrics and the log; empty for one that has no name.
+    """
 
     status, code, default = 429, "too-many", "too many at once; try again later"
+
+    def __init__(
+        self, message: str | None = None, *, retry_after: int | None = None, reason: str = ""
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.reason = reason
 
 
 class NotImplementedHere(PlumberError):

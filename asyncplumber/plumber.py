@@ -39,6 +39,7 @@ from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import Status, account_statuses, peer_statuses
 from asyncplumber.event import Instance, timestamp
+from asyncplumber.http.clients import DEFAULT_POLICY, ClientPolicy
 from asyncplumber.http.front import Core, Front
 from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.request_log import RequestLog
@@ -93,6 +94,7 @@ class Plumber(Service):
         page: Whether the page at ``/`` is served although there is an authority.
         log_requests: Whether the log gets a line for each request, and not only for each kind of
             those that are refused.
+        client_policy: Whom to believe about addresses, and what each client may do at most.
         carrier: Makes, for the id of this instance, what carries events to the other instances.
             None is HTTP.
         reactor: The reactor to run on; None is the global one.
@@ -120,14 +122,14 @@ class Plumber(Service):
         authority: IAuthority | None = None,
         page: bool = False,
         log_requests: bool = False,
+        client_policy: ClientPolicy = DEFAULT_POLICY,
         carrier: Callable[[str], ICarrier] | None = None,
         reactor: IReactorTime | None = None,
         wall: TimeSource = WallClock,
     ) -> None:
         """Make the instance; it does nothing before it is started."""
         self._reactor = reactor = reactor or _global_reactor()
-        self._wall = wall
-        self._body_limit = body_limit
+        self._wall, self._body_limit = wall, body_limit
         #: Its number among the workers of one server, from 1; None if it is the only one.
         self.worker: int | None = None
         self._life = Lifecycle(self._open, self._serve, self._drain, self._close)
@@ -137,7 +139,8 @@ class Plumber(Service):
         signer = PeerSigner(secret, store)
         requests = RequestLog(reactor.seconds, every=log_requests)
         allowed = Origins(origins, reactor.seconds)
-        self.gate = Gate(Hosts(hosts), allowed, body_limit, authority, requests)
+        clients = client_policy.apply(reactor.seconds, authority)
+        self.gate = Gate(Hosts(hosts), allowed, body_limit, authority, requests, clients)
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
         by_http = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
@@ -161,6 +164,7 @@ class Plumber(Service):
         self.relay = Relay(carrier, store.registry, self.leases.instance.id, clock)
         self._receiver = RelayReceiver(self.hub, self.leases.drop_stale)
         self.intake = Intake(store.append, self.hub, clock, relay=self.relay)
+        self.hub.on_close = self.gate.clients.limits.account_closed
         self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, clock)
         self._consumers = Consumers(self.hub, clock)
         #: What this instance counts and measures.

@@ -98,6 +98,9 @@ class Recorder:
             self.told.append(("event", each))
         self.on_deliver(batch)
 
+    def replayed(self, size: int) -> None:
+        """Not recorded: limits use it."""
+
     def caught_up(self) -> None:
         """Not recorded: it says nothing about the events."""
 

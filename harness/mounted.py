@@ -62,7 +62,7 @@ class MountedServer(MemoryServer):
 
     def connect_to(self, site: Site) -> MemoryClient:
         """Return a client of another site."""
-        protocol: Any = site.buildProtocol(None)
+        protocol: Any = site.buildProtocol(self.client_address)
         client = MemoryClient(self, protocol)
         protocol.makeConnection(client)
         return client

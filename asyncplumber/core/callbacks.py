@@ -160,6 +160,9 @@ class CallbackSubscriber:
     def opened(self, cursor: Cursor) -> None:
         self._after = cursor
 
+    def replayed(self, size: int) -> None:
+        """Do nothing: this program has no limits."""
+
     def caught_up(self) -> None:
         """Nothing changes for a callback."""
 

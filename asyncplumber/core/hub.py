@@ -8,7 +8,7 @@ closes, and the hook is taken out, some seconds after the last subscriber left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -101,6 +101,8 @@ class Hub:
         self._channels: dict[str, Channel] = {}  # those that are open
         self._checks = SingleFlight(self.check, "comparing positions with the history")
         self._refusal: PlumberError | None = None  # None: subscribers are admitted
+        #: Called with each account that `serves` returns no more.
+        self.on_close: Callable[[str], object] = lambda account: None
 
     @property
     def subscribers(self) -> int:
@@ -202,12 +204,14 @@ class Hub:
         opening = self._opening.pop(account)
         opening.is_cancelled = True
         self._hooks.unregister(account)
+        self.on_close(account)
         opening.waiters.fail(error)
 
     def _close(self, channel: Channel) -> None:
         del self._channels[channel.account]
         channel.close()
         self._hooks.unregister(channel.account)
+        self.on_close(channel.account)
 
     # Events come
 

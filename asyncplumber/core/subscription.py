@@ -218,6 +218,7 @@ class _Replay:
             # faster than this one.
             return self._channel.catch_up()
         batch = Delivery.page(page, self._subscriber.page_size)
+        self._subscriber.replayed(sum([len(event.payload) for event in batch.events]))
         self._subscriber.deliver(batch)
         self.cursor = batch.events[-1].cursor
         return self._subscriber.drained()

@@ -3,7 +3,7 @@ The memory that large bodies take: bounded in all, and given back to the operati
 
 A body counts from its first bytes until its request is answered, so a body that waits for a store
 that hangs counts as well.  Small bodies do not count: they are accepted whatever large ones there
-are.
+are.  But a body that comes before it is known who sends it counts whatever its size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ctypes
 from collections.abc import Callable
 from contextlib import suppress
 
-LARGE = 64 * 1024  # bytes; only larger bodies are counted
+LARGE = 64 * 1024  # bytes; only larger bodies are counted, if their sender is known
 MAX_LARGE_BYTES = 64 * 1024 * 1024  # of all large bodies; beyond it a POST is answered 429
 WORTH_RETURNING = 8 * 1024 * 1024  # bytes; a lower peak stays with the C library
 QUIET = 8  # ticks without a large body before memory is returned; the store lets go of bodies late

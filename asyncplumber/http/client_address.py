@@ -68,6 +68,9 @@ class ClientAddress(NamedTuple):
     key: str
 
 
+NOWHERE = ClientAddress("", "")
+
+
 class Peer(NamedTuple):
     """
     The other end of a connection.
@@ -76,11 +79,13 @@ class Peer(NamedTuple):
         address: Where it is.
         is_trusted: Whether it may tell the addresses of its clients.
         is_local: Whether it is on this machine.
+        is_encrypted: Whether the connection is TLS.
     """
 
     address: ClientAddress
     is_trusted: bool
     is_local: bool
+    is_encrypted: bool = False
 
 
 def _key(address: Address) -> str:
@@ -109,13 +114,13 @@ class ClientAddresses:
         self._forwarded = lru_cache(maxsize=4096)(self._walk)
 
     def peer(self, address: Any) -> Peer:
-        """Return the other end of a connection, from the address that its transport tells."""
+        """Return the other end of a plain connection, from the address that its transport tells."""
         return self._peer(getattr(address, "host", "") or "")
 
     def _peer_at(self, host: str) -> Peer:
         address = parse_address(host)
         if address is None:  # a UNIX socket, or a transport in memory
-            return Peer(ClientAddress("", ""), self._trusts_unix, True)
+            return Peer(NOWHERE, self._trusts_unix, True)
         trusted = address in self._trusted
         # What a proxy does on its own account, such as asking whether we live, has no limit.
         client = ClientAddress(str(address), "" if trusted else _key(address))
@@ -137,10 +142,9 @@ class ClientAddresses:
         if not value:
             return peer.address
         # The left part of a long one is not ours, and would only fill the cache.
-        return self._forwarded(peer, value[-400:])
+        return self._forwarded(peer.address, value[-400:])
 
-    def _walk(self, peer: Peer, value: bytes) -> ClientAddress:
-        nearest = peer.address
+    def _walk(self, nearest: ClientAddress, value: bytes) -> ClientAddress:
         for entry in reversed(value.decode("latin-1").rsplit(",", _HOPS)[-_HOPS:]):
             address = parse_address(_without_port(entry.strip()))
             if address is None:

@@ -1,8 +1,7 @@
 """
 One HTTP/1.1 connection: its requests are answered one by one, in order and in time.
 
-Nothing here knows what a request means: a complete one goes to the server that the connection
-belongs to.  `connection_state` has the states.
+Nothing here knows what a request means: its server does.  `connection_state` has the states.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from zope.interface import implementer
 
 from asyncplumber._twisted_compat import replace_protocol
 from asyncplumber.errors import IllegalTransition, PlumberError, TooSlow
+from asyncplumber.http.arrival import Arrival
 from asyncplumber.http.connection_state import (
     ANSWERING,
     BLOCKED,
@@ -30,11 +30,11 @@ from asyncplumber.http.connection_state import (
     TRANSITIONS,
     State,
 )
-from asyncplumber.http.ports import Port
 from asyncplumber.http.reader import Reader, ReaderLimits
 from asyncplumber.http.request import Request
 from asyncplumber.http.request_log import RequestLog
 from asyncplumber.http.responses import Response, error_response
+from asyncplumber.http.timeouts import Timeouts, body_deadline, input_deadline
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.send_buffer import SendBuffer, send_buffer_for
 from asyncplumber.transports.stream import Detached
@@ -45,12 +45,9 @@ MAX_BACKLOG = 64 * 1024  # bytes that are read ahead while a request is being an
 LINGER = 2.0
 
 
-class HttpServer(ReaderLimits, Protocol):
+class HttpServer(ReaderLimits, Timeouts, Protocol):
     """What a connection needs of the server that it belongs to."""
 
-    now: float  # the clock's seconds, at most a second old
-    idle_timeout: float  # seconds without a request
-    request_timeout: float  # seconds for a request to arrive, or for a response to be taken
     stopping: bool  # each connection is closed after its next response
     connections: set[Connection]
     requests: RequestLog
@@ -61,7 +58,7 @@ class HttpServer(ReaderLimits, Protocol):
     def handle(self, connection: Connection, request: Request) -> None:
         """Respond to this request, now or later, by ``connection``."""
 
-    def check_head(self, request: Request, connection: Any, port: Port) -> PlumberError | None:
+    def check_head(self, request: Request, connection: Connection) -> PlumberError | None:
         """Return the error that a request is refused with, when its head is there."""
 
     def readable(self, request: Request, response: Response) -> Response:
@@ -76,12 +73,12 @@ class Connection:
         "_backlog",
         "_dispatching",
         "_paused",
-        "_port",
         "_progress",
         "_reader",
         "_send_buffer",
         "_server",
         "_state",
+        "arrival",
         "awaits_events",
         "deadline",
         "input_ended",
@@ -91,9 +88,9 @@ class Connection:
     )
     can_detach = True  # a stream can have the transport
 
-    def __init__(self, server: HttpServer, port: Port = Port.ONLY) -> None:
+    def __init__(self, server: HttpServer, arrival: Arrival) -> None:
         self._server = server
-        self._port = port
+        self.arrival = arrival
         self._state = READING
         self.transport: Any = None
         #: The clock's seconds at which `expired` is called; None while a response is our task.
@@ -104,7 +101,7 @@ class Connection:
         self.on_disconnect: Callable[[Failure], object] | None = None
         self.awaits_events = False  # the response waits for an event; see `readConnectionLost`
         self.input_ended = False  # the client will send no more
-        self._reader = Reader(server, self._check_head)
+        self._reader = Reader(server, lambda request: server.check_head(request, self))
         self._backlog = bytearray()  # received, and not parsed yet
         self._dispatching = False  # `_dispatch` is running, and must not run inside itself
         self._paused = False  # the transport does not read
@@ -143,6 +140,8 @@ class Connection:
             self._notify_disconnect(reason)
         finally:
             self._send_buffer.forget()
+            if self.arrival.hold is not None:
+                self.arrival.hold.release()
 
     def readConnectionLost(self) -> None:
         """
@@ -190,12 +189,12 @@ class Connection:
             self._backlog += rest
         if reader.request_started:
             reader.request_started = False
-            self.deadline = self._server.now + self._server.request_timeout
+            self.deadline = self._server.now + self._server.head_timeout
+        request = reader.request
+        if request is not None and request.head_complete and request.awaited_since is None:
+            self.deadline = input_deadline(self._server, request)
         if reader.closed:
             self._drop_backlog()
-
-    def _check_head(self, request: Request) -> PlumberError | None:
-        return self._server.check_head(request, self.transport, self._port)
 
     def _drop_backlog(self) -> None:
         self._backlog.clear()
@@ -295,10 +294,7 @@ class Connection:
         if close:
             self.hang_up()
             return
-        server = self._server
-        self.deadline = server.now + (
-            server.idle_timeout if reader.request is None else server.request_timeout
-        )
+        self.deadline = input_deadline(self._server, reader.request)
         if self._send_buffer.ready:
             self._enter(READING)
         else:
@@ -376,9 +372,11 @@ class Connection:
         elif state is LINGERING or state is CLOSING:
             self.transport.abortConnection()
         elif state is READING and self._reader.request is not None:
-            self._reader.refuse(TooSlow())
-            self._drop_backlog()
-            self._dispatch()
+            self.deadline = body_deadline(self._server, self._reader.request)
+            if self.deadline <= self._server.now:
+                self._reader.refuse(TooSlow())
+                self._drop_backlog()
+                self._dispatch()
         else:
             self.hang_up()
 
@@ -396,4 +394,4 @@ class Connection:
             self._drop_backlog()
         transport, self.transport = self.transport, None
         replace_protocol(transport, protocol)
-        return Detached(transport, self._send_buffer, unread)
+        return Detached(transport, self._send_buffer, unread, self.arrival.hold)

@@ -29,6 +29,8 @@ from asyncplumber.errors import (
 )
 from asyncplumber.grant import ALL_ACCOUNTS, NOBODY, OPEN, OPERATOR, Grant
 from asyncplumber.http.access import ADMIN, OPERATED, Kind, Need, action_of, need_of
+from asyncplumber.http.client_address import Peer
+from asyncplumber.http.clients import Clients
 from asyncplumber.http.ports import Port, has_path
 from asyncplumber.http.request import Request
 from asyncplumber.http.request_log import RequestLog
@@ -63,12 +65,6 @@ class Local(Protocol):
 
     def getHost(self) -> Any:
         """Return our own address of this connection."""
-
-
-def peer_address(connection: Any) -> str:
-    """Return the address of the other end of a connection; empty for a UNIX socket."""
-    get = getattr(connection, "getPeer", None) or connection.getClientAddress
-    return getattr(get(), "host", "")
 
 
 class Waiting(Protocol):
@@ -120,6 +116,7 @@ class Gate:
         body_limit: int = BODY_LIMIT,
         authority: IAuthority | None = None,
         requests: RequestLog | None = None,
+        clients: Clients | None = None,
     ) -> None:
         """
         Args:
@@ -128,36 +125,42 @@ class Gate:
             body_limit: Bytes of a body.
             authority: Says what a credential allows; None: everybody may subscribe and publish.
             requests: Counts and logs; None for one of its own.
+            clients: Knows where clients are, and their limits; None for no limits.
         """
         self.requests = requests or RequestLog()
         self.hosts = hosts or Hosts()
         self.origins = origins or Origins()
         self.authority = authority
         self._own_origins = Origins()
+        self.clients = clients or Clients()
         self._body_limit = body_limit
         #: Called with each grant and the account that it is used for, None if there is none in the
         #: path.  Raises `InvalidToken` for a grant that was revoked.
         self.check_revoked: Callable[[Grant, str | None], None] | None = None
 
     def check_head(
-        self, request: Request, connection: Any, port: Port = Port.ONLY
+        self, request: Request, connection: Any, port: Port = Port.ONLY, peer: Peer | None = None
     ) -> PlumberError | None:
         """
         Decide about a request whose head is there, and which came in at this port.
+
+        ``peer`` is the other end of the connection; None if it is not known yet.
 
         The decision is in ``request.grant``: a `Grant`, an `AwaitsBody`, or a Deferred of one of
         them or of a `PlumberError`, which never fails.  If the request is refused now, the error
         is returned, and in ``request.refusal``.
         """
         try:
-            request.grant = self._decide(request, connection, port)
+            request.grant = self._decide(request, connection, port, peer)
         except PlumberError as error:
             request.refusal = error
         except Exception:
             request.refusal = to_client_error(Failure(), self._log, "a request failed")
         return request.refusal
 
-    def _decide(self, request: Request, connection: Any, port: Port) -> Decision | Deferred[Any]:
+    def _decide(
+        self, request: Request, connection: Any, port: Port, peer: Peer | None
+    ) -> Decision | Deferred[Any]:
         target, headers = request.target, request.headers
         if target.startswith(b"//"):
             # Klein folds these slashes.  A proxy may not, and has its rules for the path without
@@ -175,28 +178,45 @@ class Gate:
             self._check_page(request, self.origins)
             if self._is_preflight(request):
                 return NOBODY
-        authority = self.authority
-        if authority is None:
-            if path.startswith(_OPERATORS):
-                raise NotFound(_NO_OPERATOR)
+        authority, clients = self.authority, self.clients
+        if authority is None and path.startswith(_OPERATORS):
+            raise NotFound(_NO_OPERATOR)
+        if authority is None and not clients.limits.in_force:
             return OPEN
+        peer = peer or clients.peer_of(connection)
+        clients.locate(request, peer)
         need = need_of(path)
+        if authority is None:
+            self._count(OPEN, need, request)
+            return OPEN
         if need.kind in _OF_NOBODY:
             return NOBODY
+        clients.check_credential(request, peer)
+        return self._ask(authority, target, request, need)
+
+    def _ask(
+        self, authority: IAuthority, target: bytes, request: Request, need: Need
+    ) -> Decision | Deferred[Any]:
+        """Return what the authority grants, if that is enough for what the request needs."""
         account = account_of(need.segment) if need.segment is not None else None
         facts = Facts(
             request.method,
             target,
-            headers,
+            request.headers,
             action_of(need),
             account,
-            peer_address(connection),
+            request.client.text,
             request.upgrade,
         )
-        decision = authority.grant(facts)
-        if isinstance(decision, Deferred):
-            return self._later(decision, need, account)
-        return self._permit(decision, need, account)
+        try:
+            decision = authority.grant(facts)
+            if not isinstance(decision, Deferred):
+                return self._permit(decision, need, account, request)
+        except PlumberError as error:
+            self.clients.check_failed(request, error)
+            raise
+        request.uncounted = 0
+        return self._later(decision, need, account, request)
 
     def _decide_private(self, request: Request) -> Grant:
         """
@@ -211,7 +231,7 @@ class Gate:
         return OPERATOR
 
     def _later(
-        self, decision: Deferred[Any], need: Need, account: str | None
+        self, decision: Deferred[Any], need: Need, account: str | None, request: Request
     ) -> Deferred[Decision | PlumberError]:
         """
         Return a Deferred that never fails.
@@ -222,26 +242,42 @@ class Gate:
         def to_error(failure: Failure) -> PlumberError:
             if failure.check(CancelledError):
                 return Unavailable()
-            return to_client_error(failure, self._log, "a credential could not be checked")
+            error = to_client_error(failure, self._log, "a credential could not be checked")
+            self.clients.check_failed(request, error)
+            return error
 
-        decided: Deferred[Any] = decision.addCallback(self._permit, need, account)
+        decided: Deferred[Any] = decision.addCallback(self._permit, need, account, request)
         return decided.addErrback(to_error)
 
-    def _permit(self, decision: Decision, need: Need, account: str | None) -> Decision:
+    def _permit(
+        self, decision: Decision, need: Need, account: str | None, request: Request
+    ) -> Decision:
         """Return the decision if it allows what the request needs, and raise if not."""
         if isinstance(decision, AwaitsBody):
-            return AwaitsBody(partial(self._permit_signed, decision.verify, need, account))
+            request.uncounted = 0
+            return AwaitsBody(partial(self._permit_signed, decision.verify, need, account, request))
         self._check(decision, need, account)
+        self._count(decision, need, request)
         if need.kind is Kind.OPERATE:
             return replace(decision, subscribe=ALL_ACCOUNTS, publish=ALL_ACCOUNTS)
         return decision
 
     def _permit_signed(
-        self, verify: Callable[[bytes], Verified], need: Need, account: str | None, body: bytes
+        self,
+        verify: Callable[[bytes], Verified],
+        need: Need,
+        account: str | None,
+        request: Request,
+        body: bytes,
     ) -> Verified:
         """Verify a body, and return what it is if its sender may send it; raise if not."""
-        verified = verify(body)
-        self._check(verified.grant, need, account)
+        try:
+            verified = verify(body)
+            self._check(verified.grant, need, account)
+        except PlumberError as error:
+            self.clients.check_failed(request, error)
+            raise
+        self.clients.check_post(request, verified.grant, len(body))
         return verified
 
     def _check(self, grant: Grant, need: Need, account: str | None) -> None:
@@ -262,6 +298,16 @@ class Gate:
             raise InsufficientScope  # whatever account the body names
         if self.check_revoked is not None:
             self.check_revoked(grant, account)
+
+    def _count(self, grant: Grant, need: Need, request: Request) -> None:
+        """Count a POST.  Raises `TooManyRequests`."""
+        if need.kind is Kind.PUBLISH and request.method == b"POST":
+            self.clients.check_post(request, grant, request.length)
+
+    def count_chunks(self, request: Request, decision: Decision) -> None:
+        """Count the bytes of a body whose length its head did not tell, before it is handled."""
+        if isinstance(decision, Grant) and request.body and not request.length:
+            self.clients.check_bytes(request, decision, len(request.body))
 
     def recheck(self, grant: Grant, account: str) -> None:
         """
@@ -314,7 +360,7 @@ class Gate:
             request: None if its head could not be read.
             connection: Where it came in: a transport, or a request of twisted.web.
         """
-        return peer_address(connection)
+        return self.clients.address_of(request, connection)
 
     def cors(self, request: Request) -> tuple[tuple[bytes, bytes], ...]:
         """

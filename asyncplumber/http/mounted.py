@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from os import SEEK_END
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -85,6 +86,9 @@ def _request_of(request: Any) -> Request:
         and own.headers.get(b"upgrade", b"").lower() == b"websocket"
     )
     own.length = int(own.headers.get(b"content-length", b"0"))  # twisted.web has checked it
+    if b"transfer-encoding" in own.headers and request.content is not None:
+        own.length = request.content.seek(0, SEEK_END)  # it is there already
+        request.content.seek(0)
     if own.upgrade and own.has_body:
         raise BadRequest(UPGRADE_WITH_BODY)
     return own
@@ -93,6 +97,7 @@ def _request_of(request: Any) -> Request:
 class MountedExchange:
     """A request of a twisted.web site whose response is due."""
 
+    arrival = None  # the connection is the site's, and it may have other requests
     input_ended = False  # where a client ends its direction, twisted.web ends the connection
 
     def __init__(self, request: Any, gate: Gate) -> None:

@@ -22,7 +22,7 @@ from asyncplumber.errors import (
     TooLarge,
     TooManyRequests,
 )
-from asyncplumber.http.bodies import LARGE, Bodies
+from asyncplumber.http.bodies import Bodies
 from asyncplumber.http.request import MAX_HEADER_LINES, HeadersTooLarge, Request
 from asyncplumber.http.syntax import AMBIGUOUS_HEADER, AMBIGUOUS_PATH, METHODS, UPGRADE_WITH_BODY
 
@@ -226,7 +226,7 @@ class Reader:
             size = request.take_body(body)
             if size > request.limit:
                 self._refuse_large(request)
-            elif size > LARGE:
+            elif size > request.uncounted:
                 more, request.counted_bytes = size - request.counted_bytes, size
                 self.counted_bytes += more
                 if not self._limits.bodies.has_room(more, self.counted_bytes):

@@ -11,6 +11,8 @@ from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
 from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError
+from asyncplumber.http.bodies import LARGE
+from asyncplumber.http.client_address import NOWHERE
 from asyncplumber.http.syntax import AMBIGUOUS_BYTES, AMBIGUOUS_HEADER, AMBIGUOUS_PATH, METHODS
 from asyncplumber.interfaces import Decision
 
@@ -50,9 +52,11 @@ class Request:
 
     __slots__ = (
         "_pieces",
+        "awaited_since",
         "began",
         "body",
         "bytes_fed",
+        "client",
         "counted_bytes",
         "expects_continue",
         "grant",
@@ -67,6 +71,7 @@ class Request:
         "refusal",
         "size",
         "target",
+        "uncounted",
         "upgrade",
     )
 
@@ -80,6 +85,9 @@ class Request:
         self.body = b""
         self._pieces: bytearray | None = None  # the body while it comes in pieces
         self.counted_bytes = 0  # of the body, in the sum of all large bodies
+        self.uncounted = LARGE  # bytes of a body that is too short to be in that sum
+        self.awaited_since: float | None = None  # the clock's seconds; None: for no body yet
+        self.client = NOWHERE  # where it came from, for limits
         self.limit = 0  # bytes that the body may have
         self.length = 0  # bytes of the body, as announced
         self.size = 0  # bytes of the head, as far as it was read
@@ -172,6 +180,11 @@ class Request:
         if AMBIGUOUS_BYTES.search(b"".join(headers.values())):
             return BadRequest(AMBIGUOUS_HEADER)
         return None
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that are there."""
+        return len(self.body if self._pieces is None else self._pieces)
 
     def take_body(self, body: bytes) -> int:
         """Take the next bytes of the body, nearly always all of it; return how many there are."""

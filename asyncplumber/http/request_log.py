@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from asyncplumber.auth.limit_settings import NAMES as LIMITS
 from asyncplumber.auth.reasons import Reason
 from asyncplumber.errors import PlumberError, reason_of
 from asyncplumber.figures import OTHER, LabelledCounter
@@ -30,6 +31,7 @@ CODES = (
     "invalid-token",
     "method-not-allowed",
     "misdirected",
+    "not-encrypted",
     "not-found",
     "not-implemented",
     "revoked",
@@ -43,7 +45,7 @@ CODES = (
     "upgrade-required",
 )
 # What some errors say beyond their code.
-DETAILS = ("a signature where none is taken", "foreign origin")
+DETAILS = ("a signature where none is taken", "foreign origin", *LIMITS)
 #: Why a request is refused: what is wrong with a credential, or else the code of the error.
 REASONS = tuple(dict.fromkeys([*CODES, *DETAILS, *map(str, Reason)]))
 # Of these, something else writes a line that says more.

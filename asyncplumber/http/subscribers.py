@@ -18,6 +18,8 @@ from asyncplumber.core.subscribe import Admission, resume_point, wait_in
 from asyncplumber.errors import MethodNotAllowed, NotImplementedHere, PlumberError, to_client_error
 from asyncplumber.event import Cursor
 from asyncplumber.grant import Grant
+from asyncplumber.http.arrival import Arrival
+from asyncplumber.http.clients import Visit
 from asyncplumber.http.gate import Gate
 from asyncplumber.http.request import Request
 from asyncplumber.http.responses import (
@@ -46,6 +48,10 @@ class Exchange(Protocol):
 
     on_disconnect: Callable[[Failure], object] | None
     awaits_events: bool  # set while the response waits for an event
+
+    @property
+    def arrival(self) -> Arrival | None:
+        """How its connection came in; None if that is not known."""
 
     @property
     def can_detach(self) -> bool:
@@ -127,7 +133,7 @@ class Subscribers:
         transport = choose(request.headers, upgrade=request.upgrade)
         if transport is not LONG_POLL and not exchange.can_detach:
             raise NotImplementedHere("streams need HTTP/1.1 here; long-polls do not")
-        serve: Callable[[Channel], Any]
+        serve: Callable[[Visit | None, Channel], Any]
         if transport is WEBSOCKET:
             serve = partial(self._websocket, exchange, handshake(request.headers), grant, after)
         elif transport is EVENT_STREAM:
@@ -137,13 +143,52 @@ class Subscribers:
         if exchange.input_ended:
             exchange.hang_up()
             return
+        opens = not self._hub.serves(account)
+        visit = self._gate.clients.visit(
+            request,
+            grant,
+            is_poll=transport is LONG_POLL,
+            resumes=after is not None,
+            opens=opens,
+            is_counted=exchange.arrival is not None and exchange.arrival.hold is not None,
+        )
+        self._admit(exchange, request, account, grant, visit, serve)
+        if visit is not None and opens and self._hub.serves(account):
+            visit.opened(account)
+
+    def _admit(
+        self,
+        exchange: Exchange,
+        request: Request,
+        account: str,
+        grant: Grant,
+        visit: Visit | None,
+        serve: Callable[[Visit | None, Channel], Any],
+    ) -> None:
+        """Serve a subscriber as soon as its channel is open."""
+
+        def refuse(error: PlumberError) -> None:
+            if visit is not None:
+                visit.release()
+            self.refuse(exchange, request, error)
+
+        def left(_: Failure) -> None:
+            if visit is not None:
+                visit.release()
+            admission.cancel()
+
         exchange.awaits_events = True
-        refuse = partial(self.refuse, exchange, request)
+        ready = partial(serve, visit)
         if self._gate.check_revoked is not None:
-            serve = partial(self._serve_unrevoked, serve, grant)
-        admission = Admission(self._hub, account, grant, serve, refuse)
+            ready = partial(self._serve_unrevoked, ready, grant)
+        admission = Admission(self._hub, account, grant, ready, refuse)
         if admission.is_pending:
-            exchange.on_disconnect = admission.cancel
+            exchange.on_disconnect = left
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open."""
+        return len(self._clients)
 
     def _serve_unrevoked(
         self, serve: Callable[[Channel], Any], grant: Grant, channel: Channel
@@ -186,16 +231,30 @@ class Subscribers:
         exchange.respond(self._gate.readable(request, error_response(error)))
 
     def _websocket(
-        self, exchange: Exchange, head: bytes, grant: Grant, after: After, channel: Channel
+        self,
+        exchange: Exchange,
+        head: bytes,
+        grant: Grant,
+        after: After,
+        visit: Visit | None,
+        channel: Channel,
     ) -> None:
         stream = WebSocketStream(channel, self._clients, self._clock, grant, self._violations)
+        stream.visit = visit
         stream.begin(exchange, head, self.unsent_limit, after)
 
     def _event_stream(
-        self, exchange: Exchange, request: Request, grant: Grant, after: After, channel: Channel
+        self,
+        exchange: Exchange,
+        request: Request,
+        grant: Grant,
+        after: After,
+        visit: Visit | None,
+        channel: Channel,
     ) -> None:
         chunked = request.is_current
         stream = EventStream(channel, self._clients, self._clock, grant, chunked=chunked)
+        stream.visit = visit
         head = event_stream_head(chunked=chunked, headers=self._gate.cors(request))
         stream.begin(exchange, head, self.unsent_limit, after)
 
@@ -206,20 +265,27 @@ class Subscribers:
         grant: Grant,
         after: After,
         wait: float,
+        visit: Visit | None,
         channel: Channel,
     ) -> None:
         left = self._clients.deadlines.expires_in(grant)
         if left is not None:
             wait = max(0.0, min(wait, left - 1.0))  # an event that comes later is not sent
         poll = LongPoll(channel, self._clock, grant, wait)
+        poll.visit = visit
         self._polls.add(poll)
 
-        def cancel(_: Failure) -> None:
+        def forget() -> None:
             self._polls.discard(poll)
+            if visit is not None:
+                visit.release()
+
+        def cancel(_: Failure) -> None:
+            forget()
             poll.cancel()
 
         def respond(result: PollResult | Failure) -> None:
-            self._polls.discard(poll)
+            forget()
             if isinstance(result, Failure):
                 error = to_client_error(result, self._log, "a long-poll failed")
                 self.refuse(exchange, request, error)

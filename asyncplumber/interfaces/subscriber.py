@@ -28,6 +28,9 @@ class ISubscriber(Interface):
     def deliver(batch: Delivery) -> None:
         """Take these events now.  All events come in order and without a gap."""
 
+    def replayed(size: int) -> None:
+        """Learn that so many bytes of payload were read from the history for this subscriber."""
+
     def caught_up() -> None:
         """
         Learn that the replay has ended: from now on events come as they happen.

@@ -72,7 +72,7 @@ class MemoryClient(StringTransport):
 
     def __init__(self, server: MemoryServer, protocol: Any) -> None:
         here = IPv4Address("TCP", "127.0.0.1", 8080)
-        super().__init__(hostAddress=here, peerAddress=IPv4Address("TCP", "127.0.0.1", 50000))
+        super().__init__(hostAddress=here, peerAddress=server.client_address)
         self.protocol = protocol
         self.reading = True
         self.ended: type[Exception] | None = None
@@ -142,6 +142,7 @@ class MemoryServer:
         clock: The reactor and its clock.
         plumber: The ``asyncplumber.Plumber`` that is served.
         service: The service that listens.
+        client_address: The address from which clients connect.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class MemoryServer:
             clock = MemoryReactorClock()
             clock.rightNow = NOW
         self.clock = clock
+        self.client_address = IPv4Address("TCP", "127.0.0.1", 50000)
         if callable(store):
             store = store(self.clock)
         options = {"reactor": self.clock, "wall": self.clock, **(plumber or {})}
@@ -187,7 +189,7 @@ class MemoryServer:
 
     def connect(self) -> MemoryClient:
         """Return a client that is connected, and has sent nothing yet."""
-        protocol = self.listener.buildProtocol(None)
+        protocol: Any = self.listener.buildProtocol(self.client_address)
         client = MemoryClient(self, protocol)
         protocol.makeConnection(client)
         return client

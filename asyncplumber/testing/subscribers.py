@@ -39,6 +39,9 @@ class RecordingSubscriber:
     def deliver(self, batch: Delivery) -> None:
         self.events.extend(batch.events)
 
+    def replayed(self, size: int) -> None:
+        """Remember nothing."""
+
     def caught_up(self) -> None:
         """Remember nothing."""
 

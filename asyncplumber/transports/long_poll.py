@@ -13,6 +13,7 @@ from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Position
 from asyncplumber.grant import Grant
 from asyncplumber.interfaces import ISubscriber
+from asyncplumber.transports.stream import Visit
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap
 
@@ -47,6 +48,8 @@ class LongPoll:
     def __init__(self, channel: Channel, clock: IReactorTime, grant: Grant, wait: float) -> None:
         """``grant`` allows it; ``wait`` is in seconds."""
         self.grant = grant
+        #: What it counts as, for limits; None where it has none.
+        self.visit: Visit | None = None
         #: Fires with the result, or fails with a `PlumberError`.
         self.result: Deferred[PollResult] = Deferred()
         self._subscription = channel.subscribe(self)
@@ -69,6 +72,10 @@ class LongPoll:
 
     def opened(self, cursor: Cursor) -> None:
         self._cursor = cursor
+
+    def replayed(self, size: int) -> None:
+        if self.visit is not None:
+            self.visit.replayed(size)
 
     def caught_up(self) -> None:
         self._timeout.cancel()

@@ -22,7 +22,7 @@ from asyncplumber.transports.closes import (
     TRY_AGAIN_LATER,
     UNAUTHENTICATED,
 )
-from asyncplumber.transports.stream import CLOSE_TIMEOUT, SlowReader, StreamConnection
+from asyncplumber.transports.stream import CLOSE_TIMEOUT, Hold, SlowReader, StreamConnection
 from asyncplumber.wire.websocket_frames import close
 
 
@@ -54,6 +54,7 @@ class RefusedWebSocket:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._timer: IDelayedCall | None = None
+        self._hold: Hold | None = None
         self.transport: Any = None
 
     def begin(self, connection: StreamConnection, head: bytes, code: int, reason: str) -> None:
@@ -62,7 +63,7 @@ class RefusedWebSocket:
 
         A client that does not close within ``CLOSE_TIMEOUT`` seconds is cut off.
         """
-        self.transport, send_buffer, _ = connection.detach(self)
+        self.transport, send_buffer, _, self._hold = connection.detach(self)
         send_buffer.write(head + close(code, reason))
         self._timer = self._clock.callLater(CLOSE_TIMEOUT, self.transport.abortConnection)
         # Only our direction ends: a reset would destroy the close frame if the client has sent
@@ -83,3 +84,5 @@ class RefusedWebSocket:
     def connectionLost(self, reason: Any) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+        if self._hold is not None:
+            self._hold.release()

@@ -38,6 +38,21 @@ class Detached(NamedTuple):
     transport: Any
     send_buffer: SendBuffer  # may still hold bytes of earlier responses
     unread: bytes  # what the client has sent after its request
+    hold: Hold | None = None  # what the connection counts as until it is closed
+
+
+class Hold(Interface):
+    """What a connection counts as, for limits."""
+
+    def release(self) -> None:
+        """Count it no more.  Harmless if it was released before."""
+
+
+class Visit(Hold, Interface):
+    """What a subscriber counts as, for limits."""
+
+    def replayed(self, size: int) -> None:
+        """Count so many bytes that were read from the history for it."""
 
 
 class StreamConnection(Interface):
@@ -70,11 +85,13 @@ class Stream(ABC):
         "_clock",
         "_close_timer",
         "_group",
+        "_hold",
         "_subscription",
         "expires",
         "grant",
         "send_buffer",
         "transport",
+        "visit",
     )
 
     left_code = ABNORMAL  # of a client that ends the connection without a word
@@ -86,6 +103,9 @@ class Stream(ABC):
         self._clients = clients
         self._clock = clock
         self.grant = grant
+        #: What it counts as, for limits; None where it has none.
+        self.visit: Visit | None = None
+        self._hold: Hold | None = None
         #: When it ends; see `Deadlines`.
         self.expires: int | None = None
         self._group = clients.add(self)
@@ -118,7 +138,7 @@ class Stream(ABC):
             after: Where the client resumes; None for live events only.
         """
         try:
-            self.transport, self.send_buffer, unread = connection.detach(self)
+            self.transport, self.send_buffer, unread, self._hold = connection.detach(self)
         except Exception:
             self._subscription.cancel()
             self._forget()
@@ -160,6 +180,9 @@ class Stream(ABC):
     def _forget(self) -> None:
         self._clients.discard(self, self._group)
         self._clients.deadlines.discard(self)
+        for hold in (self._hold, self.visit):
+            if hold is not None:
+                hold.release()
 
     # ISubscriber: what differs between transports is abstract
 
@@ -183,6 +206,10 @@ class Stream(ABC):
     @abstractmethod
     def end(self, error: PlumberError | None) -> None:
         """Close, and tell the client why if the transport has a way to."""
+
+    def replayed(self, size: int) -> None:
+        if self.visit is not None:
+            self.visit.replayed(size)
 
     def caught_up(self) -> None:  # noqa: B027
         """Do nothing: a stream treats replayed and live events alike."""

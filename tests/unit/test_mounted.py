@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from twisted.application.service import MultiService
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.trial.unittest import SynchronousTestCase
@@ -229,6 +230,7 @@ class StopTests(SynchronousTestCase):
     """An application stops, and its plumber with it."""
 
     def setUp(self) -> None:
+        self.client_address = IPv4Address("TCP", "127.0.0.1", 50000)
         self.clock = MemoryReactorClock()
         self.clock.rightNow = NOW
         self.plumber = Plumber(

@@ -34,6 +34,7 @@ from asyncplumber._twisted_compat import (
     can_take_over,
     has_unsent,
     is_plain_socket,
+    is_wrapped,
     limit_accepts,
     reactor_of,
     replace_protocol,
@@ -108,6 +109,7 @@ class ConnectionTests(SynchronousTestCase):
         second = Listener()
         self.other.send(b"one")
         self.connection.doRead()
+        self.assertFalse(is_wrapped(self.connection))
         replace_protocol(self.connection, second)
         self.other.send(b"two")
         self.connection.doRead()
@@ -216,6 +218,7 @@ class TlsTests(SynchronousTestCase):
         pump.flush()
         self.say(client, pump, b"one")
         self.assertFalse(is_plain_socket(first.transport))
+        self.assertTrue(is_wrapped(first.transport))
         replace_protocol(first.transport, second)
         self.say(client, pump, b"two")
         self.assertEqual((first.data, second.data), (b"one", b"two"))
