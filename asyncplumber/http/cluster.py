@@ -23,6 +23,8 @@ class Cluster:
         history: IHistory,
         registry: IRegistry | None,
         questions: Questions,
+        *,
+        has_authentication: bool = False,
     ) -> None:
         """
         Args:
@@ -30,7 +32,9 @@ class Cluster:
             history: Where the events are.
             registry: Where the instances are.  None if this one is alone on its store.
             questions: Asks the others.
+            has_authentication: Whether there are credentials, which can be revoked.
         """
+        self._has_authentication = has_authentication
         self._own = own
         self._history = history
         self._registry = registry
@@ -66,6 +70,7 @@ class Cluster:
         return {
             "here": self._own.id,
             "shared": self._registry is not None,
+            "authentication": self._has_authentication,
             "store": problem,
             "instances": instances,
             "refusals": refusals[:KEPT],

@@ -49,7 +49,7 @@ class OperatorPages:
         Args:
             status: Returns what this instance knows about itself.
             store: Has the accounts, the instances and their hooks.
-            gate: Tells which requests it refuses.
+            gate: Tells which requests it refuses, and whether there is authentication.
             signer: Verifies what other instances ask.
             questions: Asks the other instances.
             now: Returns the seconds since 1970.
@@ -59,7 +59,13 @@ class OperatorPages:
         #: What this instance tells the others.
         self.own = InstanceStatus(status, refusals, signer, now)
         registry = store.registry if store.shared else None
-        self._cluster = Cluster(self.own, store.history, registry, questions)
+        self._cluster = Cluster(
+            self.own,
+            store.history,
+            registry,
+            questions,
+            has_authentication=gate.authority is not None,
+        )
         self._files = admin_files()
         self._documents: Mapping[str, Callable[[Query], Awaitable[object]]] = {
             "cluster": self._overview,
