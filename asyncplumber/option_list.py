@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from asyncplumber.auth.hosts import parse_hosts
 from asyncplumber.auth.origins import parse_origin
+from asyncplumber.auth.tokens import AUDIENCE
 from asyncplumber.http.bodies import MAX_LARGE_BYTES
 from asyncplumber.server.loopback import private_endpoint
 from asyncplumber.server.units import count, duration, size
@@ -112,6 +113,35 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             private_endpoint,
         ),
         Option("workers", "NUMBER", "1", "Processes that share the port.", count(1, 256), "w"),
+    ),
+    "Who may do what": (
+        Option(
+            "jwt-secret-file",
+            "FILE",
+            "",
+            "File with secrets of tokens (HS256), one a line, of 32 bytes or more.  All verify, "
+            "the first one signs.",
+        ),
+        Option(
+            "audience",
+            "TEXT",
+            AUDIENCE,
+            "Claim aud that tokens must have.",
+        ),
+        Option(
+            "publisher-key-file",
+            "FILE",
+            "",
+            "File with keys, one a line, of 16 characters or more.  Who sends one as bearer token "
+            "may publish to every account.",
+        ),
+        Option(
+            "auth",
+            "FILE",
+            "",
+            "File in TOML with issuers of tokens, keys, senders and the call-out.  "
+            "asyncplumber check-config checks it.",
+        ),
     ),
     "Where to keep events": (
         Option("store", "URI", "sqlite:asyncplumber.sqlite", f"Store: {STORES}", None, "s"),

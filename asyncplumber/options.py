@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
+from asyncplumber.auth.build import Configured, Sources
+from asyncplumber.auth.keys import parse_keys
+from asyncplumber.auth.secret_files import SecretFile, read_or_inherit
+from asyncplumber.auth.signing_keys import parse_secrets
 from asyncplumber.option_list import FLAGS, OPTIONS, PREFIX, STORES, help_text
 from asyncplumber.server.loopback import LOCAL, is_local
 from asyncplumber.stores import open_store
@@ -22,6 +27,12 @@ from asyncplumber.stores.retention import Retention
 
 CREDENTIAL = "asyncplumber.peer-secret"  # the file's name in $CREDENTIALS_DIRECTORY
 SHORTEST_SECRET = 16  # bytes
+AUTHENTICATION = ("auth", "jwt-secret-file", "publisher-key-file")  # files
+
+
+def _handed(name: str) -> str:
+    """Return the variable in which a worker finds what its parent has read from a file."""
+    return f"{PREFIX}READ_{name.upper().replace('-', '_')}"
 
 
 class Options(usage.Options):
@@ -32,6 +43,8 @@ class Options(usage.Options):
         "Background tasks POST their results to /hooks/ACCOUNT.  The server pushes them to every "
         "subscriber of /events/ACCOUNT, by WebSocket, Server-Sent Events or long-poll."
     )
+    sources: Sources
+    configured: Configured  # what is in the sources
     optFlags = [[name, None, text] for name, text in FLAGS.items()]
     optParameters = [
         [option.name, option.short, option.default, option.text] for option in OPTIONS.values()
@@ -115,6 +128,7 @@ class Options(usage.Options):
         if not self["listen"]:
             self["listen"] = f"tcp:{self['port']}:interface=127.0.0.1:backlog=4096"
         self._find_secret()
+        self._read_authentication()
         self._check_endpoint()
         self._check_peers()
         self._check_store()
@@ -131,7 +145,19 @@ class Options(usage.Options):
             **os.environ,
             **{OPTIONS[name].variable: text for name, text in self._given.items()},
             **{PREFIX + flag.upper(): str(int(self[flag])) for flag in FLAGS},
+            **self._secrets_for_workers(),
             PREFIX + "WORKERS": "1",
+        }
+
+    def _secrets_for_workers(self) -> dict[str, str]:
+        files = {
+            "jwt-secret-file": self.sources.jwt_secrets,
+            "publisher-key-file": self.sources.publisher_keys,
+        }
+        return {
+            _handed(name): b64encode(file.text).decode("ascii")
+            for name, file in files.items()
+            if file is not None
         }
 
     def limits(self) -> dict[str, Any]:
@@ -171,6 +197,37 @@ class Options(usage.Options):
                 f"--peer-secret-file: a secret has at least {SHORTEST_SECRET} bytes"
             )
 
+    def _read_authentication(self) -> None:
+        """Read all that says who may do what, and keep it in ``configured``."""
+        for name in AUTHENTICATION:
+            if self[name]:
+                # The process may change its folder, and reads the files again when they change.
+                self[name] = self._given[name] = os.path.abspath(self[name])
+        if not self["audience"]:
+            raise usage.UsageError("--audience: it is a text, and not empty")
+        try:
+            self.sources = Sources(
+                auth=self["auth"],
+                jwt_secrets=self._secrets("jwt-secret-file", parse_secrets),
+                publisher_keys=self._secrets("publisher-key-file", parse_keys),
+                audience=self["audience"],
+                every_origin="*" in self["allow-origin"],
+            )
+            self.configured = self.sources.read()
+        except ValueError as error:
+            raise usage.UsageError(str(error)) from None
+
+    def _secrets(self, name: str, check: Callable[[bytes], object]) -> SecretFile | None:
+        """Read a file with secrets, which a worker may have no right to read any more."""
+        if not self[name]:
+            return None
+        handed = self._environ.get(_handed(name))
+        inherited = b64decode(handed) if handed is not None else None
+        try:
+            return read_or_inherit(self[name], check, inherited)
+        except ValueError as error:
+            raise ValueError(f"--{name}: {error}") from None
+
     def _check_is_endpoint(self, option: str) -> None:
         from twisted.internet import reactor
 
@@ -191,11 +248,11 @@ class Options(usage.Options):
         self._check_is_endpoint("listen")
         if self["private-listen"]:
             self._check_is_endpoint("private-listen")
-        if not is_local(text) and not self["insecure"]:
+        if not (is_local(text) or self.configured.decides or self["insecure"]):
             raise usage.UsageError(
-                "--listen: nobody is authenticated yet, so only the loopback interface "
-                "(interface=127.0.0.1) and UNIX sockets are safe; --insecure listens on others "
-                "all the same"
+                "--listen: nobody is authenticated, so only the loopback interface "
+                "(interface=127.0.0.1) and UNIX sockets are safe.  --jwt-secret-file or --auth "
+                "says who may do what; --insecure listens on others all the same"
             )
 
     def _check_peers(self) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.internet.endpoints import serverFromString
 
-from asyncplumber.clocks import steady
+from asyncplumber.auth.build import build_authority
+from asyncplumber.clocks import WallClock, steady
 from asyncplumber.http.ports import Port
 from asyncplumber.option_list import PREFIX
 from asyncplumber.options import Options
@@ -70,7 +71,10 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
             body_limit=options["max-body"],
             unsent_limit=options["max-unsent"],
             origins=options["allow-origin"],
-            hosts=options["host"],
+            hosts=(*options["host"], *options.configured.config.hosts),
+            authority=build_authority(
+                options.sources, reactor, WallClock.seconds, options.configured
+            ),
             page=bool(options["page"]),
             reactor=reactor,
         )

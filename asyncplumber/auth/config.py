@@ -24,9 +24,9 @@ from asyncplumber.auth.key_table import (
     cookie_from_toml,
     key_from_toml,
 )
-from asyncplumber.auth.secret_files import LARGEST_FILE, read_secret_lines
+from asyncplumber.auth.secret_files import LARGEST_FILE, read_secret_file
 from asyncplumber.auth.senders import Sender
-from asyncplumber.auth.signing_keys import SHORTEST_SECRET, KeySet, KeySource, Secret, Secrets
+from asyncplumber.auth.signing_keys import KeySet, KeySource, Secret, Secrets, parse_secrets
 from asyncplumber.auth.table import Table
 from asyncplumber.grant import Grant
 
@@ -190,7 +190,7 @@ def _keys_of(issuer: IssuerTable) -> KeySource | None:
         return None
     try:
         if issuer.secret_file is not None:
-            return Secrets(read_secret_lines(issuer.secret_file, SHORTEST_SECRET))
+            return Secrets(parse_secrets(read_secret_file(issuer.secret_file)))
         return _key_set(issuer)
     except ValueError as error:
         key = "secret_file" if issuer.secret_file is not None else "keys_file"
@@ -208,7 +208,7 @@ def _key_set(issuer: IssuerTable) -> KeySet:
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror or error}") from None
     if keys.keys(None, Secret.alg):
-        read_secret_lines(issuer.keys_file, 1)  # which refuses a file that others can read
+        read_secret_file(issuer.keys_file)  # which refuses a file that others can read
     usable = [key for alg in issuer.key_algorithms for key in keys.keys(None, alg)]
     if not usable:
         raise ValueError(f"there is no key for {', '.join(issuer.algorithms)} in it")

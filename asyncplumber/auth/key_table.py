@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from asyncplumber.auth.keys import SHORTEST_KEY, digest
-from asyncplumber.auth.secret_files import read_secret_lines
+from asyncplumber.auth.keys import digest, parse_keys
+from asyncplumber.auth.secret_files import read_secret_file
 from asyncplumber.auth.table import Table
 from asyncplumber.grant import NO_ACCOUNTS, Accounts, Grant
 
@@ -77,12 +77,13 @@ def _digests(table: Table) -> tuple[bytes, ...]:
 
 def _of_file(table: Table, path: str) -> tuple[bytes, ...]:
     try:
-        lines = read_secret_lines(path, SHORTEST_KEY)
-        return tuple(digest(line.decode("ascii")) for line in lines)
-    except UnicodeDecodeError:
-        raise ValueError(f"{table.where}: file: {path} has a key that is not ASCII") from None
+        text = read_secret_file(path)
     except ValueError as error:
         raise ValueError(f"{table.where}: file: {error}") from None
+    try:
+        return tuple(map(digest, parse_keys(text)))
+    except ValueError as error:
+        raise ValueError(f"{table.where}: file: {path}: {error}") from None
 
 
 def _accounts(table: Table, key: str) -> Accounts:
