@@ -27,7 +27,7 @@ from asyncplumber.auth.keys import Keys
 from asyncplumber.auth.signing_keys import Secrets
 from asyncplumber.auth.verifier import Issuer, Verifier
 from asyncplumber.plumber import Plumber
-from asyncplumber.server.service import Server
+from asyncplumber.server.service import Place, Server
 
 globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)])
 secret, key = os.environ["SECRET"].encode(), os.environ["KEY"]
@@ -36,7 +36,7 @@ tokens = Verifier({}, time.time, Issuer(rules, Secrets([secret])))
 authority = Authority(Parts(tokens=tokens, keys=Keys.of_publishers([key]), cookie="plumber"))
 plumber = Plumber(authority=authority, origins=sys.argv[1:], page=True)
 endpoint = serverFromString(reactor, "tcp:0:interface=127.0.0.1")
-server = Server(plumber, [(endpoint, "a port")], reactor)
+server = Server(plumber, [Place(endpoint, "a port")], reactor)
 server.privilegedStartService()
 server.startService()
 reactor.addSystemEventTrigger("before", "shutdown", server.stopService)
