@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from functools import cache
+from hashlib import sha256
 from typing import Any, cast
 
+from asyncplumber.auth.assembly import Assembly
+from asyncplumber.auth.config import load
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from treq.testing import RequestTraversalAgent
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
-from asyncplumber.auth.authority import Authority, Parts
-from asyncplumber.auth.claims import Rules
+from asyncplumber.auth.authority import Authority
 from asyncplumber.auth.fetch import Fetcher
-from asyncplumber.auth.jose import load_jwk
-from asyncplumber.auth.jwks import FetchedKeys
-from asyncplumber.auth.signing_keys import KeySet, KeySource, Secret
-from asyncplumber.auth.verifier import Issuer, Verifier
 from asyncplumber.testing import NOW, ClientResponse, MemoryClient, MemoryServer, parse_responses
 from harness.frames import handshake_request
 
@@ -37,6 +37,7 @@ HOST = "push.example.com"
 AUDIENCE = f"https://{HOST}"
 APP, IDP = "https://app.example.com", "https://idp.example.com/realms/x"
 SECRET = b"k1: a secret that only the application knows"
+ADMIN = "plk_operator_0123456789abcdef"
 JWKS_URL = f"{IDP}/certs"
 
 Header = Mapping[str, Any]
@@ -99,7 +100,8 @@ class Issuers(Resource):
 
     def render_GET(self, request: Any) -> Any:
         self.asked.append(request)
-        url = f"https://{request.getHeader('host')}{request.uri.decode()}"
+        scheme = "http" if request.getHeader("host").startswith("127.") else "https"
+        url = f"{scheme}://{request.getHeader('host')}{request.uri.decode()}"
         found = self.published.get(url)
         if found is None:
             request.setResponseCode(404)
@@ -111,18 +113,21 @@ class AttackCase(SynchronousTestCase):
     """A server on the internet, at its own port; a subclass puts it into a site."""
 
     make_server: type[MemoryServer] = MemoryServer
+    begin = NOW  # seconds since 1970
 
     def setUp(self) -> None:
         self.log: list[LogEvent] = []
         observer = cast(ILogObserver, self.log.append)
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        self.secrets = {SECRET.decode()}
+        self.secrets = {SECRET.decode(), ADMIN}
         self.given_out: set[str] = set()  # secrets that belong into a response
         self.clients: list[MemoryClient] = []
         self.network = Issuers()
         self.network.published[JWKS_URL] = self.jwks(rsa_jwk(rsa_key("r1"), "r1"))
         self.agent = RequestTraversalAgent(self.network)
+        self.folder = self.mktemp()
+        os.mkdir(self.folder)
         self.server = self.start_server()
 
     @staticmethod
@@ -130,12 +135,24 @@ class AttackCase(SynchronousTestCase):
         """Return a set of keys as it is published."""
         return json.dumps({"keys": list(members)}).encode()
 
-    def start_server(self, **plumber: Any) -> MemoryServer:
-        """Return a server that runs, with the authority of `parts`."""
-        self.sources: list[FetchedKeys[Any]] = []
-        authority = Authority(Parts())
-        server = self.make_server(plumber={"authority": authority, "hosts": [HOST], **plumber})
-        authority.parts = self.parts(server)
+    def start_server(self, **options: Any) -> MemoryServer:
+        """
+        Return a server that runs, with the ``--auth`` file of `toml`.
+
+        Args:
+            options: Those of `MemoryServer`; ``plumber`` are more of ``Plumber``.
+        """
+        clock = options.setdefault("clock", MemoryReactorClock())
+        clock.rightNow = max(clock.rightNow, self.begin)
+        path = self.file("auth.toml", self.toml().encode())
+        fetch = Fetcher(self.agent, clock).get
+        # The end of a grant is drawn at random, and nothing else here.
+        assembly = Assembly(fetch, clock, clock.seconds, lambda: 0.5)
+        config = load(path)
+        parts = assembly.parts(config, audience="not this one")
+        authority = Authority(parts, assembly)
+        more = {"authority": authority, "hosts": config.hosts, **options.pop("plumber", {})}
+        server = self.make_server(plumber=more, **options)
         connect = server.connect
 
         def remembered() -> MemoryClient:
@@ -144,35 +161,36 @@ class AttackCase(SynchronousTestCase):
             return client
 
         server.connect = remembered  # type: ignore[method-assign]
-        for source in self.sources:
-            source.start()
-            self.addCleanup(source.stop)
         self.settle(server)
         return server
 
-    def parts(self, server: MemoryServer) -> Parts:
-        """Return the ways to authenticate: the application's tokens, and those of the IdP."""
-        return Parts(tokens=self.verifier(server))
+    def file(self, name: str, content: bytes) -> str:
+        """Return the path of a file that only we can read."""
+        path = os.path.join(self.folder, name)
+        with open(path, "wb") as file:
+            file.write(content)
+        os.chmod(path, 0o600)
+        return os.path.abspath(path)
 
-    def verifier(self, server: MemoryServer) -> Verifier:
-        """Return what verifies the tokens of both issuers."""
-        rules = Rules(audience=AUDIENCE)
-        issuers = {
-            APP: Issuer(rules, KeySet([Secret(SECRET, "k1")])),
-            IDP: Issuer(rules, self.idp_keys(server)),
-        }
-        return Verifier(issuers, server.clock.seconds)
-
-    def idp_keys(self, server: MemoryServer) -> KeySource:
-        """Return the keys that the IdP publishes."""
-        return self.fetched(server, JWKS_URL)
-
-    def fetched(self, server: MemoryServer, url: str) -> FetchedKeys[Any]:
-        """Return the keys of an issuer that are at a URL."""
-        fetcher = Fetcher(self.agent, server.clock)
-        source: FetchedKeys[Any] = FetchedKeys(url, url, fetcher.get, server.clock, load_jwk)
-        self.sources.append(source)
-        return source
+    def toml(self) -> str:
+        """Return the file: the tokens of the application and of the IdP, and a key of an admin."""
+        secret = {"kty": "oct", "kid": "k1", "alg": "HS256", "k": b64(SECRET)}
+        self.secrets.add(secret["k"])
+        self.file("app.jwks", self.jwks(secret))
+        return f"""
+            audience = "{AUDIENCE}"
+            hosts = ["{HOST}"]
+            [[issuer]]
+            iss = "{APP}"
+            keys_file = "app.jwks"
+            [[issuer]]
+            iss = "{IDP}"
+            jwks_url = "{JWKS_URL}"
+            [[key]]
+            name = "operator"
+            sha256 = "{sha256(ADMIN.encode()).hexdigest()}"
+            admin = true
+        """
 
     def settle(self, server: MemoryServer | None = None) -> None:
         """Let the server and the network come to rest."""
