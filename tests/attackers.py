@@ -16,8 +16,6 @@ from functools import cache
 from hashlib import sha256
 from typing import Any, cast
 
-from asyncplumber.auth.assembly import Assembly
-from asyncplumber.auth.config import load
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -28,7 +26,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
+from asyncplumber.auth.assembly import Assembly
 from asyncplumber.auth.authority import Authority
+from asyncplumber.auth.config import load
 from asyncplumber.auth.fetch import Fetcher
 from asyncplumber.testing import NOW, ClientResponse, MemoryClient, MemoryServer, parse_responses
 from harness.frames import handshake_request
