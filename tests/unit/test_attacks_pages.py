@@ -124,8 +124,8 @@ class PageAttacks(AttackCase):
                     for target in ("/tickets", "/revocations", "/hooks"):
                         reply = self.ask("POST", target, *lines, body=b"{}")
                         self.assertEqual(reply.status, 403, target)
-        lines = ("Sec-Fetch-Site: cross-site", self.bearer(self.token()))
-        self.assertEqual(self.post("user-42", *lines).status, 403)
+        reply = self.post("user-42", "Sec-Fetch-Site: cross-site", self.bearer(self.token()))
+        self.assertEqual(reply.status, 403)
         self.nothing_stored()
 
     def test_23_images_and_links(self) -> None:
@@ -159,8 +159,8 @@ class PageAttacks(AttackCase):
         self.assertEqual(self.server.plumber.intake.accepted, 0)
         # A bad credential is refused, although the cookie beside it is good.
         same = "Sec-Fetch-Site: same-origin"
-        lines = (self.cookie, same, "Authorization: Bearer nonsense")
-        self.assertEqual(self.statuses("user-42", *lines), [401] * 3)
+        bad = "Authorization: Bearer nonsense"
+        self.assertEqual(self.statuses("user-42", self.cookie, same, bad), [401] * 3)
         two = f"{self.cookie}; __Host-plumber={self.token(sub='other')}"
         self.assertEqual(self.statuses("user-42", two, same), [400] * 3)
 
