@@ -152,7 +152,12 @@ class Clients:
             raise NotEncrypted
 
     def check_failed(self, request: Request, error: PlumberError) -> None:
-        """Count a bad credential, if ``error`` says that it was one."""
+        """
+        Count a bad credential, if ``error`` says that it was one.
+
+        A bad signature of a sender does not count.  Everybody can let GitHub send one, from the
+        addresses from which the good ones come.
+        """
         if isinstance(error, InvalidToken) and error.reason not in _HARMLESS:
             self.limits.failed(request.client.key)
 

@@ -302,6 +302,12 @@ class GitHubAttacks(SenderCase):
         ):
             lines = [("X-Hub-Signature-256", value), event]
             self.assertEqual(self.send_signed("ci", lines, body).status, 401, value)
+        # Everybody can let GitHub send bad ones, from the addresses from which the good ones come.
+        behind_proxy = self.server.client_address
+        self.server.client_address = IPv4Address("TCP", "203.0.113.5", 50000)
+        for _ in range(30):
+            lines = [("X-Hub-Signature-256", f"sha256={'0' * 64}"), event]
+            self.assertEqual(self.send_signed("ci", lines, body).status, 401)
         self.nothing_stored()
         first = self.send_signed("ci", [signed, event, ("X-GitHub-Delivery", "one")], body)
         self.assertEqual((first.status, json_of(first)["duplicate"]), (202, False))
@@ -321,6 +327,7 @@ class GitHubAttacks(SenderCase):
             self.assertEqual((again.status, json_of(again)["duplicate"]), (202, True), lines)
         self.assertEqual(self.send_signed("pay", [signed, event], body).status, 403)
         # The secret itself is no bearer token, and a sender reads nothing.
+        self.server.client_address = behind_proxy
         self.assertEqual(self.post("ci", self.bearer(signing.GITHUB_SECRET[:4])).status, 401)
         reply = self.ask("GET", "/events/ci?wait=0", f"X-Hub-Signature-256: {signed[1]}")
         self.assertEqual(reply.status, 401)
