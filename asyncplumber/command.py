@@ -21,6 +21,7 @@ from twisted.python import usage
 # when its subcommand is used: a command that mints a token does not load a server.
 SUBCOMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("serve", "Run the server.  Its options are those of twistd asyncplumber."),
+    "token": ("token", "Print a token for --jwt-secret-file, for the shell and for tests."),
 }
 
 
