@@ -19,7 +19,7 @@ PREFIX = "ASYNCPLUMBER_"
 STORES = "sqlite:PATH, memory: or mongodb://…"
 #: The options that take no value, with their sentences in the help.
 FLAGS = {
-    "insecure": "Listen beyond the loopback interface, although nobody is authenticated yet.",
+    "insecure": "Listen beyond the loopback interface although nobody is authenticated.",
     "page": "Serve the page at /, with a field for a token, also where clients are authenticated.",
 }
 _MOST_BYTES = 2**40
@@ -114,7 +114,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         ),
         Option("workers", "NUMBER", "1", "Processes that share the port.", count(1, 256), "w"),
     ),
-    "Who may do what": (
+    "Authentication": (
         Option(
             "jwt-secret-file",
             "FILE",

@@ -25,7 +25,12 @@ from asyncplumber.server.loopback import LOCAL, is_local
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 
-CREDENTIAL = "asyncplumber.peer-secret"  # the file's name in $CREDENTIALS_DIRECTORY
+# The names of the files in $CREDENTIALS_DIRECTORY, each by the option that it stands for.
+CREDENTIALS = {
+    "peer-secret-file": "asyncplumber.peer-secret",
+    "jwt-secret-file": "asyncplumber.jwt-secret",
+    "publisher-key-file": "asyncplumber.publisher-key",
+}
 SHORTEST_SECRET = 16  # bytes
 AUTHENTICATION = ("auth", "jwt-secret-file", "publisher-key-file")  # files
 
@@ -177,9 +182,7 @@ class Options(usage.Options):
             raise usage.UsageError(
                 f"--peer-secret-file: {PREFIX}PEER_SECRET has a secret as well; give one of them"
             )
-        handed = os.path.join(self._environ.get("CREDENTIALS_DIRECTORY", ""), CREDENTIAL)
-        has_credential = os.path.isabs(handed) and os.path.exists(handed)
-        path = self["peer-secret-file"] or (handed if has_credential else "")
+        path = self["peer-secret-file"] or self._credential("peer-secret-file")
         if path and not self["peer-secret"]:
             try:
                 with open(path, encoding="utf-8") as file:
@@ -197,9 +200,17 @@ class Options(usage.Options):
                 f"--peer-secret-file: a secret has at least {SHORTEST_SECRET} bytes"
             )
 
+    def _credential(self, option: str) -> str:
+        """Return the file that systemd's ``LoadCredential=`` gives for an option, or nothing."""
+        folder = self._environ.get("CREDENTIALS_DIRECTORY", "")
+        path = os.path.join(folder, CREDENTIALS[option])
+        return path if os.path.isabs(path) and os.path.exists(path) else ""
+
     def _read_authentication(self) -> None:
         """Read all that says who may do what, and keep it in ``configured``."""
         for name in AUTHENTICATION:
+            if not self[name] and name in CREDENTIALS:
+                self[name] = self._given[name] = self._credential(name)
             if self[name]:
                 # The process may change its folder, and reads the files again when they change.
                 self[name] = self._given[name] = os.path.abspath(self[name])

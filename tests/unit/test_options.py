@@ -11,7 +11,7 @@ from twisted.python.usage import UsageError
 from twisted.trial.unittest import TestCase
 
 from asyncplumber.option_list import GROUPS, OPTIONS
-from asyncplumber.options import CREDENTIAL, Options
+from asyncplumber.options import CREDENTIALS, Options
 
 
 def parsed(*words: str, **environ: str) -> Options:
@@ -167,7 +167,7 @@ class OptionsTests(TestCase):
         """
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
-        (folder / CREDENTIAL).write_text("a secret that was handed over\n")
+        (folder / CREDENTIALS["peer-secret-file"]).write_text("a secret that was handed over\n")
         (folder / "other").write_text("a secret in a file of its own\n")
         handed = Options({"CREDENTIALS_DIRECTORY": str(folder)})
         handed.parseOptions([])
