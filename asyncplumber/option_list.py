@@ -12,6 +12,8 @@ from asyncplumber.auth.hosts import parse_hosts
 from asyncplumber.auth.origins import parse_origin
 from asyncplumber.auth.tokens import AUDIENCE
 from asyncplumber.http.bodies import MAX_LARGE_BYTES
+from asyncplumber.http.client_address import TRUSTED, parse_trusted_proxies
+from asyncplumber.relays.peer_networks import parse_peer_networks
 from asyncplumber.server.loopback import private_endpoint
 from asyncplumber.server.units import count, duration, size
 
@@ -40,6 +42,10 @@ def _url(text: str) -> str:
 def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(text.replace(",", " ").split())
     return tuple(origin if origin == "*" else parse_origin(origin) for origin in origins)
+
+
+def _optional_count(text: str) -> int | None:
+    return int(count(1, 10**9)(text)) if text else None
 
 
 @dataclass(frozen=True)
@@ -210,6 +216,14 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             "How long an account stays registered after its last subscriber left.",
             duration(0, 3600),
         ),
+        Option(
+            "peer-networks",
+            "NETWORKS",
+            "",
+            "Networks in which the other instances are: nothing is sent to any other.  Default: "
+            "all but link-local ones, which have the services of clouds.",
+            parse_peer_networks,
+        ),
     ),
     "Limits": (
         Option("max-body", "SIZE", "1MiB", "Longest body of a POST.", size(1, _MOST_BYTES)),
@@ -245,7 +259,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             "request-timeout",
             "DURATION",
             "30s",
-            "Time in which a request must arrive.",
+            "Time in which a body must arrive, or a response be taken.",
             duration(0.1, 3600),
         ),
         Option(
@@ -254,6 +268,35 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             "75s",
             "How long a connection without a request stays open.",
             duration(1, 3600),
+        ),
+        Option(
+            "head-timeout",
+            "DURATION",
+            "10s",
+            "Time in which the request line and the headers must arrive.",
+            duration(0.1, 3600),
+        ),
+        Option(
+            "min-body-rate",
+            "SIZE",
+            "500B",
+            "Bytes per second of a body, on average, after its first 5 seconds.  0 is any.",
+            size(0, _MOST_BYTES),
+        ),
+        Option(
+            "max-connections",
+            "NUMBER",
+            "",
+            "Connections of one process.  Default: its limit of open files, less 256.",
+            _optional_count,
+        ),
+        Option(
+            "trusted-proxies",
+            "NETWORKS",
+            TRUSTED,
+            "Proxies that may tell the address of a client by X-Forwarded-For: networks such as "
+            "10.0.0.0/8, loopback, unix, or none.",
+            parse_trusted_proxies,
         ),
     ),
 }

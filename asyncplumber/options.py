@@ -12,15 +12,18 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
 
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
 from asyncplumber.auth.build import Configured, Sources
 from asyncplumber.auth.keys import parse_keys
+from asyncplumber.auth.networks import Networks, parse_address
 from asyncplumber.auth.secret_files import SecretFile, read_or_inherit
 from asyncplumber.auth.signing_keys import parse_secrets
 from asyncplumber.option_list import FLAGS, OPTIONS, PREFIX, STORES, help_text
+from asyncplumber.server.descriptors import most_connections
 from asyncplumber.server.loopback import LOCAL, is_local
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
@@ -136,6 +139,7 @@ class Options(usage.Options):
         self._read_authentication()
         self._check_endpoint()
         self._check_peers()
+        self._check_peer_networks()
         self._check_store()
 
     # What makeService asks
@@ -171,7 +175,10 @@ class Options(usage.Options):
             "head_limit": self["max-headers"],
             "bodies_limit": self["max-waiting"],
             "request_timeout": self["request-timeout"],
+            "head_timeout": self["head-timeout"],
             "idle_timeout": self["idle-timeout"],
+            "min_body_rate": self["min-body-rate"],
+            "max_connections": self["max-connections"] or most_connections(),
         }
 
     # Checks
@@ -279,6 +286,19 @@ class Options(usage.Options):
             raise usage.UsageError(
                 "--peer-host: instances on several machines need a --peer-secret-file"
             )
+
+    def _check_peer_networks(self) -> None:
+        """An instance whose own address is in no network of its peers would not be told either."""
+        if not self._given["peer-networks"]:
+            return
+        named = urlsplit(self["advertise-url"]).hostname or ""
+        for option, host in (("advertise-url", named), ("peer-host", self["peer-host"])):
+            address = parse_address(host)
+            is_used = option == "advertise-url" or self["workers"] > 1
+            if is_used and address is not None and address not in Networks(self["peer-networks"]):
+                raise usage.UsageError(
+                    f"--peer-networks: {host}, of --{option}, is in none of them"
+                )
 
     def _check_store(self) -> None:
         """Find out what cannot work, without opening anything."""

@@ -14,7 +14,7 @@ The server that ``twistd asyncplumber`` starts is built on the same class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, cast
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import IResource
 
 from asyncplumber.auth.hosts import Hosts
+from asyncplumber.auth.networks import Network
 from asyncplumber.auth.origins import Origins
 from asyncplumber.auth.signatures import PeerSigner
 from asyncplumber.clocks import TimeSource, WallClock
@@ -45,6 +46,7 @@ from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.request_log import RequestLog
 from asyncplumber.interfaces import LEASE, IAuthority, ICarrier, IStore
 from asyncplumber.relays.http import HttpCarrier
+from asyncplumber.relays.peer_networks import restricted
 from asyncplumber.relays.routing import Relay
 from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, message
 from asyncplumber.stores import open_store
@@ -95,6 +97,8 @@ class Plumber(Service):
         log_requests: Whether the log gets a line for each request, and not only for each kind of
             those that are refused.
         client_policy: Whom to believe about addresses, and what each client may do at most.
+        peer_networks: Where other instances may be; nothing else is sent to.  None are all
+            networks but link-local ones.
         carrier: Makes, for the id of this instance, what carries events to the other instances.
             None is HTTP.
         reactor: The reactor to run on; None is the global one.
@@ -103,6 +107,9 @@ class Plumber(Service):
     Raises:
         ValueError: The URI names no store, the secret is too short, or a host or origin is none.
     """
+
+    #: Its number among the workers of one server, from 1; None if it is the only one.
+    worker: int | None = None
 
     def __init__(
         self,
@@ -123,27 +130,27 @@ class Plumber(Service):
         page: bool = False,
         log_requests: bool = False,
         client_policy: ClientPolicy = DEFAULT_POLICY,
+        peer_networks: Sequence[Network] = (),
         carrier: Callable[[str], ICarrier] | None = None,
         reactor: IReactorTime | None = None,
         wall: TimeSource = WallClock,
     ) -> None:
         """Make the instance; it does nothing before it is started."""
         self._reactor = reactor = reactor or _global_reactor()
+        self._peers = restricted(reactor, peer_networks)
         self._wall, self._body_limit = wall, body_limit
-        #: Its number among the workers of one server, from 1; None if it is the only one.
-        self.worker: int | None = None
         self._life = Lifecycle(self._open, self._serve, self._drain, self._close)
         if isinstance(store, str):
             store = open_store(store, retention or Retention(), reactor, wall, lease=lease)
         self.store = store
         signer = PeerSigner(secret, store)
         requests = RequestLog(reactor.seconds, every=log_requests)
-        allowed = Origins(origins, reactor.seconds)
         clients = client_policy.apply(reactor.seconds, authority)
-        self.gate = Gate(Hosts(hosts), allowed, body_limit, authority, requests, clients)
+        pages = Origins(origins, reactor.seconds)
+        self.gate = Gate(Hosts(hosts), pages, body_limit, authority, requests, clients)
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
-        by_http = HttpCarrier.over_treq(reactor, instance.id, wall.seconds, signer)
+        by_http = HttpCarrier.over_treq(self._peers, instance.id, wall.seconds, signer)
         relaying = by_http if carrier is None else carrier(instance.id)
         self._build_core(relaying, linger, subscriber_limit)
         #: What it serves by HTTP.
@@ -169,7 +176,9 @@ class Plumber(Service):
         self._consumers = Consumers(self.hub, clock)
         #: What this instance counts and measures.
         self.figures = instance_figures(self.hub, self.intake, self.relay, self._wall.seconds)
-        self.figures.add(self.gate.requests.refusals, *getattr(store, "figures", ()))
+        self.figures.add(
+            self.gate.requests.refusals, self.gate.clients.figure, *getattr(store, "figures", ())
+        )
 
     def _core(self) -> Core:
         return Core(
@@ -182,6 +191,7 @@ class Plumber(Service):
             self.status,
             self._reactor,
             self._wall.seconds,
+            self._peers,
         )
 
     @property

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from twisted.application.service import IService
+from twisted.application.service import IService, MultiService
 from twisted.internet.endpoints import serverFromString
 
 from asyncplumber.auth.build import build_authority
 from asyncplumber.clocks import WallClock, steady
+from asyncplumber.http.clients import ClientPolicy
 from asyncplumber.http.ports import Port
 from asyncplumber.option_list import PREFIX
 from asyncplumber.options import Options
 from asyncplumber.plumber import Plumber
 from asyncplumber.server import signals
+from asyncplumber.server.insecure import InsecureWarning
 from asyncplumber.server.service import Place, Server
 from asyncplumber.server.worker import make_worker
 from asyncplumber.server.workers import Supervisor
@@ -42,6 +44,16 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if place:
         peers = (options["peer-host"], options["peer-port"])
         return make_worker(place, _plumber(options, reactor), peers, reactor, **options.limits())
+    server = _serve(options, reactor)
+    if not options["insecure"]:
+        return server
+    services = MultiService()
+    for service in (InsecureWarning(reactor), server):
+        service.setServiceParent(services)
+    return services
+
+
+def _serve(options: Options, reactor: Any) -> IService:
     name = options["listen"]
     endpoint = serverFromString(reactor, name)
     private = _private(options, reactor)
@@ -59,6 +71,7 @@ def _private(options: Options, reactor: Any) -> Place | None:
 
 
 def _plumber(options: Options, reactor: Any) -> Plumber:
+    insecure = bool(options["insecure"])
     try:
         return Plumber(
             options["store"],
@@ -76,6 +89,10 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
                 options.sources, reactor, WallClock.seconds, options.configured
             ),
             page=bool(options["page"]),
+            client_policy=ClientPolicy(
+                options.configured.config.limits, options["trusted-proxies"], insecure
+            ),
+            peer_networks=options["peer-networks"],
             reactor=reactor,
         )
     except ValueError as error:

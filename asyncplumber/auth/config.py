@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from asyncplumber.auth import callout_table, issuer_table, sender_table
+from asyncplumber.auth import callout_table, issuer_table, limit_settings, sender_table
 from asyncplumber.auth.callout_table import CallOutTable
 from asyncplumber.auth.hosts import parse_hosts
 from asyncplumber.auth.issuer_table import IssuerTable
@@ -24,6 +24,7 @@ from asyncplumber.auth.key_table import (
     cookie_from_toml,
     key_from_toml,
 )
+from asyncplumber.auth.limit_settings import LimitSettings
 from asyncplumber.auth.secret_files import LARGEST_FILE, read_secret_file
 from asyncplumber.auth.senders import Sender
 from asyncplumber.auth.signing_keys import KeySet, KeySource, Secret, Secrets, parse_secrets
@@ -48,6 +49,7 @@ class Config:
         anonymous: What a request without credential may do; None: nothing.
         cookie: The name of the cookie that may have a token; None: there is none.
         callout: How the application is asked; None: it is not.
+        limits: What each client may do at most; None for the defaults.
         files: All files that were read.
     """
 
@@ -60,6 +62,7 @@ class Config:
     anonymous: Grant | None = None
     cookie: str | None = None
     callout: CallOutTable | None = None
+    limits: LimitSettings | None = None
     files: tuple[str, ...] = ()
 
     @property
@@ -112,6 +115,7 @@ def _parse(text: bytes, path: str) -> Config:
     callout = table.table("callout")
     anonymous = table.table("anonymous")
     cookie = table.table("cookie")
+    limits = table.table("limits")
     issuers = _each(table, "issuer", issuer_table.from_toml, lambda issuer: issuer.iss)
     config = Config(
         audience=table.optional_text("audience"),
@@ -123,6 +127,7 @@ def _parse(text: bytes, path: str) -> Config:
         anonymous=anonymous_from_toml(anonymous) if anonymous is not None else None,
         cookie=cookie_from_toml(cookie) if cookie is not None else None,
         callout=callout_table.from_toml(callout) if callout is not None else None,
+        limits=limit_settings.from_toml(limits) if limits is not None else None,
         files=(path, *_files(value)),
     )
     table.close()

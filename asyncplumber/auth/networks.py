@@ -62,16 +62,24 @@ def parse_networks(text: str, words: Mapping[str, Iterable[Network]]) -> tuple[N
     return tuple(found)
 
 
+def _pairs(networks: Iterable[Network]) -> dict[int, list[tuple[int, int]]]:
+    """Return mask and base of each network, by version."""
+    pairs: dict[int, list[tuple[int, int]]] = {4: [], 6: []}
+    for network in networks:
+        pairs[network.version].append((int(network.netmask), int(network.network_address)))
+    return pairs
+
+
 class Networks:
     """A set of addresses."""
 
-    def __init__(self, networks: Iterable[Network] = ()) -> None:
-        # Each version has its own list: an address of the other one is in no network of this one.
-        self._networks: dict[int, list[tuple[int, int]]] = {4: [], 6: []}
-        for network in networks:
-            pair = int(network.netmask), int(network.network_address)
-            self._networks[network.version].append(pair)
+    def __init__(self, networks: Iterable[Network], excluded: Iterable[Network] = ()) -> None:
+        """``networks`` have the addresses, but for those that are ``excluded``."""
+        self._networks = _pairs(networks)
+        self._excluded = _pairs(excluded)
 
     def __contains__(self, address: Address) -> bool:
-        number = int(address)
-        return any(number & mask == base for mask, base in self._networks[address.version])
+        number, version = int(address), address.version
+        return any(number & mask == base for mask, base in self._networks[version]) and not any(
+            number & mask == base for mask, base in self._excluded[version]
+        )

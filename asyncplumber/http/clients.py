@@ -11,6 +11,7 @@ from asyncplumber.auth.client_limits import ClientLimits, Hold, subject_key
 from asyncplumber.auth.limit_settings import NO_LIMITS, LimitSettings
 from asyncplumber.clocks import SteadyClock
 from asyncplumber.errors import InvalidToken, NotAllowed, PlumberError
+from asyncplumber.figures import Gauge
 from asyncplumber.grant import Grant
 from asyncplumber.http.client_address import NOWHERE, ClientAddresses, Peer, TrustedProxies
 from asyncplumber.http.request import Request
@@ -91,6 +92,10 @@ class Clients:
         self.limits = limits or ClientLimits(NO_LIMITS, SteadyClock.seconds)
         self._addresses = ClientAddresses(trusted)
         self._insecure = insecure
+        #: Tells about `--insecure`.
+        self.figure = Gauge(
+            "insecure", "1 with --insecure, else 0.", lambda: float(insecure), merge="max"
+        )
 
     # Connections
 

@@ -47,6 +47,7 @@ class Core(NamedTuple):
         status: Returns all that this instance knows about itself.
         clock: The reactor's clock.
         now: Returns the time in seconds since 1970.
+        peers: A reactor that reaches the other instances, and nothing else.
     """
 
     store: IStore
@@ -58,6 +59,7 @@ class Core(NamedTuple):
     status: Callable[[], Status]
     clock: IReactorTime
     now: Callable[[], float]
+    peers: IReactorTime
 
 
 class Front:
@@ -115,7 +117,7 @@ class Front:
                 core.store, gate.authority, gate, self.clients, self.subscribers, clock, now
             )
             core.figures.add(*self.credentials.figures())
-        questions = Questions.over_treq(clock, now, signer)
+        questions = Questions.over_treq(core.peers, now, signer)
         self._routes = Routes(
             self.webhook,
             _status_pages(core, questions, self.credentials),

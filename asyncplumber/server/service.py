@@ -131,7 +131,8 @@ class Server(MultiService):
         )
         self._ports: list[IListeningPort | None] = []
         plumber.figures.add(
-            Gauge("connections", "Open connections of clients.", lambda: self.connected)
+            self._listener.refused_connections,
+            Gauge("connections", "Open connections of clients.", lambda: self.connected),
         )
 
     @property
