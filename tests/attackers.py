@@ -20,15 +20,14 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from treq.testing import RequestTraversalAgent
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
-from asyncplumber.auth.assembly import Assembly
-from asyncplumber.auth.authority import Authority
-from asyncplumber.auth.config import load
+from asyncplumber.auth.build import LiveConfiguration, Sources
 from asyncplumber.auth.fetch import Fetcher
 from asyncplumber.testing import NOW, ClientResponse, MemoryClient, MemoryServer, parse_responses
 from harness.frames import handshake_request
@@ -109,6 +108,17 @@ class Issuers(Resource):
         return found(request) if callable(found) else found
 
 
+class Network:
+    """Fetches from `Issuers`, in place of the real network."""
+
+    def __init__(self, agent: Any, clock: Any) -> None:
+        self.get = Fetcher(agent, clock).get
+
+    def close(self) -> Deferred[None]:
+        """Do nothing: no connection is open."""
+        return succeed(None)
+
+
 class AttackCase(SynchronousTestCase):
     """A server on the internet, at its own port; a subclass puts it into a site."""
 
@@ -144,14 +154,16 @@ class AttackCase(SynchronousTestCase):
         """
         clock = options.setdefault("clock", MemoryReactorClock())
         clock.rightNow = max(clock.rightNow, self.begin)
-        path = self.file("auth.toml", self.toml().encode())
-        fetch = Fetcher(self.agent, clock).get
-        # The end of a grant is drawn at random, and nothing else here.
-        assembly = Assembly(fetch, clock, clock.seconds, lambda: 0.5)
-        config = load(path)
-        parts = assembly.parts(config, audience="not this one")
-        authority = Authority(parts, assembly)
-        more = {"authority": authority, "hosts": config.hosts, **options.pop("plumber", {})}
+        sources = Sources(auth=self.file("auth.toml", self.toml().encode()))
+        configured = sources.read()
+        self.live = LiveConfiguration(
+            sources, configured, Network(self.agent, clock), clock, clock.seconds
+        )
+        more = {
+            "authority": self.live.authority,
+            "hosts": configured.config.hosts,
+            **options.pop("plumber", {}),
+        }
         server = self.make_server(plumber=more, **options)
         connect = server.connect
 

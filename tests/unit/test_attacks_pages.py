@@ -333,6 +333,25 @@ class GitHubAttacks(SenderCase):
         self.assertEqual(reply.status, 401)
         self.assertEqual(self.ask("GET", "/metrics", self.bearer(ADMIN)).status, 200)
 
+    def test_24_a_secret_that_is_changed(self) -> None:
+        """The old one counts as long as it is in the file, and no longer."""
+        new = "the new secret of GitHub"
+        self.secret(new)
+
+        def status(secret: str) -> int:
+            body = f"{secret} {self.now}".encode()[-9:]
+            return self.send_signed("ci", signing.github(secret, body), body).status
+
+        for lines, expected in (
+            ([new, signing.GITHUB_SECRET], [202, 202]),
+            ([new], [401, 202]),
+            (["too short"], [401, 202]),  # the server keeps what it has, and logs an error
+        ):
+            self.file("github", "\n".join(lines).encode())
+            self.advance(11)
+            found = [status(secret) for secret in (signing.GITHUB_SECRET, new)]
+            self.assertEqual(found, expected, lines)
+
 
 class MountedGitHubAttacks(GitHubAttacks):
     """The same in a site of another application."""
