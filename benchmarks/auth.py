@@ -103,12 +103,11 @@ def _server(is_open: bool) -> MemoryServer:
 
 
 def _requests(head: str, credentials: list[str], body: str = "") -> list[bytes]:
-    return [
-        f"{head}{f'Authorization: Bearer {text}' + chr(13) + chr(10) if text else ''}\r\n{body}".encode(
-            "ascii"
-        )
-        for text in credentials
-    ]
+    found = []
+    for text in credentials:
+        line = f"Authorization: Bearer {text}\r\n" if text else ""
+        found.append(f"{head}{line}\r\n{body}".encode("ascii"))
+    return found
 
 
 def posting(credentials: list[str], number: int, forget: bool = False) -> float:

@@ -16,7 +16,7 @@ from xml.dom.minidom import parseString
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from benchmarks import plot, report
+from benchmarks import auth, plot, report
 from benchmarks.generator import Load, NoCompiler, build, compiler
 from benchmarks.run import main
 from benchmarks.scenarios import SCENARIOS, merged
@@ -208,6 +208,20 @@ class RunTests(SynchronousTestCase):
         folder = self.mktemp()
         Path(folder).mkdir(parents=True)
         return folder
+
+
+class AuthenticationTests(SynchronousTestCase):
+    """`benchmarks.auth`, with few repetitions."""
+
+    def test_it_measures_each_algorithm(self) -> None:
+        """New and known, alone, in a POST and in a handshake."""
+        out = io.StringIO()
+        with redirect_stdout(out):
+            self.assertEqual(auth.main(2), 0)
+        lines = out.getvalue().splitlines()
+        self.assertEqual(len(lines), 1 + 3 * 4 + 3)
+        for line in lines[1:]:
+            self.assertRegex(line, r"[0-9]\.[0-9]$")
 
 
 class ReportTests(SynchronousTestCase):
