@@ -16,10 +16,10 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from asyncplumber.errors import PlumberError
+from asyncplumber.errors import PlumberError, Unavailable
 
 
 class Waiters:
@@ -125,7 +125,10 @@ class SingleFlight:
         self._is_running = False
 
     def _log_failure(self, error: Exception) -> None:
-        if isinstance(error, PlumberError):
+        if isinstance(error, Unavailable):
+            # Whoever is not available has a line of its own, one for all that fail meanwhile.
+            self._log.debug("{what} failed: {error}", what=self._what, error=error.message)
+        elif isinstance(error, PlumberError):
             self._log.warn("{what} failed: {error}", what=self._what, error=error.message)
         else:
             self._log.failure("{what} failed", what=self._what)
@@ -193,7 +196,9 @@ class PeriodicTask:
             if running is not None:
                 await running
         except PlumberError as error:
-            self._log.warn(
+            # See `SingleFlight`.
+            self._log.emit(
+                LogLevel.debug if isinstance(error, Unavailable) else LogLevel.warn,
                 "{error}; the next try is in {interval} s",
                 error=error.message,
                 interval=self._interval,

@@ -14,6 +14,7 @@ from asyncplumber.auth.tokens import AUDIENCE
 from asyncplumber.http.bodies import MAX_LARGE_BYTES
 from asyncplumber.http.client_address import TRUSTED, parse_trusted_proxies
 from asyncplumber.relays.peer_networks import parse_peer_networks
+from asyncplumber.server.logs import format_of, level_of
 from asyncplumber.server.loopback import private_endpoint
 from asyncplumber.server.units import count, duration, size
 
@@ -22,11 +23,19 @@ STORES = "sqlite:PATH, memory: or mongodb://…"
 #: The options that take no value, with their sentences in the help.
 FLAGS = {
     "insecure": "Listen beyond the loopback interface although nobody is authenticated.",
+    "log-requests": "Log each request: method, path without query, status, size, time, address.",
     "page": "Serve the page at /, with a field for a token, also where clients are authenticated.",
 }
+# After which option, in the groups below, the help shows them.
+_FLAGS_AFTER = {"workers": ("insecure", "page"), "log-level": ("log-requests",)}
 _MOST_BYTES = 2**40
 _DAY = 86400
 _WIDTH = 80  # columns of the help
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of an option."""
+    return PREFIX + name.upper().replace("-", "_")
 
 
 def _url(text: str) -> str:
@@ -37,6 +46,11 @@ def _url(text: str) -> str:
         raise ValueError(f"{text!r} is not an http:// or https:// URL")
     parse_hosts(parts.hostname or "")
     return text
+
+
+def _or_empty(convert: Callable[[str], str]) -> Callable[[str], str]:
+    """Return a function that converts a text, and leaves an empty one as it is."""
+    return lambda text: convert(text) if text else ""
 
 
 def _origins(text: str) -> tuple[str, ...]:
@@ -72,7 +86,7 @@ class Option:
     @property
     def variable(self) -> str:
         """The environment variable that gives its default."""
-        return PREFIX + self.name.upper().replace("-", "_")
+        return variable_of(self.name)
 
 
 GROUPS: Mapping[str, Sequence[Option]] = {
@@ -299,6 +313,22 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             parse_trusted_proxies,
         ),
     ),
+    "Log": (
+        Option(
+            "log-format",
+            "FORMAT",
+            "",
+            "text, or json for one JSON object a line.  Default: text.",
+            _or_empty(format_of),
+        ),
+        Option(
+            "log-level",
+            "LEVEL",
+            "",
+            "debug, info, warn or error: nothing less is logged.  Default: info.",
+            _or_empty(level_of),
+        ),
+    ),
 }
 OPTIONS: Mapping[str, Option] = {
     option.name: option for options in GROUPS.values() for option in options
@@ -312,9 +342,8 @@ def help_text(description: str) -> str:
         lines.append(f"{title}:")
         for option in options:
             lines += _help(option)
-        if option.name == "workers":
-            for name, text in FLAGS.items():
-                lines += _entry(f"    --{name}", text)
+            for name in _FLAGS_AFTER.get(option.name, ()):
+                lines += _entry(f"    --{name}", FLAGS[name])
         lines.append("")
     lines += [
         textwrap.fill(

@@ -22,7 +22,14 @@ from asyncplumber.auth.keys import parse_keys
 from asyncplumber.auth.networks import Networks, parse_address
 from asyncplumber.auth.secret_files import SecretFile, read_or_inherit
 from asyncplumber.auth.signing_keys import parse_secrets
-from asyncplumber.option_list import FLAGS, OPTIONS, PREFIX, STORES, help_text
+from asyncplumber.option_list import (
+    FLAGS,
+    OPTIONS,
+    PREFIX,
+    STORES,
+    help_text,
+    variable_of,
+)
 from asyncplumber.server.descriptors import most_connections
 from asyncplumber.server.loopback import LOCAL, is_local
 from asyncplumber.stores import open_store
@@ -65,7 +72,7 @@ class Options(usage.Options):
         for option in OPTIONS.values():
             self[option.name] = environ.get(option.variable, option.default)
         for flag in FLAGS:
-            given = environ.get(PREFIX + flag.upper(), "")
+            given = environ.get(variable_of(flag), "")
             self[flag] = int(given not in ("", "0", "no", "false"))
 
     # What twistd asks
@@ -153,7 +160,7 @@ class Options(usage.Options):
         return {
             **os.environ,
             **{OPTIONS[name].variable: text for name, text in self._given.items()},
-            **{PREFIX + flag.upper(): str(int(self[flag])) for flag in FLAGS},
+            **{variable_of(flag): str(int(self[flag])) for flag in FLAGS},
             **self._secrets_for_workers(),
             PREFIX + "WORKERS": "1",
         }

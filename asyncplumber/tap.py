@@ -17,6 +17,7 @@ from asyncplumber.options import Options
 from asyncplumber.plumber import Plumber
 from asyncplumber.server import signals
 from asyncplumber.server.insecure import InsecureWarning
+from asyncplumber.server.logs import LoggedService, configure_twist, observer_for_twistd
 from asyncplumber.server.service import Place, Server
 from asyncplumber.server.worker import make_worker
 from asyncplumber.server.workers import Supervisor
@@ -29,6 +30,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     """
     Make the service that twistd starts: one server, one worker, or the parent of several workers.
 
+    It also decides how the process logs.
+
     Args:
         options: The parsed options.
         reactor: The reactor to run on.  None is the global one.
@@ -39,6 +42,17 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if reactor is None:
         from twisted.internet import reactor
     steady(reactor)
+    observer = None
+    parent = getattr(options, "parent", None)
+    log_format, level = options["log-format"], options["log-level"]
+    if parent is not None and "fileLogObserverFactory" in parent:
+        configure_twist(parent, log_format, level)
+    elif parent is not None:
+        observer = observer_for_twistd(parent, log_format, level, reactor)
+    return LoggedService(_service(options, reactor), observer)
+
+
+def _service(options: Options, reactor: Any) -> IService:
     signals.handle(reactor)
     place = os.environ.get(PREFIX + "WORKER", "")
     if place:
@@ -93,6 +107,7 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
                 options.configured.config.limits, options["trusted-proxies"], insecure
             ),
             peer_networks=options["peer-networks"],
+            log_requests=bool(options["log-requests"]),
             reactor=reactor,
         )
     except ValueError as error:

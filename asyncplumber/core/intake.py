@@ -14,7 +14,7 @@ from itertools import islice
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from asyncplumber.concurrency import Waiters
@@ -280,7 +280,8 @@ class Intake:
     def _not_relayed(self, failure: Failure) -> dict[str, Reached]:
         # What is kept is accepted.  The others find it when they compare their positions.
         error = to_client_error(failure, self._log, "telling the other instances failed")
-        self._log.warn("the other instances were not told: {error}", error=error.message)
+        level = LogLevel.debug if isinstance(error, Unavailable) else LogLevel.warn  # as elsewhere
+        self._log.emit(level, "the other instances were not told: {error}", error=error.message)
         return {}
 
     # From the store to the publishers

@@ -264,7 +264,8 @@ class Leases:
     def _sync_failed(self, failure: Failure) -> None:
         """Fail the waiters.  Everything else that is dirty is tried at the next renewal."""
         error = to_client_error(failure, self._log, "synchronising the registry failed")
-        self._log.warn("the registry cannot be told of hooks: {error}", error=error.message)
+        if not isinstance(error, Unavailable):  # the store has a line of its own about that
+            self._log.warn("the registry cannot be told of hooks: {error}", error=error.message)
         self._sync_wanted = False
         self._fail_waiters(error)
 

@@ -21,10 +21,11 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.protocol import Factory, ProcessProtocol
-from twisted.logger import Logger
+from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
 from asyncplumber.server.accept import ConnectionCounts
+from asyncplumber.server.logs import told_by_worker
 from asyncplumber.server.service import Place, listen, own_url, tell_private
 from asyncplumber.server.shared_figures import SharedFigures
 from asyncplumber.server.worker import COUNTS, FIGURES, LISTENING, PRIVATE, READY
@@ -34,6 +35,12 @@ STABLE = 5.0  # seconds of life after which a worker that dies is restarted at o
 # Seconds until a worker that keeps dying is restarted: 0.5, 1, 2, 4 … and 30 at most.
 restart_delay = backoffPolicy(initialDelay=0.5, maxDelay=30.0, factor=2.0, jitter=lambda: 0.0)
 _TWISTD = "from twisted.scripts.twistd import run; run()"
+
+
+class _Held(Factory):
+    """Of a socket that this process only holds: the workers accept."""
+
+    noisy = False
 
 
 class Worker(ProcessProtocol):
@@ -60,13 +67,12 @@ class Worker(ProcessProtocol):
             return
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
-            # The parent's log has its own time.
-            time, _, rest = line.decode(errors="replace").partition(" ")
-            self._log.info(
-                "worker {number}: {line}",
-                number=self.number,
-                line=rest if time[:1].isdigit() else f"{time} {rest}",
-            )
+            text = line.decode(errors="replace")
+            event = told_by_worker(self.number, text)
+            if event is not None:
+                globalLogPublisher(event)
+            else:
+                self._log.info("worker {number}: {line}", number=self.number, line=text)
 
     def processEnded(self, reason: Failure) -> None:
         self._is_running = False
@@ -150,7 +156,7 @@ class Supervisor(Service):
         self._ports: list[Any] = []
 
     def privilegedStartService(self) -> None:
-        self._ports = [listen(place.endpoint, Factory(), place.name) for place in self._places]
+        self._ports = [listen(place.endpoint, _Held(), place.name) for place in self._places]
         for port in self._ports:
             port.stopReading()  # the parent only holds the sockets; the workers accept
 
@@ -164,7 +170,12 @@ class Supervisor(Service):
     def _spawn(self, worker: Worker) -> None:
         families = [socket.AddressFamily(port.addressFamily).name for port in self._ports]
         place = ":".join([str(worker.number), *families])
-        environ = {**self._environ, "ASYNCPLUMBER_WORKER": place}
+        # A worker's log comes to this process, which has it as its own.
+        environ = {
+            **self._environ,
+            "ASYNCPLUMBER_WORKER": place,
+            "ASYNCPLUMBER_LOG_FORMAT": "json",
+        }
         shared = zip((LISTENING, PRIVATE), self._ports, strict=False)
         # Standard input ends when the parent does, and the worker stops then.
         self.reactor.spawnProcess(

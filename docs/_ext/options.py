@@ -16,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from asyncplumber import option_list
-from asyncplumber.option_list import FLAGS, GROUPS, PREFIX
+from asyncplumber.option_list import FLAGS, GROUPS, variable_of
 
 
 def entry(name: str, value: str, text: str, default: str, variable: str) -> Iterator[str]:
@@ -39,10 +39,10 @@ def lines() -> Iterator[str]:
                 yield from entry(
                     option.name, option.value, option.text, option.default, option.variable
                 )
-    yield ".. rubric:: Safety"
+    yield ".. rubric:: Flags"
     yield ""
     for name, text in FLAGS.items():
-        yield from entry(name, "", text, "", PREFIX + name.upper())
+        yield from entry(name, "", text, "", variable_of(name))
 
 
 class OptionsDirective(SphinxDirective):

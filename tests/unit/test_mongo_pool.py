@@ -10,8 +10,10 @@ from unittest.mock import patch
 
 from pymongo.errors import AutoReconnect
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase
 from txmongo import connection
+from txmongo import connection as driver
 from txmongo.connection import ConnectionPool
 from txmongo.errors import TimeExceeded
 from txmongo.protocol import MongoProtocol
@@ -20,7 +22,7 @@ from asyncplumber.stores.mongo import pool
 from asyncplumber.stores.mongo.pool import ConnectionChanged, Pool
 
 # Everything of txmongo that the pool, and the link behind it, name.
-NAMES = {"ConnectionPool", "TimeExceeded"}
+NAMES = {"ConnectionPool", "TimeExceeded", "connection"}
 METHODS = {  # each with the parameters that we give
     "authenticate": ["database", "username", "password", "mechanism"],
     "command": ["dbname", "command"],
@@ -44,6 +46,15 @@ class TxmongoTests(SynchronousTestCase):
             for alias in node.names
         }
         self.assertEqual(imported, NAMES)
+
+    def test_its_factories_are_quiet(self) -> None:
+        """Those of its connections and of its pinger; a new version may call them otherwise."""
+        factories = [
+            each
+            for each in vars(driver).values()
+            if isinstance(each, type) and issubclass(each, Factory) and "txmongo" in each.__module__
+        ]
+        self.assertEqual([each.noisy for each in factories], [False, False])
 
     def test_the_methods_take_what_we_give(self) -> None:
         """The first parameters have these names; `command` takes a time limit."""

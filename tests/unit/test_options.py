@@ -236,14 +236,17 @@ class OptionsTests(TestCase):
             "3",
             "--insecure",
             "--page",
+            "--log-requests",
+            "--log-level",
+            "debug",
             "--listen",
             "tcp:0",
             PEER_SECRET="x" * 16,
         )
         found = Options(given.environment())
         found.parseOptions([])
-        names = ("history-age", "peer-secret", "insecure", "page")
-        self.assertEqual([found[name] for name in names], [60.0, "x" * 16, 1, 1])
+        names = ("history-age", "peer-secret", "insecure", "page", "log-requests", "log-level")
+        self.assertEqual([found[name] for name in names], [60.0, "x" * 16, 1, 1, 1, "debug"])
 
 
 class HumanTests(TestCase):

@@ -24,6 +24,7 @@ from twisted.internet.ssl import (
     platformTrust,
     trustRootFromCertificates,
 )
+from txmongo import connection as driver
 from txmongo.connection import ConnectionPool
 from txmongo.errors import TimeExceeded
 from zope.interface import implementer
@@ -39,6 +40,13 @@ _PING_INTERVAL, _PING_TIMEOUT = 1, 3  # seconds until a server that hangs is giv
 _CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
     tz_aware=True, uuid_representation=UuidRepresentation.STANDARD
 )
+
+
+# While the server is away, the driver dials each of its connections once a second.  It would log
+# each attempt, in the constructor of a pool already.
+for _factory in ("_Connection", "_Pinger"):
+    if hasattr(driver, _factory):
+        getattr(driver, _factory).noisy = False
 
 
 class ConnectionChanged(AutoReconnect):
