@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
+import socket
 import sys
+import tempfile
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.option_list import OPTIONS
 from harness.browser import Browser, browser, missing
+from harness.mongod import fresh_uri
 from harness.processes import Process, Server, start_server
 
 PRIVATE = ("--private-listen", "0")
@@ -186,8 +191,6 @@ class KeyTests(AdminCase):
 
     def serve_with_key(self) -> str:
         """Return the URL of a server that knows the key."""
-        if "auth" not in OPTIONS:
-            raise SkipTest("there is no --auth yet")
         path = Path(self.mktemp())
         digest = sha256(KEY.encode()).hexdigest()
         path.write_text(f'[[key]]\nname = "ops"\nadmin = true\nsha256 = "{digest}"\n')
@@ -245,14 +248,24 @@ class KeyTests(AdminCase):
 class WorkerTests(AdminCase):
     """Workers, which share the private port."""
 
+    def serve_workers(self, private: str = "0") -> Server:
+        store = Path(self.mktemp()).absolute()
+        options = ("--store", f"sqlite:{store}", "--lease", "3s", "--private-listen", private)
+        return self.serve("--workers", "2", *options)
+
+    def workers(self, page: Browser) -> dict[str, int]:
+        """Wait until both run, and return the process of each."""
+        rows = self.rows(page, "instance-rows", r"worker [12][\s\S]*running", 2)
+        found = [re.search(r"worker (\d)[\s\S]*pid (\d+)", row) for row in rows]
+        return {match[1]: int(match[2]) for match in found if match}
+
     def test_the_page_shows_all_workers(self) -> None:
         """Whichever one answers; also after one of them was restarted."""
-        store = Path(self.mktemp()).absolute()
-        server = self.serve("--workers", "2", "--store", f"sqlite:{store}", *PRIVATE)
+        server = self.serve_workers()
         private = admin_url(server)
         page = self.visit(private)
-        rows = self.rows(page, "instance-rows", r"worker [12]\s[^\n]*[\s\S]*running", 2)
-        self.assertEqual({re.search(r"worker (\d)", row)[1] for row in rows}, {"1", "2"})  # type: ignore[index]
+        before = self.workers(page)
+        self.assertEqual(sorted(before), ["1", "2"])
         self.watch(page, "crew")
         for number in range(5):
             self.post(server.url, "crew", number)
@@ -260,29 +273,74 @@ class WorkerTests(AdminCase):
         self.publish(page, "crew", "test", "5")
         self.assertEqual(self.watched(page, 6)[-1], ("test", 5))
         page.until("return /[1-9]/.test(document.querySelector('#totals dd').innerText)")
-        self.rows(page, "hook-rows", "crew", 0)
         page.run("document.getElementById('hook-form').requestSubmit()")
         self.rows(page, "hook-rows", "^crew")
-        self.assertEqual(status(f"{private}/metrics"), 200)
+        self.picture(page, "admin")
+        os.kill(before["1"], signal.SIGKILL)
+        page.until(
+            "return [...document.querySelectorAll('#instance-rows tr')].every("
+            "(row) => !new RegExp(args[0]).test(row.innerText))",
+            rf"pid {before['1']},",
+        )
+        after = self.workers(page)
+        self.assertEqual(sorted(after), ["1", "2"])
+        self.assertEqual(after["2"], before["2"])
+
+    def test_the_ports_have_their_paths(self) -> None:
+        """The private one has the figures of all workers; each worker's own port has its hooks."""
+        server = self.serve_workers()
+        private = admin_url(server)
         for path in ("/metrics", "/admin/", "/instances/x/status", "/revocations"):
             self.assertEqual(status(server.url + path), 404)
-        self.picture(page, "admin")
+        for path in ("/metrics", "/admin/", "/readyz"):
+            self.assertEqual(status(private + path), 200)
+        with urlopen(f"{private}/admin/cluster", timeout=20) as answer:
+            instances = json.load(answer)["instances"]
+        for instance in instances:
+            own = instance["status"]["url"]
+            self.assertEqual(status(f"{instance['url']}/status"), 403)  # it is not signed
+            for path in ("/metrics", "/admin/", "/revocations"):
+                self.assertEqual(status(own + path), 404)
+
+    def states(self, path: Path) -> list[str]:
+        """Ask at a UNIX socket for the states of all instances."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(str(path))
+            client.sendall(b"GET /admin/cluster HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        instances = json.loads(answer.partition(b"\r\n\r\n")[2])["instances"]
+        return [each["status"]["state"] for each in instances]
+
+    def test_workers_share_a_unix_socket(self) -> None:
+        """Its file goes when the server stops."""
+        path = Path(tempfile.mkdtemp()) / "admin"
+        self.addCleanup(shutil.rmtree, path.parent)
+        server = self.serve_workers(f"unix:{path}")
+        states: list[str] = []
+        deadline = time.monotonic() + 20
+        while len(states) < 2:  # a worker that has just started is not in the registry yet
+            self.assertLess(time.monotonic(), deadline)
+            states = self.states(path)
+        self.assertEqual(states, ["running", "running"])
+        server.stop()
+        self.assertFalse(path.exists())
 
 
 class ClusterTests(AdminCase):
     """Two servers on one store."""
 
-    def test_the_page_shows_both(self) -> None:
-        """Also the one that does not answer any more, until its lease ends."""
-        store = Path(self.mktemp()).absolute()
-        options = ("--store", f"sqlite:{store}", "--lease", "3s")
-        first = self.serve(*options, *PRIVATE)
-        second = self.serve(*options, *PRIVATE)
+    def check_cluster(self, store: str) -> None:
+        options = ("--store", store, "--lease", "3s", *PRIVATE)
+        first, second = self.serve(*options), self.serve(*options)
         page = self.visit(admin_url(first))
         self.rows(page, "instance-rows", "running", 2)
         self.watch(page, "crew")
         self.post(second.url, "crew", ["from the other"])
         self.assertEqual(self.watched(page, 1), [("result", ["from the other"])])
+        page.run("document.getElementById('hook-form').requestSubmit()")
+        # The other instances come in where operators do.
+        self.rows(page, "hook-rows", f"{admin_url(first)}/instances/[0-9a-f]+/hooks/crew$")
         other = self.visit(admin_url(second))
         self.rows(other, "instance-rows", "running", 2)
         self.watch(other, "crew")
@@ -292,3 +350,11 @@ class ClusterTests(AdminCase):
         self.rows(other, "instance-rows", "does not answer|gone")
         self.rows(other, "instance-rows", "running", 1)
         other.until("return document.querySelectorAll('#instance-rows tr').length === 1")
+
+    def test_the_page_shows_both(self) -> None:
+        """Also the one that does not answer any more, until its lease ends."""
+        self.check_cluster(f"sqlite:{Path(self.mktemp()).absolute()}")
+
+    def test_the_page_shows_both_on_mongodb(self) -> None:
+        """With the leases by the clock of the server."""
+        self.check_cluster(fresh_uri())

@@ -75,6 +75,38 @@ class SendTests(DocumentsTestCase):
         self.assertEqual([event["data"] for event in self.events("demo")], [{"total": 7}] * 3)
 
 
+class AdminTests(SynchronousTestCase):
+    """The guide about the admin page."""
+
+    def run_shell(self, text: str, folder: str | None = None) -> str:
+        done = subprocess.run(
+            ["sh", "-c", text], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def test_the_documents(self) -> None:
+        """Each command gets a document in JSON; the last one has the event of the one before."""
+        server = start_server("--private-listen", "0")
+        self.addCleanup(server.kill)
+        private = server.wait_for(r"the admin page is at http://(\S+)/admin/")[1]
+        block = named_blocks("howto/admin.rst")["admin-documents"]
+        for command in block.strip().splitlines():
+            answer = json.loads(self.run_shell(command.replace("127.0.0.1:9090", private)))
+        self.assertEqual([event["data"] for event in answer["events"]], [{"hello": "world"}])
+
+    def test_the_key(self) -> None:
+        """It opens the documents."""
+        folder = self.mktemp()
+        Path(folder).mkdir()
+        key = self.run_shell(named_blocks("howto/admin.rst")["admin-key"], folder).strip()
+        server = start_server("--auth", str((Path(folder) / "auth.toml").absolute()))
+        self.addCleanup(server.kill)
+        ask = f"curl -s -o /dev/null -w '%{{http_code}}' {server.url}/admin/cluster"
+        self.assertEqual(self.run_shell(ask), "401")
+        self.assertEqual(self.run_shell(f"{ask} -H 'Authorization: Bearer {key}'"), "200")
+
+
 class EmbedTests(SynchronousTestCase):
     """The guide about a plumber in an application."""
 
