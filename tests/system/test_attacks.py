@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,7 @@ class CallOutAttacks(AttackCase):
         died = time.monotonic()
         application.kill()
         self.assertEqual(self.ask(server, "GET", "/events/a?wait=0", headers=page).status, 503)
-        with suppress(http.client.IncompleteRead):
+        with contextlib.suppress(http.client.IncompleteRead):
             response.read()  # until it ends
         self.assertTrue(2 < time.monotonic() - died < TIMEOUT)
 
