@@ -100,9 +100,9 @@ def _authorization(value: bytes) -> Credential:
     if scheme.lower() != b"bearer":
         return Credential(Kind.OTHER, "")
     token = token.strip(b" ")
-    if b"," in token:  # by which two headers are joined
+    if b"," in token and b" " in token:  # two headers are joined by a comma
         raise BadRequest(SEVERAL)
-    if token.translate(None, _VISIBLE):
+    if b"," in token or token.translate(None, _VISIBLE):  # such as a token in the JSON form
         raise InvalidToken(Reason.MALFORMED)
     if len(token) > MAX_HEADER_TOKEN:
         raise InvalidToken(Reason.TOO_LONG)

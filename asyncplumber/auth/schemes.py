@@ -24,6 +24,7 @@ from asyncplumber.wire.fields import Headers
 
 TOLERANCE = 300  # seconds that a timestamp may be away from now, as in Standard Webhooks
 MAX_SIGNATURES = 16  # in one header; each costs time, and nobody has that many secrets in use
+MAX_PUBLIC_SIGNATURES = 4  # of Ed25519, each of which takes more than 100 µs
 MAX_ID_LENGTH = 256  # bytes of an id that is signed
 ED25519_KEY_LENGTH = 32  # bytes
 
@@ -183,7 +184,11 @@ class Scheme:
             values["id"] = self._id(headers)
         signatures = self._with_prefix(items, self.prefix)
         public = self._with_prefix(items, self.public_prefix)
-        if not signatures + public or len(signatures) + len(public) > MAX_SIGNATURES:
+        if (
+            not signatures + public
+            or len(signatures) > MAX_SIGNATURES
+            or len(public) > MAX_PUBLIC_SIGNATURES
+        ):
             raise InvalidSignature(Reason.MALFORMED)
         before, behind = self.content.fill(values)
         return Claim(before, behind, signatures, public, values.get("id"))

@@ -13,6 +13,7 @@ from asyncplumber.auth.ed25519 import verify_ed25519
 from asyncplumber.auth.schemes import (
     GITHUB,
     MAX_ID_LENGTH,
+    MAX_PUBLIC_SIGNATURES,
     MAX_SIGNATURES,
     SLACK,
     STANDARD,
@@ -183,6 +184,18 @@ class StandardTests(SchemeCase):
         for text in ("v1a,", "v1a,AAAA", "v1a,%%", lines["webhook-signature"].replace("v1a", "v1")):
             changed = {**lines, "webhook-signature": text}
             self.assertEqual(self.refusal(dict(changed), BODY), "signature", text)
+
+    def test_several_public_signatures(self) -> None:
+        """They are dear to verify, so there may be a few only."""
+        private = Ed25519PrivateKey.generate()
+        self.keys = standard_keys([signing.public_key(private).encode()])
+        lines = dict(signing.standard_public(private, "a", self.time, BODY))
+        for others, reason in (
+            (MAX_PUBLIC_SIGNATURES - 1, ""),
+            (MAX_PUBLIC_SIGNATURES, "malformed"),
+        ):
+            text = " ".join(["v1a,AAAA"] * others + [lines["webhook-signature"]])
+            self.assertEqual(self.refusal({**lines, "webhook-signature": text}, BODY), reason)
 
     def test_the_public_key_is_no_secret(self) -> None:
         """Who knows it cannot sign with it."""
