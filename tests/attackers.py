@@ -133,6 +133,7 @@ class AttackCase(SynchronousTestCase):
         self.secrets = {SECRET.decode(), ADMIN}
         self.given_out: set[str] = set()  # secrets that belong into a response
         self.clients: list[MemoryClient] = []
+        self.started: list[MemoryServer] = []
         self.network = Issuers()
         self.network.published[JWKS_URL] = self.jwks(rsa_jwk(rsa_key("r1"), "r1"))
         self.agent = RequestTraversalAgent(self.network)
@@ -173,6 +174,7 @@ class AttackCase(SynchronousTestCase):
             return client
 
         server.connect = remembered  # type: ignore[method-assign]
+        self.started.append(server)
         self.settle(server)
         return server
 
@@ -343,7 +345,10 @@ class AttackCase(SynchronousTestCase):
         self.assertEqual((plumber.intake.accepted, plumber.hub.accounts), (0, []))
 
     def tearDown(self) -> None:
-        """Assert what holds after each attack."""
+        """Stop, so that nothing is under way any more, and assert what holds after each attack."""
+        for server in self.started:
+            server.stop()
+            server.advance(10)
         sent = [client.value() for client in self.clients]
         for data in sent:
             self.assertNotIn(b"HTTP/1.1 500 ", data)
