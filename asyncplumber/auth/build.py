@@ -189,8 +189,13 @@ class LiveConfiguration:
 
     def _read_again(self) -> None:
         configured = self._sources.read_again()
-        if configured.config.hosts != self._configured.config.hosts:
-            self._log.warn("hosts changed in {path}: restart the server", path=self._sources.auth)
+        for name in ("hosts", "limits"):  # what the authority has no part in
+            if getattr(configured.config, name) != getattr(self._configured.config, name):
+                self._log.warn(
+                    "{name} changed in {path}: restart the server",
+                    name=name,
+                    path=self._sources.auth,
+                )
         self._configured = configured
         self.authority.parts = self._parts(configured)
 
