@@ -108,8 +108,9 @@ class ClientLimits:
 
         So a flood of them costs next to nothing, and a good one among them is refused as well.
         """
-        if self._failures is not None and address:
-            wait = self._failures.wait(address, 1)
+        failures = self._failures
+        if failures is not None and address in failures:
+            wait = failures.wait(address, 1)
             if wait:
                 raise self._refuse(
                     "failures_per_address", "too many bad credentials from this address", wait
@@ -122,27 +123,33 @@ class ClientLimits:
 
     # POSTs
 
-    def check_post(self, grant: Grant, address: str, size: int) -> None:
-        """Count a POST of an event with a body of ``size`` bytes."""
-        posts, limit = self._posts, "posts_per_subject"
-        if grant.publish.every and grant.subject:
-            posts, limit = self._publishers, "posts_per_publisher"
-        if posts is not None:
-            key = subject_key(grant, address)
-            if key and (wait := posts.take(key)):
-                raise self._refuse(limit, "too many POSTs in a short time", wait)
-        if size:
-            self.check_bytes(grant, address, size)
+    def check_post(
+        self, grant: Grant, address: str, size: int, *, counted_before: bool = False
+    ) -> None:
+        """
+        Count a POST of an event.
 
-    def check_bytes(self, grant: Grant, address: str, size: int) -> None:
-        """Count bytes that were posted."""
-        counted, limit = self._bytes, "posted_bytes_per_subject"
+        Args:
+            grant: What its sender may do.
+            address: The key of its address.
+            size: Bytes of its body; 0 if they are not known yet.
+            counted_before: Whether only the bytes are still to be counted.
+        """
         if grant.publish.every and grant.subject:
-            counted, limit = self._publishers_bytes, "posted_bytes_per_publisher"
-        if counted is not None:
-            key = subject_key(grant, address)
-            if key and (wait := counted.charge(key, size)):
-                raise self._refuse(limit, "too many bytes posted in a short time", wait)
+            posts, counted, which = self._publishers, self._publishers_bytes, "publisher"
+        else:
+            posts, counted, which = self._posts, self._bytes, "subject"
+        if posts is None and counted is None:
+            return
+        key = subject_key(grant, address)
+        if not key:
+            return
+        if posts is not None and not counted_before and (wait := posts.take(key)):
+            raise self._refuse(f"posts_per_{which}", "too many POSTs in a short time", wait)
+        if size and counted is not None and (wait := counted.charge(key, size)):
+            raise self._refuse(
+                f"posted_bytes_per_{which}", "too many bytes posted in a short time", wait
+            )
 
     # Subscribers
 

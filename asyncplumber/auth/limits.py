@@ -65,6 +65,10 @@ class Limiter:
         """Return how many keys are remembered; one may count twice."""
         return len(self._young) + len(self._old)
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether anything was counted for this key, as far as it is remembered."""
+        return key in self._young or key in self._old
+
     def take(self, key: Hashable, cost: float = 1.0) -> float:
         """
         Count this if the rate allows it.

@@ -172,7 +172,7 @@ class Clients:
 
     def check_bytes(self, request: Request, grant: Grant, size: int) -> None:
         """Count bytes of a POST that was counted without them.  Raises `TooManyRequests`."""
-        self.limits.check_bytes(grant, request.client.key, size)
+        self.limits.check_post(grant, request.client.key, size, counted_before=True)
 
     def visit(
         self,
