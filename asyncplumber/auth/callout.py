@@ -262,32 +262,31 @@ class CallOut:
                 raise Unavailable("too many wait for the application", retry_after=RETRY_AFTER)
             call = self._calls[key] = _Call(question, asked)
             waiting = call.wait()
-            Deferred.fromCoroutine(self._run(key, call)).addErrback(self._broke_off, key, call)
+            tokens = self._tokens
+            running = Deferred.fromCoroutine(self._run(key, call, tokens))
+            # No ``finally`` in the coroutine: that would also run when a program that has ended is
+            # collected as garbage, and resume others that are.
+            running.addErrback(self._broke_off).addCallback(self._end, key, call, tokens)
             return waiting
         return call.wait()
 
-    async def _run(self, key: bytes, call: _Call) -> None:
-        tokens = self._tokens
+    async def _run(self, key: bytes, call: _Call, tokens: Semaphore) -> None:
         await tokens.acquire()
-        try:
-            if len(call.waiters):  # else all of them have left while it waited
-                outcome, seconds = await self._exchange(call)
-                self._remember(key, outcome, seconds)
-                call.outcome = outcome
-        finally:
-            self._end(key, call)
-            tokens.release()
+        if len(call.waiters):  # else all of them have left while it waited
+            outcome, seconds = await self._exchange(call)
+            self._remember(key, outcome, seconds)
+            call.outcome = outcome
 
-    def _end(self, key: bytes, call: _Call) -> None:
+    def _broke_off(self, failure: Failure) -> None:
+        self._log.failure("a question to the application broke off", failure)
+
+    def _end(self, _: None, key: bytes, call: _Call, tokens: Semaphore) -> None:
         if self._calls.get(key) is call:
             del self._calls[key]
         if call.outcome is None:
             call.outcome = Unavailable()
         call.waiters.release()
-
-    def _broke_off(self, failure: Failure, key: bytes, call: _Call) -> None:
-        self._log.failure("a question to the application broke off", failure)
-        self._end(key, call)
+        tokens.release()
 
     async def _exchange(self, call: _Call) -> tuple[Outcome, float]:
         """Ask once; return the outcome, and the seconds for which it may be remembered."""
