@@ -136,6 +136,11 @@ class Secrets:
         return checked
 
     @property
+    def all(self) -> Sequence[Secret]:
+        """All of them."""
+        return self._secrets
+
+    @property
     def signing(self) -> Secret:
         """The one that signs."""
         return self._secrets[0]
@@ -163,6 +168,11 @@ class KeySet:
         named = [(key.kid, key.alg) for key in self._keys if key.kid is not None]
         if len(set(named)) != len(named):
             raise ValueError("two keys have the same kid")
+
+    @property
+    def all(self) -> Sequence[Key]:
+        """All of them."""
+        return self._keys
 
     def keys(self, kid: str | None, alg: str) -> Sequence[Key]:
         """See `KeySource`."""
