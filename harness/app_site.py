@@ -10,10 +10,11 @@ from typing import Any
 
 class AppSite(ThreadingHTTPServer):
     """
-    Serves an empty page at ``/``, and a new token at ``/token``.
+    Serves a page at ``/``, and a new token at a path of its own.
 
     Attributes:
         mint: Makes a token.  A test may replace it.
+        path: Where tokens are.
         minted: How many were given out.
         cookie: The value of ``Set-Cookie`` of each response; None for no such header.
         page: The text of the page.
@@ -22,9 +23,10 @@ class AppSite(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, mint: Callable[[], str]) -> None:
+    def __init__(self, mint: Callable[[], str], path: str = "/token") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.mint = mint
+        self.path = path
         self.minted = 0
         self.cookie: str | None = None
         self.page = "<!doctype html><title>an application</title><p id=shown></p>"
@@ -45,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         kind, text = "text/html; charset=utf-8", self.server.page
-        if self.path == "/token":
+        if self.path == self.server.path:
             self.server.minted += 1
             kind, text = "text/plain", self.server.mint()
         body = text.encode()
