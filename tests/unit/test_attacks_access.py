@@ -104,6 +104,18 @@ class AccessAttacks(AttackCase):
             self.assertIn(reply.status, (401, 403, 410))
         self.nothing_stored()
 
+    def test_14_no_token_makes_an_administrator(self) -> None:
+        """Whatever it says; and what it says beyond the two lists refuses it."""
+        everything = {"subscribe": [{"all": True}], "publish": [{"all": True}]}
+        for token, status in (
+            (self.token(plumber=everything), 403),
+            (self.token(plumber=everything, admin=True, is_admin=True, scope="admin"), 403),
+            (self.token(plumber={**everything, "admin": True}), 401),
+        ):
+            for method, target in (("GET", "/metrics"), ("POST", "/revocations")):
+                reply = self.ask(method, target, self.bearer(token), body=b'{"sub": "user-42"}')
+                self.assertEqual(reply.status, status, target)
+
 
 class MountedAccessAttacks(AccessAttacks):
     """The same in a site of another application."""

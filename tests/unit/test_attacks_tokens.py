@@ -8,6 +8,7 @@ and `test_attacks_parts`.
 from __future__ import annotations
 
 import json
+from base64 import urlsafe_b64decode
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -80,6 +81,37 @@ class TokenAttacks(AttackCase):
             for issuer in (IDP, APP):
                 header = {"alg": "HS256", "kid": "r1", "typ": "at+jwt"}
                 self.bad(self.signed(header, self.claims(iss=issuer), hs256(key)))
+
+    def test_03_forged_signatures(self) -> None:
+        """Everything is right but the key, or the content, or some bits."""
+        header = {"alg": "HS256", "kid": "k1", "typ": "at+jwt"}
+        rsa = {"alg": "RS256", "kid": "r1", "typ": "at+jwt"}
+        theirs = self.claims(iss=IDP)
+        for sign in (
+            hs256(b"another secret that has 32 bytes!"),
+            lambda _: bytes(32),
+            lambda _: b"x",
+        ):
+            self.bad(self.signed(header, self.claims(), sign))
+        for sign in (
+            rs256(rsa_key("evil")),
+            lambda _: bytes(256),
+            lambda _: b"x" * 256,
+            lambda _: b"x",
+        ):
+            self.bad(self.signed(rsa, theirs, sign))
+        more = {"subscribe": [{"all": True}], "publish": [{"all": True}]}
+        for mine, root in (
+            (self.token(), self.token(sub="root", plumber=more)),
+            (self.idp_token(), self.idp_token(sub="root", plumber=more)),
+        ):
+            first, _, signature = mine.split(".")
+            self.bad(f"{first}.{root.split('.')[1]}.{signature}")
+            self.bad(f"{first}.{mine.split('.')[1]}.{root.split('.')[2]}")
+            flipped = bytearray(urlsafe_b64decode(signature + "=="))
+            flipped[0] ^= 1
+            self.bad(f"{first}.{mine.split('.')[1]}.{b64(bytes(flipped))}")
+        self.good(self.token())
 
     def test_04_a_key_of_another_issuer(self) -> None:
         """Also if its id is the same, whichever key was used first."""
@@ -253,6 +285,36 @@ class TokenAttacks(AttackCase):
         self.bad(json.dumps(flat, separators=(",", ":")))
         one = {"protected": header, "signature": signature}
         self.bad(json.dumps({"payload": claims, "signatures": [one]}, separators=(",", ":")))
+
+
+class KeyIdAttacks(AttackCase):
+    """Row 4, where two issuers call keys of the same kind by the same name."""
+
+    def toml(self) -> str:
+        """Let the application publish its keys as well."""
+        url = f"{APP}/certs"
+        self.network.published[url] = self.jwks(rsa_jwk(rsa_key("r2"), "1"))
+        self.network.published[JWKS_URL] = self.jwks(rsa_jwk(rsa_key("r1"), "1"))
+        return super().toml().replace('keys_file = "app.jwks"', f'jwks_url = "{url}"')
+
+    def test_04_a_key_id_of_two_issuers(self) -> None:
+        """A key verifies the tokens of its own issuer, whichever was used first."""
+        own = {APP: "r2", IDP: "r1"}
+        for order in ([APP, IDP], [IDP, APP]):
+            self.server = self.start_server()
+            for issuer in order:
+                token = self.idp_token("1", own[issuer], iss=issuer, sub=f"of {issuer}")
+                self.assertEqual(self.post("user-42", self.bearer(token)).status, 202)
+            for issuer, other in (order, order[::-1]):
+                token = self.idp_token("1", own[other], iss=issuer)
+                self.assertEqual(self.post("user-42", self.bearer(token)).status, 401)
+                self.assertEqual(self.statuses("user-42", self.bearer(token)), [401] * 3)
+
+
+class MountedKeyIdAttacks(KeyIdAttacks):
+    """The same in a site of another application."""
+
+    make_server = MountedServer
 
 
 class MountedTokenAttacks(TokenAttacks):
