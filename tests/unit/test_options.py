@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import sys
 from pathlib import Path
 
@@ -222,6 +223,29 @@ class OptionsTests(TestCase):
         )
         for wrong in ("a.example", "https://*.com", "https://a.example/", "https://a.*.example"):
             self.assertIn("--allow-origin", self.refused("--allow-origin", wrong))
+
+    def test_networks_are_checked(self) -> None:
+        """Of proxies and of peers; an instance must be in the networks of its peers itself."""
+        options = parsed("--trusted-proxies", "10.0.0.0/8 unix", "--peer-networks", "10.0.0.0/8")
+        self.assertEqual(options["trusted-proxies"].unix, True)
+        self.assertEqual([str(each) for each in options["peer-networks"]], ["10.0.0.0/8"])
+        for option in ("--trusted-proxies", "--peer-networks"):
+            self.assertIn(option, self.refused(option, "10.0.0.1/8"))
+        advertised = ("--advertise-url", "http://192.0.2.1:8080", "--peer-networks", "10.0.0.0/8")
+        self.assertIn("192.0.2.1, of --advertise-url", self.refused(*advertised))
+        workers = ("--workers", "2", "--peer-networks", "10.0.0.0/8")
+        self.assertIn("127.0.0.1, of --peer-host", self.refused(*workers))
+        parsed("--workers", "2", "--peer-networks", "10.0.0.0/8, loopback")
+
+    def test_connections_by_the_limit_of_open_files(self) -> None:
+        """Less a reserve, unless a number is given."""
+        self.assertEqual(parsed("--max-connections", "7").limits()["max_connections"], 7)
+        for soft, most in ((1024, 768), (300, 150), (100_000, 99_744), (1, 1)):
+            self.patch(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+            self.assertEqual(parsed().limits()["max_connections"], most)
+        unlimited = resource.RLIM_INFINITY
+        self.patch(resource, "getrlimit", lambda _: (unlimited, unlimited))
+        self.assertIsNone(parsed().limits()["max_connections"])
 
     def test_urls_are_checked(self) -> None:
         """The other instances must be able to use it."""
