@@ -32,6 +32,7 @@ from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.core.callbacks import Callback
 from asyncplumber.core.consumers import After, Consumers
 from asyncplumber.core.event_iterator import EventIterator
+from asyncplumber.core.history_size import SIZE_INTERVAL, HistoryGauges
 from asyncplumber.core.hub import LINGER, MAX_SUBSCRIBERS, Hub
 from asyncplumber.core.instance_figures import instance_figures
 from asyncplumber.core.intake import LATE_CHECK, Intake
@@ -175,7 +176,10 @@ class Plumber(Service):
         self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, clock)
         self._consumers = Consumers(self.hub, clock)
         #: What this instance counts and measures.
+        sizes = HistoryGauges(store.history)
+        self._sizes = PeriodicTask(sizes.look, SIZE_INTERVAL, clock, now=True)
         self.figures = instance_figures(self.hub, self.intake, self.relay, self._wall.seconds)
+        self.figures.add(*sizes.figures)
         self.figures.add(
             self.gate.requests.refusals, self.gate.clients.figure, *getattr(store, "figures", ())
         )
@@ -251,6 +255,7 @@ class Plumber(Service):
             self.leases.start(self.hub.check_soon)
         for task in self._periodic:
             task.start()
+        self._sizes.start()
         self._consumers.start()
 
     async def _drain(self) -> None:
@@ -258,6 +263,7 @@ class Plumber(Service):
         self.intake.refuse()
         for task in self._periodic:
             task.stop()
+        self._sizes.stop()
         self._consumers.stop()
         if self.store.shared:
             await self.leases.stop()

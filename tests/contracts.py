@@ -211,6 +211,19 @@ class HistoryContract(StoreContract):
         self.assertEqual(seqs(await append(self.store, drafts(1, prefix="x"))), [1])
         self.assertEqual(seqs(await append(self.store, drafts(3, prefix="y"))), [2, 3, 4])
 
+    async def test_it_tells_its_size(self) -> None:
+        """The events of all accounts, less those that were deleted; a duplicate is no event."""
+        before = await self.history.size()
+        self.assertEqual(before.events, 0)
+        await append(self.store, drafts(5))
+        await append(self.store, drafts(5))
+        await append(self.store, [draft("other", payload=b'"data":"' + b"x" * 100_000 + b'"')])
+        size = await self.history.size()
+        self.assertEqual(size.events, 6)
+        self.assertGreaterEqual(size.bytes, 100_000)
+        await self.history.sweep()
+        self.assertLessEqual((await self.history.size()).events, 6)
+
     async def test_an_append_of_nothing_is_no_error(self) -> None:
         """Its result is empty."""
         self.assertEqual(await append(self.store, []), [])

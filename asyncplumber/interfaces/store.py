@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
@@ -31,6 +32,13 @@ class Appended:
 
     results: list[Stored | PlumberError]
     recipients: Deferred[dict[str, list[Instance]]] | None
+
+
+class HistorySize(NamedTuple):
+    """How many events a history has, and the bytes that the store needs for them."""
+
+    events: int
+    bytes: int
 
 
 class CursorLost(Exception):
@@ -110,6 +118,14 @@ class IHistory(Interface):
                 number beyond the head).
             CursorMoved: `cursor` is a former name of the place before the first event.
             Unavailable: All three through the Deferred.
+        """
+
+    def size() -> Deferred[HistorySize]:
+        """
+        Return how much is kept.  It is asked for once a minute, and may be an estimate.
+
+        Raises:
+            Unavailable: Through the Deferred.
         """
 
     def begin_epoch() -> Deferred[str]:

@@ -27,6 +27,7 @@ from asyncplumber.interfaces import (
     Appended,
     CursorLost,
     CursorMoved,
+    HistorySize,
     Hook,
     HookQuery,
     IHistory,
@@ -201,6 +202,10 @@ class MemoryHistory:
             log.events = deque(event._replace(epoch=epoch) for event in log.events)
             log.keys = {key: event._replace(epoch=epoch) for key, event in log.keys.items()}
         return succeed(epoch)
+
+    def size(self) -> Deferred[HistorySize]:
+        kept = [event for log in self._logs.values() for event in log.events]
+        return succeed(HistorySize(len(kept), sum([len(event.payload) for event in kept])))
 
     def sweep(self) -> Deferred[int]:
         now = self._clock.seconds()

@@ -18,7 +18,7 @@ OTHERS = {
     *("scenario", "seed", "soak", "show", "rounds", "seconds"),
     *("retry", "retry-connrefused"),  # curl
     *("db", "oplog", "drop"),  # mongodump, mongorestore
-    *("pidfile", "logfile", "help", "version", "uid"),  # twistd
+    *("pidfile", "logfile", "logger", "syslog", "help", "version", "uid"),  # twistd
     *("loglevel", "with-scheduler"),  # celery, rq
     *("enable-optimizations",),  # Python's configure
 }

@@ -24,6 +24,7 @@ class Broken:
         working = MemoryStore(Retention(), Clock())
         self.registry, self.start, self.stop = working.registry, working.start, working.stop
         self.history: Any = self
+        self.size = working.history.size
         self._error = error
         self.clock: Any = None
 

@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from asyncplumber.clocks import TimeSource
 from asyncplumber.event import Cursor, Draft, Event, Position
-from asyncplumber.interfaces import PAGE_BYTES, IHistory
+from asyncplumber.interfaces import PAGE_BYTES, HistorySize, IHistory
 from asyncplumber.stores.mongo.account_writer import AccountWriters
 from asyncplumber.stores.mongo.accounts import Accounts, MongoAccount
 from asyncplumber.stores.mongo.appender import Appender, as_event
@@ -100,6 +100,15 @@ class MongoHistory:
                 deadline, lambda: self._states(deadline, accounts), _cursors
             )
             return {name: state.cursor for name, state in states.items()}
+
+        return self._link.call(work)
+
+    def size(self) -> Deferred[HistorySize]:
+        """Return the size.  The server knows it, and counts nothing."""
+
+        async def work(deadline: float) -> HistorySize:
+            answer = await self._link.command(deadline, {"collStats": "events"})
+            return HistorySize(int(answer.get("count", 0)), int(answer.get("size", 0)))
 
         return self._link.call(work)
 

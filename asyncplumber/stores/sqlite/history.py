@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from asyncplumber.clocks import TimeSource
 from asyncplumber.event import Cursor, Event, Position
-from asyncplumber.interfaces import PAGE_BYTES, IHistory
+from asyncplumber.interfaces import PAGE_BYTES, HistorySize, IHistory
 from asyncplumber.stores.retention import Retention, check_reach
 from asyncplumber.stores.sqlite.appender import Appender, NumberedAccount, delete_events
 from asyncplumber.stores.sqlite.connect import Connection
@@ -28,6 +28,11 @@ _PAGE = """SELECT seq, id, type, time, content_type, payload FROM events
     WHERE account = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"""
 _HEADS = """SELECT accounts.account, accounts.epoch, accounts.head, accounts.touched
     FROM json_each(?) AS asked CROSS JOIN accounts ON accounts.account = asked.value"""
+_EVENTS = "SELECT coalesce(sum(head - floor), 0) FROM accounts"
+_PAGES = (
+    "SELECT (page_count - freelist_count) * page_size "
+    "FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+)
 _TOO_LONG = "SELECT number, head FROM accounts WHERE head - floor > ?"
 # The clocks of several writers differ a little.  So the youngest event that is too old decides, and
 # everything before it goes.
@@ -133,6 +138,16 @@ class SqliteHistory:
         def work(connection: Connection) -> str:
             self.appender.forget()
             return self._epochs.begin(connection, now)
+
+        return self._run(work)
+
+    def size(self) -> Deferred[HistorySize]:
+        """Return the size.  Numbers have no holes, so that no event has to be looked at."""
+
+        def work(connection: Connection) -> HistorySize:
+            (events,) = connection.execute(_EVENTS).fetchone()
+            (pages,) = connection.execute(_PAGES).fetchone()
+            return HistorySize(events, pages)
 
         return self._run(work)
 
