@@ -95,8 +95,8 @@ class ComposeTests(SynchronousTestCase):
     def test_the_options_are_taken(self) -> None:
         """With the environment as compose sets it, with and without a public name."""
         program, *words = self.instruction("ENTRYPOINT")
-        self.assertEqual(program, "twistd")
-        words = words[words.index("asyncplumber") + 1 :] + self.instruction("CMD")
+        self.assertEqual([program, *words[:1]], ["asyncplumber", "serve"])
+        words = words[1:] + self.instruction("CMD")
         for name, service in self.instances.items():
             for host in ("", "push.example.com"):
                 environ = {

@@ -233,6 +233,12 @@ class WorkersTests(EmbeddedTestCase):
             )
         self.assertEqual(seen, self.ledger.events)
         self.assertEqual([await told("events_accepted_total") for _ in range(20)], [seen] * 20)
+        # Histograms are sums as well, and those of the dead workers count.
+        posts = await told("post_seconds_count")
+        self.assertGreaterEqual(posts, seen)
+        self.assertEqual(await told(r'post_seconds_bucket\{le="\+Inf"\}'), posts)
+        self.assertGreater(await told("append_seconds_count"), 0)
+        self.assertEqual(await told(r"build_info\{.*\}"), 1)
 
     async def test_workers_do_not_outlive_their_parent(self) -> None:
         """When the parent is killed its workers stop, as after a SIGTERM."""

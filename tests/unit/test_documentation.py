@@ -48,6 +48,8 @@ class DocumentationTests(SynchronousTestCase):
                     "build",
                     "eval",
                     "from",
+                    "from-file",
+                    "from-literal",
                     "no-cache-dir",
                     "nodaemon",
                     "quiet",
