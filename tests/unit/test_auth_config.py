@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from asyncplumber.auth.callout_table import CallOutTable
 from asyncplumber.auth.config import Config, load
+from asyncplumber.auth.issuer_table import IssuerTable
 from asyncplumber.auth.signing_keys import Secrets
 from asyncplumber.grant import Action
 from tests.unit.test_architecture import ROOT
@@ -325,3 +328,15 @@ class PageTests(ConfigTestCase):
         self.assertEqual(len(config.issuers), 3)
         for part in (config.keys, config.senders, config.anonymous, config.cookie, config.callout):
             self.assertTrue(part)
+
+    def test_it_has_every_key(self) -> None:
+        """Each with a sentence, also those that the example leaves out."""
+        page = (ROOT / "docs/reference/auth-file.rst").read_text(encoding="utf-8")
+        for table in (IssuerTable, CallOutTable):
+            for each in fields(table):
+                if each.name not in ("is_private", "secret"):
+                    self.assertRegex(page, rf"(?m)^``.*\b{each.name}``.*$", each.name)
+        for key in ("hosts", "audience", "name", "sha256", "file", "admin"):
+            self.assertRegex(page, rf"(?m)^``.*\b{key}``.*$", key)
+        for table in ("[issuer]", "[key]", "[sender]", "anonymous", "cookie", "callout", "limits"):
+            self.assertIn(f"\n``[{table}]``\n---", page)
