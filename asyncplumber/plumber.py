@@ -15,6 +15,7 @@ The server that ``twistd asyncplumber`` starts is built on the same class.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 from uuid import uuid4
 
@@ -192,7 +193,7 @@ class Plumber(Service):
             self.figures,
             self.leases.instance.id,
             lambda: self._life.state,
-            self.status,
+            partial(self.status, accounts=False),
             self._reactor,
             self._wall.seconds,
             self._peers,
@@ -363,15 +364,20 @@ class Plumber(Service):
 
     # What it tells about itself
 
-    def status(self) -> Status:
-        """Return what this instance knows about itself now.  The store is not asked."""
+    def status(self, *, accounts: bool = True) -> Status:
+        """
+        Return what this instance knows about itself now.  The store is not asked.
+
+        Args:
+            accounts: Whether the accounts are in it.  There may be very many.
+        """
         hub, leases = self.hub, self.leases
         return Status(
             instance_id=leases.instance.id,
             advertise_url=self.advertise_url,
             state=self._life.state,
             figures=self.figures.collect(),
-            accounts=account_statuses(hub.channels(), self.store.shared),
+            accounts=account_statuses(hub.channels() if accounts else (), self.store.shared),
             peers=peer_statuses(self.relay.peers()),
             worker=self.worker,
         )

@@ -128,6 +128,11 @@ class Hub:
         """The accounts that have a channel here, open or about to open."""
         return [*self._channels, *self._opening]
 
+    def place(self, account: str) -> tuple[int, Cursor | None]:
+        """Return number of subscribers and cursor of one channel (None: it opens, or is none)."""
+        channel = self._channels.get(account)
+        return (len(channel.live), channel.delivered) if channel is not None else (0, None)
+
     def channels(self) -> list[tuple[str, int, Cursor | None]]:
         """Return account, number of subscribers and cursor of each channel (None: it opens)."""
         found: list[tuple[str, int, Cursor | None]] = [

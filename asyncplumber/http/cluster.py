@@ -48,7 +48,7 @@ class Cluster:
         that does not answer has None as its status.
         """
         members, problem = await self._members()
-        statuses = await self._statuses(members, AccountQuery())
+        statuses = await self._statuses(members, AccountQuery(limit=0))
         instances = []
         refusals: list[Document] = []
         for id, member in members.items():

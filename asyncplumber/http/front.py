@@ -44,7 +44,7 @@ class Core(NamedTuple):
         figures: What is counted.
         instance_id: The id of this instance, as it is in the registry.
         state: Returns where this instance is in its life.
-        status: Returns all that this instance knows about itself.
+        status: Returns what this instance knows about itself, without its accounts.
         clock: The reactor's clock.
         now: Returns the time in seconds since 1970.
         peers: A reactor that reaches the other instances, and nothing else.
@@ -124,7 +124,7 @@ class Front:
             self.metrics,
             gate,
             self.subscribers,
-            OperatorPages(core.status, core.store, gate, signer, questions, now),
+            OperatorPages(core.status, core.hub, core.store, gate, signer, questions, now),
             self.credentials.pages if self.credentials is not None else None,
             page=page,
         )

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlencode
 
 from asyncplumber.auth.signatures import PeerSigner, question_target
-from asyncplumber.core.status import AccountStatus, Status
+from asyncplumber.core.hub import Hub
+from asyncplumber.core.status import Status
 from asyncplumber.errors import BadRequest, Gone, PlumberError
 from asyncplumber.figures import Figures
 from asyncplumber.http.refusals import Refusals
@@ -32,7 +33,7 @@ class AccountQuery(NamedTuple):
         search: Accounts in whose names this text is, in the order of their names.  None: those
             with the most subscribers.
         after: The last account of the page before; empty for the first page.
-        limit: The largest number of accounts.
+        limit: The largest number of accounts; 0 is for none.
     """
 
     search: str | None = None
@@ -45,10 +46,10 @@ class AccountQuery(NamedTuple):
         Read the query of a URL.
 
         Raises:
-            BadRequest: The limit is no number from 1 to `LARGEST_PAGE`.
+            BadRequest: The limit is no number up to `LARGEST_PAGE`.
         """
         search, after = query.get("search", [None])[0], query.get("after", [""])[0]
-        return cls(search, after, page_size(query, LARGEST_PAGE, BUSIEST))
+        return cls(search, after, page_size(query, LARGEST_PAGE, BUSIEST, least=0))
 
     @property
     def text(self) -> str:
@@ -57,25 +58,17 @@ class AccountQuery(NamedTuple):
         return urlencode(named)
 
 
-def page_size(query: Mapping[str, Sequence[str]], most: int, usual: int) -> int:
+def page_size(query: Mapping[str, Sequence[str]], most: int, usual: int, *, least: int = 1) -> int:
     """
     Return the ``limit`` of a query.
 
     Raises:
-        BadRequest: It is no number from 1 to ``most``.
+        BadRequest: It is no number from ``least`` to ``most``.
     """
     text = query.get("limit", [str(usual)])[0]
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
-        raise BadRequest(f"limit is a number from 1 to {most}")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise BadRequest(f"limit is a number from {least} to {most}")
     return int(text)
-
-
-def _selected(accounts: Sequence[AccountStatus], query: AccountQuery) -> list[AccountStatus]:
-    search = query.search
-    if search is None:
-        return nlargest(query.limit, accounts, key=lambda each: each.subscribers)
-    found = (each for each in accounts if search in each.account and each.account > query.after)
-    return nsmallest(query.limit, found, key=lambda each: each.account)
 
 
 def _numbers(figures: Figures) -> dict[str, float | None]:
@@ -90,18 +83,25 @@ class InstanceStatus:
     def __init__(
         self,
         status: Callable[[], Status],
+        hub: Hub,
         refusals: Refusals,
         signer: PeerSigner,
         now: Callable[[], float],
+        *,
+        hooks: bool,
     ) -> None:
         """
         Args:
-            status: Returns what this instance knows about itself.
+            status: Returns what this instance knows about itself, without its accounts.
+            hub: Has the channels of its accounts.
             refusals: The requests that it refused.
             signer: Verifies what other instances ask.
             now: Returns the seconds since 1970.
+            hooks: Whether each account has a hook in the registry.
         """
         self._status = status
+        self._hub = hub
+        self._hooks = hooks
         self._refusals = refusals
         self._signer = signer
         self._now = now
@@ -128,16 +128,8 @@ class InstanceStatus:
             "time": now,
             "uptime": now - self._began,
             "figures": _numbers(status.figures),
-            "account_count": len(status.accounts),
-            "accounts": [
-                {
-                    "account": each.account,
-                    "subscribers": each.subscribers,
-                    "cursor": None if each.cursor is None else str(each.cursor),
-                    "hook": each.hook,
-                }
-                for each in _selected(status.accounts, query)
-            ],
+            "account_count": len(self._hub.accounts),
+            "accounts": [self._account(name) for name in self._selected(query)],
             "peers": [
                 {
                     "id": peer.instance_id,
@@ -148,6 +140,25 @@ class InstanceStatus:
                 for peer in peers
             ],
             "refusals": [refusal._asdict() for refusal in self._refusals.recent()],
+        }
+
+    def _selected(self, query: AccountQuery) -> list[str]:
+        """Return the accounts that are wanted; only these are looked at, of very many."""
+        search, after, limit = query
+        hub = self._hub
+        if not limit:
+            return []
+        if search is None:
+            return nlargest(limit, hub.accounts, key=hub.count)
+        return nsmallest(limit, [name for name in hub.accounts if name > after and search in name])
+
+    def _account(self, name: str) -> dict[str, Any]:
+        subscribers, cursor = self._hub.place(name)
+        return {
+            "account": name,
+            "subscribers": subscribers,
+            "cursor": None if cursor is None else str(cursor),
+            "hook": self._hooks,
         }
 
     def answer(self, instance_id: str, query: str, headers: Headers) -> Response:

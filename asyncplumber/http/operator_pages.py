@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from twisted.internet.defer import Deferred, fail, succeed
 
 from asyncplumber.auth.signatures import PeerSigner
+from asyncplumber.core.hub import Hub
 from asyncplumber.core.status import Status
 from asyncplumber.errors import BadRequest, NotFound
 from asyncplumber.http.admin_files import admin_files
@@ -39,6 +40,7 @@ class OperatorPages:
     def __init__(
         self,
         status: Callable[[], Status],
+        hub: Hub,
         store: IStore,
         gate: Gate,
         signer: PeerSigner,
@@ -47,7 +49,8 @@ class OperatorPages:
     ) -> None:
         """
         Args:
-            status: Returns what this instance knows about itself.
+            status: Returns what this instance knows about itself, without its accounts.
+            hub: Has the channels of its accounts.
             store: Has the accounts, the instances and their hooks.
             gate: Tells which requests it refuses, and whether there is authentication.
             signer: Verifies what other instances ask.
@@ -57,7 +60,7 @@ class OperatorPages:
         refusals = Refusals(now)
         gate.requests.on_refused.append(refusals.note)
         #: What this instance tells the others.
-        self.own = InstanceStatus(status, refusals, signer, now)
+        self.own = InstanceStatus(status, hub, refusals, signer, now, hooks=store.shared)
         registry = store.registry if store.shared else None
         self._cluster = Cluster(
             self.own,
@@ -92,6 +95,7 @@ class OperatorPages:
         return await self._cluster.overview()
 
     async def _accounts(self, query: Query) -> object:
+        page_size(query, LARGEST_PAGE, USUAL_PAGE)  # a page has one account at least
         return await self._cluster.accounts(AccountQuery.parse(query))
 
     async def _hooks(self, query: Query) -> object:

@@ -125,7 +125,7 @@ class OverviewTests(ClusterCase):
             self.assertEqual(each["status"]["figures"]["subscribers"], 2)
             self.assertEqual(each["status"]["state"], "running")
         self.assertEqual(first["status"]["figures"]["events_accepted_total"], 1)
-        self.assertEqual(first["status"]["accounts"][0]["subscribers"], 2)
+        self.assertEqual((first["status"]["account_count"], first["status"]["accounts"]), (1, []))
 
     def test_an_instance_that_does_not_answer_is_shown(self) -> None:
         """With its lease and its hooks, and without a status; one without a lease is not asked."""
@@ -190,13 +190,10 @@ class OverviewTests(ClusterCase):
         """It has the accounts with the most subscribers."""
         names = [f"account {n:02}" for n in range(BUSIEST + 5)]
         self.subscribe(0, *names, names[7], names[7], names[9])
-        status = self.get("cluster")["instances"][self.own_place()]["status"]
+        status = self.pages.own.document()
         self.assertEqual(status["account_count"], BUSIEST + 5)
         accounts = [each["account"] for each in status["accounts"]]
         self.assertEqual((len(accounts), accounts[:2]), (BUSIEST, [names[7], names[9]]))
-
-    def own_place(self) -> int:
-        return sorted(self.ids).index(self.ids[0])
 
 
 class AccountTests(ClusterCase):
@@ -254,8 +251,13 @@ class AccountTests(ClusterCase):
         server = PortServer()
         server.port = Port.PRIVATE
         for query in ("limit=0", "limit=201", "limit=x", "limit=-1", "limit=%D9%A1", "limit="):
-            reply = server.request("GET", f"/admin/accounts?{query}")
-            self.assertEqual(reply.status, 400, query)
+            for name in ("accounts", "hooks"):
+                if (name, query) != ("hooks", "limit=201"):
+                    reply = server.request("GET", f"/admin/{name}?{query}")
+                    self.assertEqual(reply.status, 400, query)
+        self.assertEqual(server.request("GET", "/admin/hooks?limit=500").status, 200)
+        self.assertEqual(server.request("GET", "/admin/hooks?limit=501").status, 400)
+        self.assertEqual(server.request("GET", "/admin/accounts?limit=200").status, 200)
         for after in ("x", "W10=", "WzEsMiwzXQ==", "=", "%00", quote("[" * 5000)):
             reply = server.request("GET", f"/admin/hooks?after={after}")
             self.assertEqual(reply.status, 400, after)
@@ -336,6 +338,7 @@ class PeerTests(ClusterCase):
         for query in (
             AccountQuery(),
             AccountQuery("", "", 5),
+            AccountQuery(limit=0),
             AccountQuery("a&b=c d+%ä\n", "é/?", 200),
         ):
             parsed = parse_qs(query.text, keep_blank_values=True)

@@ -117,6 +117,15 @@ class PrivateTests(PortCase):
             events = server.request("GET", "/admin/events/a?wait=0&after=earliest")
             self.assertIn(b'"data":1', events.body)
 
+    def test_credentials_are_revoked_there(self) -> None:
+        """Where there are any."""
+        server = self.serve(Port.PRIVATE, Keys())
+        body = b'{"sub": "user"}'
+        self.assertEqual(server.request("POST", "/revocations", body=body).status, 201)
+        self.assertIn(b'"sub": "user"', server.request("GET", "/revocations").body)
+        server = self.serve(Port.PRIVATE)
+        self.assertEqual(server.request("GET", "/revocations").status, 404)
+
     def test_it_serves_nobody_else(self) -> None:
         """Who only publishes or subscribes has the public port."""
         server = self.serve(Port.PRIVATE)

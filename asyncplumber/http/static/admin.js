@@ -48,6 +48,7 @@
   function askForKey({ status, message }) {
     if (status === 403 && key === null) return;
     byId("login").hidden = false;
+    byId("key").focus();
     const words = key === null ? "" : `This key was refused: ${message}.`;
     byId("login-message").textContent = words;
     byId("login-message").classList.toggle("bad", key !== null);
