@@ -182,7 +182,10 @@ class Plumber(Service):
         self.figures = instance_figures(self.hub, self.intake, self.relay, self._wall.seconds)
         self.figures.add(*sizes.figures)
         self.figures.add(
-            self.gate.requests.refusals, self.gate.clients.figure, *getattr(store, "figures", ())
+            self.gate.requests.refusals,
+            self.gate.requests.auth,
+            self.gate.clients.figure,
+            *getattr(store, "figures", ()),
         )
 
     def _core(self) -> Core:

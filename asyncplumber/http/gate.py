@@ -258,6 +258,7 @@ class Gate:
             return AwaitsBody(partial(self._permit_signed, decision.verify, need, account, request))
         self._check(decision, need, account)
         self._count(decision, need, request)
+        self.requests.granted(decision.mechanism)
         if need.kind is Kind.OPERATE:
             return replace(decision, subscribe=ALL_ACCOUNTS, publish=ALL_ACCOUNTS)
         return decision
@@ -278,6 +279,7 @@ class Gate:
             self.clients.check_failed(request, error)
             raise
         self.clients.check_post(request, verified.grant, len(body))
+        self.requests.granted(verified.grant.mechanism)
         return verified
 
     def _check(self, grant: Grant, need: Need, account: str | None) -> None:

@@ -10,8 +10,8 @@ from twisted.logger import Logger
 
 from asyncplumber.auth.limit_settings import NAMES as LIMITS
 from asyncplumber.auth.reasons import Reason
-from asyncplumber.errors import PlumberError, reason_of
-from asyncplumber.figures import OTHER, LabelledCounter
+from asyncplumber.errors import InvalidSignature, PlumberError, Unauthenticated, reason_of
+from asyncplumber.figures import OTHER, LabelledCounter, TableCounter
 from asyncplumber.http.request import Request
 from asyncplumber.log_text import path_of
 from asyncplumber.rate_limited_log import RateLimitedLog
@@ -48,6 +48,8 @@ CODES = (
 DETAILS = ("a signature where none is taken", "foreign origin", *LIMITS)
 #: Why a request is refused: what is wrong with a credential, or else the code of the error.
 REASONS = tuple(dict.fromkeys([*CODES, *DETAILS, *map(str, Reason)]))
+#: Those of grants.
+MECHANISMS = ("none", "jwt", "key", "cookie", "ticket", "call-out", "sender", "anonymous")
 # Of these, something else writes a line that says more.
 _LOGGED_ELSEWHERE = frozenset({"foreign origin"})
 _ACCESS = Logger("asyncplumber.requests")
@@ -76,10 +78,21 @@ class RequestLog:
         self.refusals = LabelledCounter(
             "refused_total", "Requests that were refused.", "reason", REASONS
         )
+        #: What came of credentials.
+        self.auth = TableCounter(
+            "auth_total",
+            "Requests by the way in which the client proved itself, and what came of it.  "
+            "Of a credential that is refused, only whether it was a signature is known.",
+            {"mechanism": MECHANISMS, "result": ("granted", "refused")},
+        )
         #: Called with each refusal: its error, the method, the target and the client's address.
         self.on_refused: list[OnRefused] = []
         # A line each, so that what is frequent does not hide what is rare.
         self._lines: dict[str, RateLimitedLog] = {}
+
+    def granted(self, mechanism: str) -> None:
+        """Count a request that the authority has let in."""
+        self.auth.add(mechanism, "granted")
 
     def refused(self, error: PlumberError, method: bytes, target: bytes, client: str) -> None:
         """
@@ -93,6 +106,8 @@ class RequestLog:
         """
         reason = reason_of(error)
         self.refusals.add(reason)
+        if isinstance(error, Unauthenticated):
+            self.auth.add(_mechanism(error), "refused")
         if reason not in _LOGGED_ELSEWHERE:
             self._line(reason).warn(
                 "{method} {path} from {client} was refused: {reason} ({status})",
@@ -144,6 +159,12 @@ class RequestLog:
                 size=size,
                 ms=None if began is None else round((self.seconds() - began) * 1000, 2),
             )
+
+
+def _mechanism(error: Unauthenticated) -> str:
+    if error.reason == Reason.NONE:
+        return "none"
+    return "sender" if isinstance(error, InvalidSignature) else OTHER
 
 
 def _word(method: bytes) -> str:

@@ -101,6 +101,17 @@ class RequestLogTests(RequestLogCase):
         self.assertEqual(lines, ["POST /hooks/a from 127.0.0.1 was refused: signature (401)"])
         self.assertEqual(self.refusals(), {"signature": 1})
 
+    def test_what_came_of_credentials_is_counted(self) -> None:
+        """By the way in which the client proved itself, where that is known."""
+        self.server.post("a", b"1")
+        self.server.post("a", b"1", ("Authorization", "Bearer bad"))
+        self.server.post("a", b"1", ("Authorization", "Bearer good"))
+        figure = self.server.plumber.figures.collect()["auth_total"]
+        self.assertEqual(figure.value, 3)
+        self.assertEqual(figure.of("none", "refused"), 1)
+        self.assertEqual(figure.of("other", "refused"), 1)
+        self.assertEqual(figure.of("none", "granted"), 1)  # the grant of this test
+
     def test_neither_query_nor_header_is_logged(self) -> None:
         """They can have tickets and tokens."""
         with self.logged() as lines:
