@@ -48,7 +48,7 @@ class WorkersTests(SynchronousTestCase):
     """Two workers, each of which fetches the keys."""
 
     def setUp(self) -> None:
-        self.handler = type("Handler", (Publisher,), {"keys": []})
+        self.handler: Any = type("Handler", (Publisher,), {"keys": []})
         issuer = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
         thread = threading.Thread(target=issuer.serve_forever, daemon=True)
         thread.start()
