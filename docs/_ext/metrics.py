@@ -14,13 +14,18 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
+from asyncplumber.figures import FigureSet
 from asyncplumber.http.metrics import PREFIX
+from asyncplumber.stores.outage import Outage
 from asyncplumber.testing import MemoryServer
 
 
 def described() -> Iterator[tuple[str, str, str]]:
     """Yield name with labels, type and help of each metric."""
-    for name, figure in MemoryServer().plumber.front.metrics.combined().items():
+    figures = dict(MemoryServer().plumber.front.metrics.combined())
+    # What a store in memory does not have: it is never away.
+    figures.update(FigureSet(*Outage("").figures).collect())
+    for name, figure in figures.items():
         labels = f"{{{', '.join(figure.labels)}}}" if figure.labels else ""
         yield f"{PREFIX}{name}{labels}", figure.kind, figure.help
 
