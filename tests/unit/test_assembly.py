@@ -74,8 +74,10 @@ class LiveConfigurationTests(ConfigTestCase):
 
     def subscribe(self, live: LiveConfiguration) -> Grant:
         found = live.authority.grant(Facts(b"GET", b"/events/a", {}, Action.SUBSCRIBE, "a"))
-        self.grant = self.successResultOf(found) if isinstance(found, Deferred) else found
-        return self.grant
+        grant = self.successResultOf(found) if isinstance(found, Deferred) else found
+        assert isinstance(grant, Grant)
+        self.grant = grant
+        return grant
 
     def test_it_is_ready_when_the_keys_of_all_issuers_are_there(self) -> None:
         """`/readyz` says no until then."""

@@ -338,5 +338,5 @@ class PageTests(ConfigTestCase):
                     self.assertRegex(page, rf"(?m)^``.*\b{each.name}``.*$", each.name)
         for key in ("hosts", "audience", "name", "sha256", "file", "admin"):
             self.assertRegex(page, rf"(?m)^``.*\b{key}``.*$", key)
-        for table in ("[issuer]", "[key]", "[sender]", "anonymous", "cookie", "callout", "limits"):
-            self.assertIn(f"\n``[{table}]``\n---", page)
+        for name in ("[issuer]", "[key]", "[sender]", "anonymous", "cookie", "callout", "limits"):
+            self.assertIn(f"\n``[{name}]``\n---", page)
