@@ -44,6 +44,8 @@ def matches(document: Document, query: Document) -> bool:
                 return False
             continue
         for operator, operand in wanted.items():
+            if not _compares(operator, value):
+                return False
             if operator == "$in":
                 right = value in operand
             elif operator == "$ne":
@@ -61,6 +63,11 @@ def matches(document: Document, query: Document) -> bool:
             if not right:
                 return False
     return True
+
+
+def _compares(operator: str, value: Any) -> bool:
+    """Whether a comparison makes sense.  A field that is missing is neither more nor less."""
+    return value is not None or operator in ("$in", "$ne")
 
 
 class Request:
@@ -372,12 +379,17 @@ class SimulatedMongod:
                 }
                 for account, epoch in sorted(places)
             ]
+        if "total" in pipeline[0]["$match"]:
+            rows.sort(key=lambda row: int(row["seq"]))
+            found = [{**row, "size": len(row["payload"])} for row in rows]
+            return [{name: row[name] for name in ("seq", "total", "size")} for row in found[:1]]
         for stage in pipeline[1:]:
             if "$group" in stage:
                 newest: dict[str, Document] = {}
                 for row in sorted(rows, key=lambda row: (row["epoch"], row["seq"])):
                     newest[row["account"]] = {
                         "_id": row["account"], "epoch": row["epoch"], "seq": row["seq"],
+                        "total": row["total"],
                     }  # fmt: skip
                 rows = list(newest.values())
             elif "$unionWith" in stage:

@@ -430,6 +430,55 @@ class HistoryContract(StoreContract):
         self.assertEqual(seqs(await self.everything()), list(range(26, 36)))
         self.assertEqual(await self.lost("a", Cursor(position.epoch, 24)), position)
 
+    async def kept(self, store: Any) -> list[int]:
+        """Sweep, and return the numbers of the events that are kept of account a."""
+        await store.history.sweep()
+        return seqs(await self.everything(history=store.history))
+
+    async def test_bytes_beyond_the_size_are_deleted(self) -> None:
+        """What fits exactly is kept; one byte more costs the oldest event."""
+        store = await self.opened(Retention(length=100, age=1000.0, size=1000))
+        payload = b'"data":%b' % (b"1" * 93)
+        await append(store, drafts(10, payload=payload))
+        self.assertEqual(await self.kept(store), list(range(1, 11)))
+        await append(store, [draft(key="one", payload=b"1"), draft("b", payload=payload)])
+        self.assertEqual(await self.kept(store), list(range(2, 12)))
+        position = await store.history.ensure("a")
+        self.assertEqual((position.head, position.floor), (11, 1))
+        with self.assertRaises(CursorLost):
+            await store.history.read("a", Cursor(position.epoch, 0), None, 10)
+        await append(store, drafts(25, prefix="more", payload=payload))
+        self.assertEqual(await self.kept(store), list(range(27, 37)))
+
+    async def test_the_newest_event_is_kept_whatever_its_size(self) -> None:
+        """It goes when the next one comes."""
+        store = await self.opened(Retention(length=100, age=1000.0, size=1000))
+        large = b'"data":"%b"' % (b"x" * 5000)
+        await append(store, [*drafts(3), draft(key="large", payload=large)])
+        self.assertEqual(await self.kept(store), [4])
+        await append(store, [draft(key="larger", payload=large + b" ")])
+        self.assertEqual(await self.kept(store), [5])
+        await append(store, drafts(2, prefix="small"))
+        self.assertEqual(await self.kept(store), [6, 7])
+
+    async def test_the_bytes_of_all_processes_count(self) -> None:
+        """Also those of one that has stopped, and of events that were deleted before."""
+        retention = Retention(length=100, age=1000.0, size=1000)
+        one, two = await self.opened(retention), await self.opened(retention)
+        payload = b'"data":%b' % (b"1" * 93)
+        for turn in range(4):
+            await append(one, drafts(2, prefix=f"one {turn}.", payload=payload))
+            await append(two, drafts(2, prefix=f"two {turn}.", payload=payload))
+        self.assertEqual(await self.kept(two), list(range(7, 17)))
+        await one.stop()
+        three = await self.opened(retention)
+        await append(three, drafts(3, prefix="three", payload=payload))
+        self.assertEqual(await self.kept(three), list(range(10, 20)))
+        self.reactor.advance(1001)
+        self.assertEqual(await self.kept(three), [])
+        await append(three, drafts(11, prefix="again", payload=payload))
+        self.assertEqual(await self.kept(three), list(range(21, 31)))
+
     async def test_events_beyond_the_age_are_deleted(self) -> None:
         """A sweep deletes the events that were stored too long ago, and returns their number."""
         await append(self.store, drafts(3))

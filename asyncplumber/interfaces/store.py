@@ -144,7 +144,7 @@ class IHistory(Interface):
         """
 
     def sweep() -> Deferred[int]:
-        """Delete the events beyond the retention's length or age, and return their number."""
+        """Delete the events beyond the retention, and return their number."""
 
 
 class IRegistry(Interface):

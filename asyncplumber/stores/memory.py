@@ -44,7 +44,7 @@ from asyncplumber.stores.retention import Retention, check_reach, hook_url
 class _Log:
     """The kept events of one account; `floor` is the number before the first of them."""
 
-    __slots__ = ("epoch", "events", "floor", "keys", "times", "touched")
+    __slots__ = ("epoch", "events", "floor", "keys", "size", "times", "touched")
 
     def __init__(self, epoch: str) -> None:
         self.epoch = epoch
@@ -52,22 +52,28 @@ class _Log:
         self.events: deque[Event] = deque()
         self.times: deque[float] = deque()  # when each event was stored, in seconds since 1970
         self.keys: dict[str, Event] = {}
+        self.size = 0  # bytes of the payloads
         self.touched = 0.0  # when the account was last used, in seconds since 1970
 
     @property
     def position(self) -> Position:
         return Position(self.epoch, self.floor + len(self.events), self.floor)
 
-    def trim(self, length: int, horizon: float) -> int:
+    def trim(self, retention: Retention, now: float) -> int:
         """
-        Delete the events beyond `length` and those stored before `horizon`.
+        Delete the events that are too many, too old or too large together.
 
         Returns:
             The number of events deleted.
         """
         deleted = 0
-        while self.events and (len(self.events) > length or self.times[0] < horizon):
-            self.events.popleft()
+        horizon = now - retention.age
+        while self.events and (
+            len(self.events) > retention.length
+            or self.times[0] < horizon
+            or (self.size > retention.size and len(self.events) > 1)
+        ):
+            self.size -= len(self.events.popleft().payload)
             self.times.popleft()
             # Keys are in the order of their events, so the first key is that of the first event.
             del self.keys[next(iter(self.keys))]
@@ -138,6 +144,7 @@ class MemoryHistory:
         """Store these drafts; see `IStore.append` and `Appended.results`."""
         now = self._clock.seconds()
         length, horizon = self._retention.length, now - self._retention.age
+        size = self._retention.size
         stored: list[Stored | PlumberError] = []
         placed = Event.from_draft  # a local name is found faster, and this is done for each event
         for draft in drafts:
@@ -151,15 +158,16 @@ class MemoryHistory:
             events.append(event)
             log.times.append(now)
             log.keys[draft.key] = event
-            if len(events) > length or log.times[0] < horizon:
-                log.trim(length, horizon)
+            log.size += len(draft.payload)
+            if len(events) > length or log.size > size or log.times[0] < horizon:
+                log.trim(self._retention, now)
             stored.append(Stored(event, False))
         return succeed(stored)
 
     def ensure(self, account: str) -> Deferred[Position]:
         now = self._clock.seconds()
         if (log := self._logs.get(account)) is not None:
-            log.trim(self._retention.length, now - self._retention.age)
+            log.trim(self._retention, now)
         return succeed(self._used(account, now))
 
     def heads(self, accounts: Collection[str]) -> Deferred[dict[str, Cursor]]:
@@ -214,7 +222,7 @@ class MemoryHistory:
             (epoch, began) for epoch, began in self._epochs if began >= now - self._retention.recent
         ]
         for name, log in list(self._logs.items()):
-            deleted += log.trim(self._retention.length, now - self._retention.age)
+            deleted += log.trim(self._retention, now)
             if not log.events and log.touched < now - self._retention.numbering:
                 del self._logs[name]
         return succeed(deleted)

@@ -9,6 +9,7 @@ from asyncplumber.event import Cursor, Instance, Position
 from asyncplumber.interfaces import CursorLost, CursorMoved
 
 DAY = 86400.0  # seconds
+HISTORY_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +17,28 @@ class Retention:
     """
     How much history an account has.
 
-    An event is deleted when either limit is reached.  A store may keep a tenth more than `length`
-    for a while.
+    An event is deleted when one of the limits is reached.  A store may keep a tenth more than
+    `length` and `size` for a while.
 
     Attributes:
         length: Events for each account.
         age: Seconds.
+        size: Bytes of the payloads for each account.  The newest event is kept, however large.
     """
 
     length: int = 1000
     age: float = DAY
+    size: int = HISTORY_BYTES
+
+    @property
+    def most_events(self) -> int:
+        """Events of an account at which a store must trim it."""
+        return self.length + self.length // 10
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of an account at which a store must trim it."""
+        return self.size + self.size // 10
 
     @property
     def numbering(self) -> float:

@@ -398,7 +398,9 @@ class CheckpointTests(TestCase):
         self.path = self.mktemp()
 
     async def opened(self) -> Any:
-        store: Any = open_store(f"sqlite:{self.path}", Retention(length=100_000), reactor)
+        store: Any = open_store(
+            f"sqlite:{self.path}", Retention(length=100_000, size=10**9), reactor
+        )
         self.addCleanup(store.stop)
         await store.start()
         return store

@@ -73,9 +73,14 @@ class SqliteTests(
         await append(self.store, drafts(2))
         await self.store.stop()
         other = self.other()
-        other.executescript("DROP TABLE revocations; DROP TABLE tickets; PRAGMA user_version = 1;")
+        other.executescript(
+            "DROP TABLE revocations; DROP TABLE tickets; ALTER TABLE accounts DROP COLUMN bytes;"
+            "PRAGMA user_version = 1;"
+        )
         other.close()
         store = await self.opened()
+        sizes = self.other().execute("SELECT bytes FROM accounts").fetchall()
+        self.assertEqual(sizes, [(2 * len(drafts(1)[0].payload),)])
         row = await store.revocations.revoke(self.row())
         self.assertEqual(await store.revocations.revocations(), [row])
         self.assertEqual(seqs(await self.everything(history=store.history)), [1, 2])
@@ -100,6 +105,24 @@ class SqliteTests(
         self.assertEqual(
             self.other().execute("SELECT count(*) FROM events").fetchone(), (70 - position.floor,)
         )
+
+    async def test_a_large_history_is_trimmed_without_a_sweep(self) -> None:
+        """At most a tenth more than the size is kept, and the count of bytes is right."""
+        store = await self.opened(Retention(length=1000, age=1000.0, size=10_000))
+        for turn in range(200):
+            payload = b'"data":"%b"' % (b"x" * (turn * 7 % 400))
+            several = [draft(key=f"{turn}", payload=payload), draft("b", key=f"{turn}")]
+            if turn % 3 == 0:
+                several.append(several[0])  # a duplicate takes another way through the appender
+            await append(store, several)
+            found = self.other().execute(
+                "SELECT bytes, (SELECT sum(length(payload)) FROM events WHERE account = number)"
+                " FROM accounts"
+            )
+            for counted, kept in found:
+                self.assertEqual(counted, kept)
+                self.assertLessEqual(kept, 11_000)
+        self.assertGreater(seqs(await self.everything(history=store.history))[0], 1)
 
     async def test_a_locked_file_is_unavailable_and_comes_back(self) -> None:
         """A call that cannot get the lock in time fails, and stores nothing."""

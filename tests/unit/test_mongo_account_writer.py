@@ -51,7 +51,7 @@ class StateTests(SynchronousTestCase):
     def test_an_illegal_input_raises(self) -> None:
         """Nothing can be stored by an unknown head, nor a race be lost with it."""
         for illegal in (
-            lambda writer: writer.stored(1, 0.0),
+            lambda writer: writer.stored(1, 0.0, 8),
             lambda writer: writer.race_lost(0.0),
             lambda writer: writer.doubted(),
         ):
@@ -69,7 +69,7 @@ class StateTests(SynchronousTestCase):
         writer.loaded(MongoAccount("e", 4, 0), 10.0)
         seen.append(writer.state)
         self.assertTrue(writer.is_contended(10.0))
-        writer.stored(5, 10.0)
+        writer.stored(5, 10.0, 8)
         self.assertFalse(writer.is_contended(10.0 + CALM))
         seen.append(writer.state)
         self.assertEqual(
@@ -83,23 +83,25 @@ class AccountWritersTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.writers = AccountWriters(Retention(), LOOKED_UP_LIFETIME, lambda low, high: high)
         self.assertEqual(self.writers.untrusted(["a"], 0.0), ["a"])
-        self.writers.loaded("a", MongoAccount("e", 3, 0), 0.0)
+        self.writers.loaded("a", MongoAccount("e", 3, 0, total=100), 0.0)
 
     def test_events_are_numbered_after_the_head(self) -> None:
         """In their order, and a second time with the same numbers until they are stored."""
         for _ in range(2):
-            events = self.writers.numbered(pending("a", "a"))
+            events, totals = self.writers.numbered(pending("a", "a"))
             self.assertEqual([event.seq for event in events], [4, 5])
-        self.writers.stored({"a": Cursor("e", 5)}, 1.0, 1.0)
-        self.assertEqual(self.writers.numbered(pending("a"))[0].seq, 6)
+            self.assertEqual(totals, [100 + 8, 100 + 16])
+        self.writers.stored({"a": Cursor("e", 5)}, {"a": 116}, 1.0, 1.0)
+        ((event,), totals) = self.writers.numbered(pending("a"))
+        self.assertEqual((event.seq, totals), (6, [124]))
 
     def test_a_head_is_trusted_for_a_limited_time(self) -> None:
         """Each insert that goes in proves it again; but it is looked up from time to time."""
         self.assertEqual(self.writers.untrusted(["a"], HEAD_LIFETIME), [])
-        self.writers.stored({"a": Cursor("e", 4)}, HEAD_LIFETIME, HEAD_LIFETIME)
+        self.writers.stored({"a": Cursor("e", 4)}, {"a": 9}, HEAD_LIFETIME, HEAD_LIFETIME)
         self.assertEqual(self.writers.untrusted(["a"], 2 * HEAD_LIFETIME), [])
         self.assertEqual(self.writers.untrusted(["a"], 2 * HEAD_LIFETIME + 1), ["a"])
-        self.writers.stored({"a": Cursor("e", 5)}, LOOKED_UP_LIFETIME, LOOKED_UP_LIFETIME)
+        self.writers.stored({"a": Cursor("e", 5)}, {"a": 9}, LOOKED_UP_LIFETIME, LOOKED_UP_LIFETIME)
         self.assertEqual(self.writers.untrusted(["a"], LOOKED_UP_LIFETIME), [])
         self.assertEqual(self.writers.untrusted(["a"], LOOKED_UP_LIFETIME + 1), ["a"])
 
@@ -108,7 +110,7 @@ class AccountWritersTests(SynchronousTestCase):
         self.writers.race_lost("a", 1.0)
         self.writers.untrusted(["a"], 1.0)
         self.writers.loaded("a", MongoAccount("e", 4, 0), 1.0)
-        self.writers.stored({"a": Cursor("e", 5)}, 1.0, 1.0)
+        self.writers.stored({"a": Cursor("e", 5)}, {"a": 9}, 1.0, 1.0)
         yielding = self.writers.yielding(1.0)
         self.assertEqual(list(yielding), ["a"])
         queue = DraftQueue()

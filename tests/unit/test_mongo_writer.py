@@ -40,6 +40,7 @@ WRITERS = 3
 ACCOUNTS = ("a", "b", "c")
 KEYS = tuple(f"k{number}" for number in range(6))
 LENGTH = 6  # events kept of an account: few, so that some are forgotten while others are written
+SIZE = 150  # bytes kept of an account: that many events, or fewer
 AGE = 1000.0  # seconds that events are kept
 TOO_LONG = 6.0  # seconds, in which every call gives up
 # How many times it is tried; the fast tier tries what takes a second.
@@ -53,8 +54,9 @@ journals = some.booleans()
 
 
 def draft(account: str, key: str) -> Draft:
-    """A draft whose id is its key."""
-    return Draft(account, key, key, "result", "2026-01-01T00:00:00Z", "text/plain", b'"data":1')
+    """A draft whose id is its key.  Its size depends on that: from 8 to 88 bytes."""
+    payload = b'"data":1%b' % (b"0" * (16 * (sum(key.encode()) % 6)))
+    return Draft(account, key, key, "result", "2026-01-01T00:00:00Z", "text/plain", payload)
 
 
 class Append:
@@ -87,7 +89,7 @@ class WriterMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.clock.advance(1_000_000)
         self.server = SimulatedMongod(self.clock, replicated=self.replicated)
-        self.retention = Retention(length=LENGTH, age=AGE)
+        self.retention = Retention(length=LENGTH, age=AGE, size=SIZE)
         self.steady = [SuspendableClock(self.clock) for _ in range(WRITERS)]
         self.stores = [
             MongoStore(
@@ -220,9 +222,13 @@ class WriterMachine(RuleBasedStateMachine):
     def _check_holes(self) -> None:
         for state in (self.server.state, self.server.durable_state):
             for account in ACCOUNTS:
-                seqs = sorted(self._kept(state, account))
+                kept = self._kept(state, account)
+                seqs = sorted(kept)
                 floor = state["accounts"].get(account, {"floor": 0})["floor"]
                 assert seqs == list(range(floor + 1, floor + 1 + len(seqs))), (account, seqs)
+                for seq in seqs[1:]:
+                    size = kept[seq]["total"] - kept[seq - 1]["total"]
+                    assert size == len(kept[seq]["payload"]), (account, seq, "miscounted")
 
     @invariant()
     def what_was_told_is_durable(self) -> None:
@@ -241,6 +247,16 @@ class WriterMachine(RuleBasedStateMachine):
         for failure in self.errors:
             failure.raiseException()
 
+    def _check_sizes(self) -> None:
+        """After a sweep by who has written last, no account has too much, and each has an event."""
+        self._asked(self.stores[WRITERS - 1].history.sweep())
+        self._settle()
+        for account in ACCOUNTS:
+            sizes = [
+                len(each["payload"]) for each in self._kept(self.server.state, account).values()
+            ]
+            assert len(sizes) == 1 or 0 < sum(sizes) <= SIZE, (account, sizes)
+
     def teardown(self) -> None:
         """At last all works again: each call has an answer, and the numbering goes on."""
         try:
@@ -252,6 +268,7 @@ class WriterMachine(RuleBasedStateMachine):
                 last = self.appends[writer][-1]
                 assert isinstance(last.result, list), last.result
                 assert not any(answer.duplicate for answer in last.result)
+            self._check_sizes()
             self.there_are_no_holes()
             self.what_was_told_is_durable()
             self.nothing_is_logged_as_a_failure()

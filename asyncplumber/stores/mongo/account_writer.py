@@ -106,10 +106,18 @@ class AccountWriter:
         self.account = account
         self._looked_up = self._confirmed = asked
 
-    def stored(self, head: int, sent: float) -> None:
-        """Take note that our events up to `head` are durable; the insert was sent at `sent`."""
+    def stored(self, head: int, sent: float, total: int) -> None:
+        """
+        Take note that our events up to `head` are durable.
+
+        Args:
+            head: The number of the last one.
+            sent: When the insert was sent.
+            total: The payload bytes up to there.
+        """
         self._take(Input.STORED)
         self.account.head = head
+        self.account.total = total
         self._confirmed = sent
 
     def race_lost(self, now: float) -> None:
@@ -184,22 +192,32 @@ class AccountWriters:
         """Take a head that was looked up, see `AccountWriter.loaded`."""
         self._writers[account].loaded(found, asked)
 
-    def numbered(self, drafts: Sequence[PendingDraft]) -> list[Event]:
-        """Return the events that these drafts become if nobody else writes."""
-        heads: dict[str, int] = {}
-        events: list[Event] = []
-        for pending in drafts:
-            name = pending.draft.account
-            account = self._writers[name].account
-            heads[name] = seq = heads.get(name, account.head) + 1
-            events.append(Event.from_draft(pending.draft, account.epoch, seq))
-        return events
+    def numbered(self, drafts: Sequence[PendingDraft]) -> tuple[list[Event], list[int]]:
+        """
+        Return the events that these drafts become if nobody else writes.
 
-    def stored(self, cursors: dict[str, Cursor], sent: float, now: float) -> None:
+        The second list has for each event the payload bytes of its account up to there.
+        """
+        heads: dict[str, tuple[int, int]] = {}
+        events: list[Event] = []
+        totals: list[int] = []
+        for pending in drafts:
+            draft = pending.draft
+            name = draft.account
+            account = self._writers[name].account
+            seq, total = heads.get(name) or (account.head, account.total)
+            seq, total = heads[name] = seq + 1, total + len(draft.payload)
+            events.append(Event.from_draft(draft, account.epoch, seq))
+            totals.append(total)
+        return events, totals
+
+    def stored(
+        self, cursors: dict[str, Cursor], totals: dict[str, int], sent: float, now: float
+    ) -> None:
         """Take note of new heads, and leave contended accounts to others for a moment."""
         for account, cursor in cursors.items():
             writer = self._writers[account]
-            writer.stored(cursor.seq, sent)
+            writer.stored(cursor.seq, sent, totals[account])
             if writer.is_contended(now):
                 self._yielding[account] = now + self._uniform(*YIELD)
 

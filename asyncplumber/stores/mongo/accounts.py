@@ -33,10 +33,14 @@ class MongoAccount(AccountState):
         is_stale: Whether the row was not marked as used for so long that it has to be, before the
             server removes it.
         has_row: Whether the account has had an event.
+        total: Payload bytes up to the head, see `asyncplumber.stores.mongo.trimmer`.
+        base: Payload bytes up to the floor, or less.
     """
 
     is_stale: bool = False
     has_row: bool = True
+    total: int = 0
+    base: int = 0
 
 
 class Accounts:
@@ -73,7 +77,12 @@ class Accounts:
         fresh: bool = False,
         proven: bool = False,
     ) -> dict[str, MongoAccount]:
-        """Return those accounts that have a row.  For `fresh` and `proven` see `MongoLink.rows`."""
+        """
+        Return those accounts that have a row.
+
+        For `fresh` and `proven` see `MongoLink.rows`.  Only `fresh` ones have their `total`: for it
+        the server must look at the event itself.
+        """
         found: dict[str, MongoAccount] = {}
         names = list(accounts)
         for start in range(0, len(names), CHUNK):
@@ -89,6 +98,8 @@ class Accounts:
             match["epoch"] = epoch
         # The server answers this pair of stages by one step into the index for each account.
         newest = {"_id": "$account", "epoch": {"$first": "$epoch"}, "seq": {"$first": "$seq"}}
+        if concern.get("fresh"):
+            newest["total"] = {"$first": "$total"}
         body = {
             "aggregate": "events",
             "pipeline": [
@@ -100,17 +111,21 @@ class Accounts:
             "cursor": {"batchSize": 2 * len(accounts)},
         }
         rows = await self._link.rows(deadline, body, **concern)
-        heads = {row["_id"]: (row["epoch"], row["seq"]) for row in rows if "row" not in row}
+        heads = {row["_id"]: row for row in rows if "row" not in row}
         found: dict[str, MongoAccount] = {}
         for name, row in ((row["_id"], row["row"]) for row in rows if "row" in row):
-            newest_epoch, head = heads.get(name, (row["epoch"], 0))
-            if newest_epoch != row["epoch"] and not epoch:
-                # Remains of another numbering sort before this one, because clocks differed.
-                found.update(await self._find(deadline, [name], row["epoch"], **concern))
-                continue
-            head = head if newest_epoch == row["epoch"] else 0
+            head = heads.get(name)
+            if head is not None and head["epoch"] != row["epoch"]:
+                if not epoch:
+                    # Remains of another numbering sort before this one, because clocks differed.
+                    found.update(await self._find(deadline, [name], row["epoch"], **concern))
+                    continue
+                head = None
             floor = row["floor"]
-            found[name] = MongoAccount(row["epoch"], max(head, floor), floor, row["stale"])
+            seq, total = (head["seq"], head.get("total") or 0) if head is not None else (0, 0)
+            found[name] = MongoAccount(
+                row["epoch"], max(seq, floor), floor, row["stale"], total=total
+            )
         return found
 
     async def find_marked(

@@ -155,11 +155,17 @@ class Appender:
 
     async def _insert(self, generation: int, deadline: float, drafts: list[PendingDraft]) -> None:
         """Send one insert, and settle what it stored."""
-        events = self._writers.numbered(drafts)
+        events, totals = self._writers.numbered(drafts)
         stored_at = datetime.fromtimestamp(self._wall.seconds(), UTC)
         rows = [
-            {"_id": pending.id, "key": pending.draft.key, "stored_at": stored_at, **event._asdict()}
-            for pending, event in zip(drafts, events, strict=True)
+            {
+                "_id": pending.id,
+                "key": pending.draft.key,
+                "stored_at": stored_at,
+                "total": total,
+                **event._asdict(),
+            }
+            for pending, event, total in zip(drafts, events, totals, strict=True)
         ]
         sent = self._link.clock.seconds()
         body = {"insert": "events", "documents": rows, "ordered": True}
@@ -169,14 +175,17 @@ class Appender:
             self._refuse_unencodable(drafts, rows)
             return
         count = answer["n"]
-        self._settle_stored(drafts[:count], events[:count], sent)
+        self._settle_stored(drafts[:count], events[:count], totals[:count], sent)
         if count < len(drafts):
             await self._handle_write_error(deadline, answer["writeErrors"][0], drafts[count:])
 
-    def _settle_stored(self, drafts: list[PendingDraft], events: list[Event], sent: float) -> None:
+    def _settle_stored(
+        self, drafts: list[PendingDraft], events: list[Event], totals: list[int], sent: float
+    ) -> None:
         """These events were inserted, and are durable."""
         cursors = {event.account: event.cursor for event in events}
-        self._writers.stored(cursors, sent, self._link.clock.seconds())
+        last_totals = {event.account: total for event, total in zip(events, totals, strict=True)}
+        self._writers.stored(cursors, last_totals, sent, self._link.clock.seconds())
         self._trimmer.appended(cursors)
         self._barrier.mark_durable(cursors.items())
         for pending, event in zip(drafts, events, strict=True):

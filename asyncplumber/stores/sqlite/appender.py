@@ -34,20 +34,26 @@ _NO_ACCOUNT = -1  # the numbers of accounts begin with 1, and no account has an 
 _INSERT_EVENTS = "INSERT OR ROLLBACK INTO events VALUES "
 _EVENT_ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # Begins numberings and advances others.
-_ADVANCE = "INSERT OR ROLLBACK INTO accounts (number, account, epoch, head, floor, touched) VALUES "
-_ADVANCE_ROW = "(?, ?, ?, ?, ?, ?)"
+_ADVANCE = (
+    "INSERT OR ROLLBACK INTO accounts (number, account, epoch, head, floor, touched, bytes) VALUES "
+)
+_ADVANCE_ROW = "(?, ?, ?, ?, ?, ?, ?)"
 _ADVANCE_END = (
-    " ON CONFLICT (number) DO UPDATE SET head = excluded.head, touched = excluded.touched"
+    " ON CONFLICT (number) DO UPDATE"
+    " SET head = excluded.head, touched = excluded.touched, bytes = excluded.bytes"
 )
 # The result is one row, however many accounts are found.
 _FIND_ALL = """SELECT (SELECT max(number) FROM accounts),
-    (SELECT json_group_array(json_array(account, epoch, head, floor, number))
+    (SELECT json_group_array(json_array(account, epoch, head, floor, number, bytes))
     FROM json_each(?) AS asked CROSS JOIN accounts ON accounts.account = asked.value)"""
-_FIND = "SELECT epoch, head, floor, number FROM accounts WHERE account = ?"
+_FIND = "SELECT epoch, head, floor, number, bytes FROM accounts WHERE account = ?"
 _BEGIN = "INSERT INTO accounts (account, epoch, head, floor, touched) VALUES (?, ?, 0, 0, ?)"
 _SAME = (
     "SELECT seq, id, type, time, content_type, payload FROM events WHERE account = ? AND key = ?"
 )
+_SIZES = "SELECT seq, length(payload) FROM events WHERE account = ? AND seq > ? ORDER BY seq"
+_SIZE_BELOW = "SELECT coalesce(sum(length(payload)), 0) FROM events WHERE account = ? AND seq <= ?"
+_RAISE = "UPDATE accounts SET floor = max(floor, ?), bytes = bytes - ? WHERE number = ?"
 _INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # Errors of one draft alone; all others are errors of the file.
 _DRAFT_ERRORS = (
@@ -67,24 +73,59 @@ def _statement(begin: str, row: str, count: int, end: str) -> str:
 
 @dataclass(slots=True)
 class NumberedAccount(AccountState):
-    """The state of an account, and the number that stands for its name in this file."""
+    """
+    The state of an account in this file.
+
+    Attributes:
+        number: Stands for its name.
+        size: Bytes of its payloads.
+    """
 
     number: int
+    size: int
+
+    def trim(self, connection: Connection, retention: Retention) -> int:
+        """
+        Delete the events that are too many or too large together.
+
+        Returns:
+            The number of events deleted.
+        """
+        floor = max(self.floor, self.head - retention.length)
+        if self.size > retention.size:
+            floor = max(floor, self._floor_by_size(connection, retention.size))
+        if floor == self.floor:
+            return 0
+        self.floor = floor
+        count, size = delete_events(connection, self.number, floor)
+        self.size -= size
+        return count
+
+    def _floor_by_size(self, connection: Connection, limit: int) -> int:
+        """Return the number of the last event without which the others are within the limit."""
+        size, floor = self.size, self.floor
+        rows = connection.execute(_SIZES, (self.number, floor))
+        for seq, bytes in rows:
+            if size <= limit or seq == self.head:
+                break
+            size, floor = size - bytes, seq
+        rows.close()
+        return floor
 
 
-def delete_events(connection: Connection, number: int, floor: int) -> int:
+def delete_events(connection: Connection, number: int, floor: int) -> tuple[int, int]:
     """
     Raise the floor of the account with this number, and delete the events below.
 
     Returns:
-        The number of events deleted.
+        The number of events deleted, and the bytes of their payloads.
     """
-    connection.execute(
-        "UPDATE accounts SET floor = max(floor, ?) WHERE number = ?", (floor, number)
-    )
-    return connection.execute(
+    (size,) = connection.execute(_SIZE_BELOW, (number, floor)).fetchone()
+    connection.execute(_RAISE, (floor, size, number))
+    deleted = connection.execute(
         "DELETE FROM events WHERE account = ? AND seq <= ?", (number, floor)
-    ).rowcount
+    )
+    return deleted.rowcount, size
 
 
 def probe(connection: Connection, now: float) -> None:
@@ -97,7 +138,7 @@ def probe(connection: Connection, now: float) -> None:
     connection.execute("BEGIN IMMEDIATE")
     values = (_NO_ACCOUNT, 1, "", "", "", "", "", bytes(PROBE_BYTES), now)
     connection.execute(_INSERT_EVENT, values)
-    connection.execute("INSERT INTO accounts VALUES (?, '', '', 1, 0, ?)", (_NO_ACCOUNT, now))
+    connection.execute("INSERT INTO accounts VALUES (?, '', '', 1, 0, ?, 0)", (_NO_ACCOUNT, now))
     connection.execute("DELETE FROM events WHERE account = ?", (_NO_ACCOUNT,))
     connection.execute("DELETE FROM accounts WHERE number = ?", (_NO_ACCOUNT,))
     connection.execute("COMMIT")
@@ -108,7 +149,8 @@ class Appender:
 
     def __init__(self, retention: Retention) -> None:
         self._retention = retention
-        self._slack = retention.length + retention.length // 10
+        self._most_events = retention.most_events
+        self._most_bytes = retention.most_bytes
         self.epochs = Epochs(retention)
         self._known: dict[str, NumberedAccount] = {}
         # The connection, and the version of the file, for which `_known` is true.
@@ -150,7 +192,7 @@ class Appender:
             return NumberedAccount(*row)
         epoch = self.epochs.current(connection, now)
         number = connection.execute(_BEGIN, (account, epoch, now)).lastrowid
-        return NumberedAccount(epoch, 0, 0, number or 0)
+        return NumberedAccount(epoch, 0, 0, number or 0, 0)
 
     def _begin(self, connection: Connection) -> dict[str, NumberedAccount]:
         """
@@ -172,11 +214,11 @@ class Appender:
         known: dict[str, NumberedAccount],
         used: Iterable[NumberedAccount],
     ) -> None:
-        """Trim the accounts that became too long, commit, and remember the known accounts."""
+        """Trim the accounts that have too much, commit, and remember the known accounts."""
+        most_events, most_bytes = self._most_events, self._most_bytes
         for account in used:
-            if account.head - account.floor > self._slack:
-                account.floor = account.head - self._retention.length
-                delete_events(connection, account.number, account.floor)
+            if account.head - account.floor > most_events or account.size > most_bytes:
+                account.trim(connection, self._retention)
         connection.execute("COMMIT")
         self._known = known
 
@@ -193,12 +235,13 @@ class Appender:
             account, id, key, type, time, content_type, payload = draft
             state = used[account]
             state.head = seq = state.head + 1
+            state.size += len(payload)
             values += (state.number, seq, key, id, type, time, content_type, payload, now)
             stored.append(Stored(placed(draft, state.epoch, seq), False))
         self._insert(connection, values, _INSERT_EVENTS, _EVENT_ROW)
         values = []
         for account, state in used.items():
-            values += (state.number, account, state.epoch, state.head, 0, now)
+            values += (state.number, account, state.epoch, state.head, 0, now, state.size)
         self._insert(connection, values, _ADVANCE, _ADVANCE_ROW, _ADVANCE_END)
         self._commit(connection, known, used.values())
         return stored
@@ -233,7 +276,7 @@ class Appender:
             if new:
                 epoch = self.epochs.current(connection, now)
                 for number, account in enumerate(new, (last or 0) + 1):
-                    known[account] = NumberedAccount(epoch, 0, 0, number)
+                    known[account] = NumberedAccount(epoch, 0, 0, number, 0)
         return {account: known[account] for account in accounts}
 
     def _append_each(
@@ -251,8 +294,8 @@ class Appender:
             except _DRAFT_ERRORS:
                 stored.append(PlumberError("this event cannot be stored"))
         connection.executemany(
-            "UPDATE accounts SET head = ?, touched = ? WHERE number = ?",
-            [(account.head, now, account.number) for account in known.values()],
+            "UPDATE accounts SET head = ?, touched = ?, bytes = ? WHERE number = ?",
+            [(account.head, now, account.size, account.number) for account in known.values()],
         )
         self._commit(connection, known, known.values())
         return stored
@@ -270,4 +313,5 @@ class Appender:
             _INSERT_EVENT, (state.number, seq, key, id, type, time, content_type, payload, now)
         )
         state.head = seq
+        state.size += len(payload)
         return Stored(Event.from_draft(draft, state.epoch, seq), False)

@@ -22,7 +22,7 @@ SWEEP_EVENTS = 2000
 # An account is marked as used so many times in the time after which it would be forgotten: each
 # mark is a write.
 MARKS = 8
-_FIND = "SELECT epoch, head, floor, number, touched FROM accounts WHERE account = ?"
+_FIND = "SELECT epoch, head, floor, number, bytes, touched FROM accounts WHERE account = ?"
 _TOUCH = "UPDATE accounts SET touched = ? WHERE account = ?"
 _PAGE = """SELECT seq, id, type, time, content_type, payload FROM events
     WHERE account = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"""
@@ -33,7 +33,8 @@ _PAGES = (
     "SELECT (page_count - freelist_count) * page_size "
     "FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
 )
-_TOO_LONG = "SELECT number, head FROM accounts WHERE head - floor > ?"
+_TOO_MUCH = """SELECT epoch, head, floor, number, bytes FROM accounts
+    WHERE head - floor > ? OR (bytes > ? AND head - floor > 1)"""
 # The clocks of several writers differ a little.  So the youngest event that is too old decides, and
 # everything before it goes.
 _TOO_OLD = """SELECT account, max(seq)
@@ -73,7 +74,7 @@ class SqliteHistory:
         """
         row = connection.execute(_FIND, (account,)).fetchone()
         if row is None:
-            return NumberedAccount(self._epochs.current(connection, now), 0, 0, 0)
+            return NumberedAccount(self._epochs.current(connection, now), 0, 0, 0, 0)
         *state, touched = row
         if now - touched >= self._mark_after and not connection.in_transaction:
             # Look again while nobody else can write: the row may have been deleted meanwhile.
@@ -156,19 +157,19 @@ class SqliteHistory:
 
     async def _sweep(self) -> int:
         now = self._clock.seconds()
-        deleted = await self._run(self._delete_beyond_length)
+        deleted = await self._run(self._delete_too_much)
         more = True
         while more:
             count, more = await self._run(lambda connection: self._delete_old(connection, now))
             deleted += count
         return deleted
 
-    def _delete_beyond_length(self, connection: Connection) -> int:
-        length = self._retention.length
+    def _delete_too_much(self, connection: Connection) -> int:
+        retention = self._retention
         self.appender.forget()
         connection.execute("BEGIN IMMEDIATE")
-        rows = connection.execute(_TOO_LONG, (length,)).fetchall()
-        deleted = sum(delete_events(connection, number, head - length) for number, head in rows)
+        rows = connection.execute(_TOO_MUCH, (retention.length, retention.size)).fetchall()
+        deleted = sum(NumberedAccount(*row).trim(connection, retention) for row in rows)
         connection.execute("COMMIT")
         return deleted
 
@@ -182,7 +183,7 @@ class SqliteHistory:
         self.appender.forget()
         connection.execute("BEGIN IMMEDIATE")
         rows = connection.execute(_TOO_OLD, (SWEEP_EVENTS, now - self._retention.age)).fetchall()
-        deleted = sum(delete_events(connection, number, seq) for number, seq in rows)
+        deleted = sum(delete_events(connection, number, seq)[0] for number, seq in rows)
         unused_since = now - self._retention.numbering
         connection.execute(_UNUSED, (unused_since, self._epochs.current(connection, now)))
         self._epochs.forget(connection, now)

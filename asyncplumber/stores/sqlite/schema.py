@@ -28,8 +28,14 @@ CREATE TABLE revocations (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NO
     value TEXT NOT NULL, before REAL, expires REAL NOT NULL, UNIQUE (kind, value));
 CREATE TABLE tickets (ticket TEXT PRIMARY KEY, expires REAL NOT NULL) WITHOUT ROWID
 """
+# The bytes of the payloads that an account has: to add them up takes a look at each event.
+_BYTES = """
+ALTER TABLE accounts ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+UPDATE accounts SET bytes = (SELECT coalesce(sum(length(payload)), 0) FROM events
+    WHERE events.account = accounts.number)
+"""
 # What leads from each version of the schema to the next.
-_STEPS = (_FIRST, _REVOCATIONS)
+_STEPS = (_FIRST, _REVOCATIONS, _BYTES)
 SCHEMA_VERSION = len(_STEPS)
 
 
