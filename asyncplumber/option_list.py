@@ -17,6 +17,7 @@ from asyncplumber.relays.peer_networks import parse_peer_networks
 from asyncplumber.server.logs import format_of, level_of
 from asyncplumber.server.loopback import private_endpoint
 from asyncplumber.server.units import count, duration, size
+from asyncplumber.stores.retention import HISTORY_BYTES
 
 PREFIX = "ASYNCPLUMBER_"
 STORES = "sqlite:PATH, memory: or mongodb://…"
@@ -171,6 +172,13 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             "1,000",
             "Events that are kept for each account.",
             count(1, 10**7),
+        ),
+        Option(
+            "history-bytes",
+            "SIZE",
+            f"{HISTORY_BYTES // 2**20}MiB",
+            "Bytes of events that are kept for each account.  The newest event always is.",
+            size(1, _MOST_BYTES),
         ),
         Option(
             "history-age",

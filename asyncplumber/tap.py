@@ -90,7 +90,9 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
         return Plumber(
             options["store"],
             options["advertise-url"],
-            retention=Retention(options["history-length"], options["history-age"]),
+            retention=Retention(
+                options["history-length"], options["history-age"], options["history-bytes"]
+            ),
             lease=options["lease"],
             secret=options["peer-secret"].encode() or None,
             linger=options["linger"],

@@ -31,6 +31,7 @@ class OptionsTests(TestCase):
         self.assertEqual(options["listen"], "tcp:8080:interface=127.0.0.1:backlog=4096")
         self.assertEqual(options["store"], "sqlite:asyncplumber.sqlite")
         self.assertEqual((options["history-length"], options["history-age"]), (1000, 86400.0))
+        self.assertEqual(options["history-bytes"], 16 * 1024 * 1024)
 
     def test_the_environment_gives_defaults(self) -> None:
         """A container sets variables; the command line wins over them."""
@@ -45,6 +46,7 @@ class OptionsTests(TestCase):
             ("port", "65536"),
             ("port", "http"),
             ("history-length", "0"),
+            ("history-bytes", "0"),
             ("history-age", "-1"),
             ("workers", "0"),
         ):

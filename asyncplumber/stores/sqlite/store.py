@@ -22,6 +22,7 @@ from asyncplumber.interfaces import LEASE, Appended, IStore
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite.appender import probe
 from asyncplumber.stores.sqlite.connect import Connection
+from asyncplumber.stores.sqlite.disk import Disk
 from asyncplumber.stores.sqlite.file import SqliteFile
 from asyncplumber.stores.sqlite.history import SqliteHistory
 from asyncplumber.stores.sqlite.registry import SqliteRegistry, find_instances, kept_secret
@@ -88,6 +89,7 @@ class SqliteStore:
         path, synchronous = _parsed(uri)
         self._wall = wall
         self._steady = steady
+        self._disk = Disk(path, steady)
         self._pinged: float | None = None  # when a ping last succeeded, by the steady clock
         self.file = SqliteFile(path, synchronous, reactor, steady)
         self.figures = self.file.outage.figures
@@ -133,12 +135,21 @@ class SqliteStore:
         return Deferred.fromCoroutine(self.file.close())
 
     def ping(self) -> Deferred[None]:
-        """Write something, because on a full disk everything else succeeds."""
+        """
+        Write something, because on a full disk everything else succeeds.
+
+        It also fails while the disk is nearly full, see `Disk`.
+        """
         asked = self._steady.seconds()
         if self._pinged is not None and asked - self._pinged < PING_LIFETIME:
             return succeed(None)
         now = self._wall.seconds()
-        return self.file.run(lambda connection: probe(connection, now)).addCallback(self._written)
+
+        def work(connection: Connection) -> None:
+            probe(connection, now)
+            self._disk.check()
+
+        return self.file.run(work).addCallback(self._written)
 
     def _written(self, _: None) -> None:
         self._pinged = self._steady.seconds()
