@@ -17,6 +17,7 @@ from asyncplumber.interfaces import IStore
 from asyncplumber.stores import open_store
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
+from asyncplumber.stores.sqlite.store import SqliteStore
 from asyncplumber.testing import ClientResponse, MemoryServer, parse_responses
 from harness.delayed_store import DelayedStore
 from harness.memory_subscribers import (
@@ -113,6 +114,23 @@ class StoreCase(ABC):
         heard = client.received()
         client.disconnect()
         return parse_responses(heard)[0]
+
+    async def account_rows(self) -> int:
+        """Return how many accounts have a row in the store."""
+        store = self.store
+        while isinstance(store, DelayedStore):
+            store = store._store
+        if isinstance(store, MemoryStore):
+            return len(store.history.accounts)
+        if isinstance(store, SqliteStore):
+            counted = await store.file.run(
+                lambda connection: connection.execute("SELECT count(*) FROM accounts").fetchone()
+            )
+            return int(counted[0])
+        answer = await store._link.call(
+            lambda deadline: store._link.command(deadline, {"count": "accounts"})
+        )
+        return int(answer["n"])
 
 
 class OnMemory(StoreCase):
@@ -352,6 +370,19 @@ class SubscriberContract(StoreCase):
             (self.server.plumber.hub.accounts, len(self.server.listener.connections)), ([], 0)
         )
         self.assertEqual(len(self.server.clock.getDelayedCalls()), quiet)
+
+    async def test_a_reader_makes_no_row(self) -> None:
+        """Strangers ask for any name: no account has a row, and no hook outlives them for long."""
+        names = [f"nobody{number}" for number in range(5)]
+        subscribers = [await self.subscribe(name, after) for name in names for after in ("", "e.7")]
+        await self.advance(1)
+        for subscriber in subscribers:
+            subscriber.leave()
+        await self.advance(2)
+        self.assertEqual(await self.account_rows(), 0)
+        hooks = self.store.registry.instances(names)
+        await self.settle()
+        self.assertEqual(await hooks, {})
 
     async def test_a_thousand_visits_leak_nothing(self) -> None:
         """Fewer than a thousand on a store that takes its time."""

@@ -24,6 +24,7 @@ from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite import checkpoint as sqlite_checkpoint
 from asyncplumber.stores.sqlite import connect as sqlite_connect
+from asyncplumber.stores.sqlite import disk as sqlite_disk
 from asyncplumber.stores.sqlite import file_identity as sqlite_identity
 from asyncplumber.stores.sqlite import store as sqlite
 from harness.processes import start_server
@@ -151,6 +152,7 @@ class MisfortuneTests(TestCase):
     async def setUp(self) -> None:
         self.patch(sqlite, "PING_LIFETIME", 0.0)
         self.patch(sqlite_identity, "INDEX_INTERVAL", 0.0)
+        self.patch(sqlite_disk, "INTERVAL", 0.0)
         self.path = self.mktemp()
         self.said: list[str] = []
         observer: Any = self._note

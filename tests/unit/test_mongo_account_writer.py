@@ -123,9 +123,9 @@ class AccountWritersTests(SynchronousTestCase):
         """What another process deleted has existed; another numbering does not matter."""
         self.writers.floor_raised("a", "other", 9)
         self.writers.floor_raised("a", "e", 2)
-        self.assertEqual(self.writers.cached("a"), MongoAccount("e", 3, 2))
+        self.assertEqual(self.writers.cached("a"), MongoAccount("e", 3, 2, total=100))
         self.writers.floor_raised("a", "e", 7)
-        self.assertEqual(self.writers.cached("a"), MongoAccount("e", 7, 7))
+        self.assertEqual(self.writers.cached("a"), MongoAccount("e", 7, 7, total=100))
 
     def test_each_document_has_an_id_of_its_own(self) -> None:
         """By it, an earlier attempt is told from somebody else's event."""
