@@ -22,27 +22,38 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from asyncplumber.event import Cursor, Event
+    from asyncplumber.grant import Accounts, Grant
+    from asyncplumber.interfaces import IAuthority
+    from asyncplumber.own_authority import authority_from_files
     from asyncplumber.plumber import Plumber
     from asyncplumber.sending import Receipt
     from asyncplumber.stores.retention import Retention
 
 __all__ = [
+    "Accounts",
     "BadAccount",
     "BadCursor",
     "BadRequest",
     "Cursor",
     "Event",
     "EventsMissed",
+    "Grant",
+    "IAuthority",
     "Plumber",
     "PlumberError",
     "Receipt",
     "Retention",
     "TooManyRequests",
     "Unavailable",
+    "authority_from_files",
     "steady",
 ]
 
 _MODULES = {
+    "Accounts": "grant",
+    "Grant": "grant",
+    "IAuthority": "interfaces",
+    "authority_from_files": "own_authority",
     "Plumber": "plumber",
     "Retention": "stores.retention",
     "Cursor": "event",

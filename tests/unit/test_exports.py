@@ -7,18 +7,22 @@ from twisted.trial.unittest import SynchronousTestCase
 import asyncplumber
 
 NAMES = [
+    "Accounts",
     "BadAccount",
     "BadCursor",
     "BadRequest",
     "Cursor",
     "Event",
     "EventsMissed",
+    "Grant",
+    "IAuthority",
     "Plumber",
     "PlumberError",
     "Receipt",
     "Retention",
     "TooManyRequests",
     "Unavailable",
+    "authority_from_files",
     "steady",
 ]
 
