@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from asyncplumber.auth.hosts import parse_hosts
 from asyncplumber.auth.origins import parse_origin
-from asyncplumber.auth.tokens import AUDIENCE
+from asyncplumber.auth.tokens.mint import AUDIENCE
 from asyncplumber.http.bodies import MAX_LARGE_BYTES
 from asyncplumber.http.client_address import TRUSTED, parse_trusted_proxies
 from asyncplumber.relays.peer_networks import parse_peer_networks

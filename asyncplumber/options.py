@@ -21,7 +21,7 @@ from asyncplumber.auth.build import Configured, Sources
 from asyncplumber.auth.keys import parse_keys
 from asyncplumber.auth.networks import Networks, parse_address
 from asyncplumber.auth.secret_files import SecretFile, read_or_inherit
-from asyncplumber.auth.signing_keys import parse_secrets
+from asyncplumber.auth.tokens.signing_keys import parse_secrets
 from asyncplumber.option_list import (
     FLAGS,
     OPTIONS,

@@ -7,7 +7,7 @@ from typing import Any
 from asyncplumber.auth.authority import Authority
 from asyncplumber.auth.build import Sources, build_authority
 from asyncplumber.auth.secret_files import SecretFile, read_secret_file
-from asyncplumber.auth.tokens import AUDIENCE
+from asyncplumber.auth.tokens.mint import AUDIENCE
 from asyncplumber.clocks import TimeSource, WallClock
 
 

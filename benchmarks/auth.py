@@ -18,11 +18,11 @@ from itertools import count
 from typing import Any
 
 from asyncplumber.auth.authority import Authority, Parts
-from asyncplumber.auth.claims import Rules
-from asyncplumber.auth.jose import load_jwk
 from asyncplumber.auth.keys import Keys
-from asyncplumber.auth.signing_keys import Key, KeySet, Secret
-from asyncplumber.auth.verifier import Issuer, Verifier
+from asyncplumber.auth.tokens.claims import Rules
+from asyncplumber.auth.tokens.jose import load_jwk
+from asyncplumber.auth.tokens.signing_keys import Key, KeySet, Secret
+from asyncplumber.auth.tokens.verifier import Issuer, Verifier
 from asyncplumber.grant import Action
 from asyncplumber.testing import MemoryServer
 from asyncplumber.testing.server import NOW

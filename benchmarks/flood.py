@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from asyncplumber.auth.tokens import mint
+from asyncplumber.auth.tokens.mint import mint
 from benchmarks import machine
 from harness.processes import Server, start_server
 

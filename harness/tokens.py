@@ -10,7 +10,7 @@ from typing import Any
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
-from asyncplumber.auth.signing_keys import Secret
+from asyncplumber.auth.tokens.signing_keys import Secret
 
 NOW = 1_793_500_000.0  # the time of the tests, in seconds since 1970
 AUDIENCE = "https://push.example.com"

@@ -14,18 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from twisted.internet.interfaces import IReactorTime
 
 from asyncplumber.auth.authority import End, Parts
-from asyncplumber.auth.callout import CallOut
-from asyncplumber.auth.callout_table import CallOutTable
+from asyncplumber.auth.call_out.call_out import CallOut
+from asyncplumber.auth.call_out.recheck import Recheck
+from asyncplumber.auth.call_out.table import CallOutTable
 from asyncplumber.auth.config import Config
 from asyncplumber.auth.fetch import Fetch
-from asyncplumber.auth.issuer_table import IssuerTable
-from asyncplumber.auth.jose import load_jwk
-from asyncplumber.auth.jwks import FetchedKeys
 from asyncplumber.auth.keys import Keys
-from asyncplumber.auth.recheck import Recheck
-from asyncplumber.auth.senders import Senders
-from asyncplumber.auth.signing_keys import Key, KeySource
-from asyncplumber.auth.verifier import Issuer, Verifier
+from asyncplumber.auth.senders.senders import Senders
+from asyncplumber.auth.tokens.issuer_table import IssuerTable
+from asyncplumber.auth.tokens.jose import load_jwk
+from asyncplumber.auth.tokens.jwks import FetchedKeys
+from asyncplumber.auth.tokens.signing_keys import Key, KeySource
+from asyncplumber.auth.tokens.verifier import Issuer, Verifier
 from asyncplumber.errors import Unavailable
 from asyncplumber.figures import LabelledGauge, Metric
 from asyncplumber.grant import Grant

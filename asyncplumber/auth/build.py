@@ -16,14 +16,14 @@ from twisted.logger import Logger
 
 from asyncplumber.auth.assembly import Assembly
 from asyncplumber.auth.authority import Authority, End, Parts
-from asyncplumber.auth.claims import PLAIN_TYPES, Rules
 from asyncplumber.auth.config import NOTHING, Config, load
 from asyncplumber.auth.fetch import Fetch, Fetcher
 from asyncplumber.auth.keys import parse_keys, publishers
 from asyncplumber.auth.secret_files import SecretFile, read_secret_file
-from asyncplumber.auth.signing_keys import Secrets, parse_secrets
-from asyncplumber.auth.tokens import AUDIENCE
-from asyncplumber.auth.verifier import Issuer
+from asyncplumber.auth.tokens.claims import PLAIN_TYPES, Rules
+from asyncplumber.auth.tokens.mint import AUDIENCE
+from asyncplumber.auth.tokens.signing_keys import Secrets, parse_secrets
+from asyncplumber.auth.tokens.verifier import Issuer
 from asyncplumber.auth.watched_file import WatchedFiles
 from asyncplumber.figures import Metric
 

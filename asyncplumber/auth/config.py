@@ -13,22 +13,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from asyncplumber.auth import callout_table, issuer_table, limit_settings, sender_table
-from asyncplumber.auth.callout_table import CallOutTable
+from asyncplumber.auth.call_out.table import CallOutTable
+from asyncplumber.auth.call_out.table import from_toml as call_out_from_toml
 from asyncplumber.auth.hosts import parse_hosts
-from asyncplumber.auth.issuer_table import IssuerTable
-from asyncplumber.auth.jose import load_keys
 from asyncplumber.auth.key_table import (
     KeyTable,
     anonymous_from_toml,
     cookie_from_toml,
     key_from_toml,
 )
-from asyncplumber.auth.limit_settings import LimitSettings
+from asyncplumber.auth.limits.settings import LimitSettings
+from asyncplumber.auth.limits.settings import from_toml as limits_from_toml
 from asyncplumber.auth.secret_files import LARGEST_FILE, read_secret_file
-from asyncplumber.auth.senders import Sender
-from asyncplumber.auth.signing_keys import KeySet, KeySource, Secret, Secrets, parse_secrets
+from asyncplumber.auth.senders.senders import Sender
+from asyncplumber.auth.senders.table import from_toml as sender_from_toml
 from asyncplumber.auth.table import Table
+from asyncplumber.auth.tokens.issuer_table import IssuerTable
+from asyncplumber.auth.tokens.issuer_table import from_toml as issuer_from_toml
+from asyncplumber.auth.tokens.jose import load_keys
+from asyncplumber.auth.tokens.signing_keys import KeySet, KeySource, Secret, Secrets, parse_secrets
 from asyncplumber.grant import Grant
 
 T = TypeVar("T")
@@ -116,18 +119,18 @@ def _parse(text: bytes, path: str) -> Config:
     anonymous = table.table("anonymous")
     cookie = table.table("cookie")
     limits = table.table("limits")
-    issuers = _each(table, "issuer", issuer_table.from_toml, lambda issuer: issuer.iss)
+    issuers = _each(table, "issuer", issuer_from_toml, lambda issuer: issuer.iss)
     config = Config(
         audience=table.optional_text("audience"),
         hosts=_hosts(table),
         issuers=issuers,
         issuer_keys=tuple(map(_keys_of, issuers)),
         keys=_each(table, "key", key_from_toml, lambda key: key.name),
-        senders=_each(table, "sender", sender_table.from_toml, lambda sender: sender.name),
+        senders=_each(table, "sender", sender_from_toml, lambda sender: sender.name),
         anonymous=anonymous_from_toml(anonymous) if anonymous is not None else None,
         cookie=cookie_from_toml(cookie) if cookie is not None else None,
-        callout=callout_table.from_toml(callout) if callout is not None else None,
-        limits=limit_settings.from_toml(limits) if limits is not None else None,
+        callout=call_out_from_toml(callout) if callout is not None else None,
+        limits=limits_from_toml(limits) if limits is not None else None,
         files=(path, *_files(value)),
     )
     table.close()

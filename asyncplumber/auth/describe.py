@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncplumber.auth.build import Configured
-from asyncplumber.auth.callout_table import CallOutTable
-from asyncplumber.auth.issuer_table import IssuerTable
-from asyncplumber.auth.signing_keys import KeySet, KeySource, Secrets
-from asyncplumber.auth.templates import Template
+from asyncplumber.auth.call_out.table import CallOutTable
+from asyncplumber.auth.tokens.issuer_table import IssuerTable
+from asyncplumber.auth.tokens.signing_keys import KeySet, KeySource, Secrets
+from asyncplumber.auth.tokens.templates import Template
 from asyncplumber.grant import Accounts, Grant
 
 

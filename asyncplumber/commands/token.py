@@ -9,10 +9,10 @@ from typing import Any
 
 from twisted.python import usage
 
-from asyncplumber.auth.claims import MAX_AGE
 from asyncplumber.auth.secret_files import read_secret_file
-from asyncplumber.auth.signing_keys import parse_secrets
-from asyncplumber.auth.tokens import AUDIENCE, mint
+from asyncplumber.auth.tokens.claims import MAX_AGE
+from asyncplumber.auth.tokens.mint import AUDIENCE, mint
+from asyncplumber.auth.tokens.signing_keys import parse_secrets
 from asyncplumber.server.units import duration
 
 _HOURS = int(MAX_AGE) // 3600

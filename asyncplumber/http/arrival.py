@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from asyncplumber.auth.client_limits import Hold
+from asyncplumber.auth.limits.client_limits import Hold
 from asyncplumber.http.client_address import Peer
 from asyncplumber.http.ports import Port
 

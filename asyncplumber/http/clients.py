@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import ISSLTransport
 
-from asyncplumber.auth.client_limits import ClientLimits, Hold, subject_key
-from asyncplumber.auth.limit_settings import NO_LIMITS, LimitSettings
+from asyncplumber.auth.limits.client_limits import ClientLimits, Hold, subject_key
+from asyncplumber.auth.limits.settings import NO_LIMITS, LimitSettings
 from asyncplumber.clocks import SteadyClock
 from asyncplumber.errors import InvalidToken, NotAllowed, PlumberError
 from asyncplumber.figures import Gauge

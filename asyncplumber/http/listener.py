@@ -24,7 +24,7 @@ from twisted.web.server import Site
 from zope.interface import implementer
 
 from asyncplumber._twisted_compat import is_wrapped, limit_accepts
-from asyncplumber.auth.client_limits import Hold
+from asyncplumber.auth.limits.client_limits import Hold
 from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.errors import PlumberError, TooManyRequests, to_client_error
 from asyncplumber.figures import LabelledCounter

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from asyncplumber.auth.limit_settings import NAMES as LIMITS
+from asyncplumber.auth.limits.settings import NAMES as LIMITS
 from asyncplumber.auth.reasons import Reason
 from asyncplumber.errors import InvalidSignature, PlumberError, Unauthenticated, reason_of
 from asyncplumber.figures import OTHER, LabelledCounter, TableCounter

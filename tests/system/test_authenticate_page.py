@@ -13,9 +13,9 @@ from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from asyncplumber.auth.claims import PLAIN_TYPES, Rules
-from asyncplumber.auth.signing_keys import Secrets, parse_secrets
-from asyncplumber.auth.verifier import Issuer, Verifier
+from asyncplumber.auth.tokens.claims import PLAIN_TYPES, Rules
+from asyncplumber.auth.tokens.signing_keys import Secrets, parse_secrets
+from asyncplumber.auth.tokens.verifier import Issuer, Verifier
 from asyncplumber.grant import Accounts, Action, Grant
 from harness.documents import named_blocks
 from harness.ports import reserve_port

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.tokens import mint
+from asyncplumber.auth.tokens.mint import mint
 from harness.app_site import AppSite
 from harness.browser import Browser, browser, missing
 from harness.processes import Process
@@ -22,10 +22,10 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 from twisted.logger import globalLogBeginner, textFileLogObserver
 from asyncplumber.auth.authority import Authority, Parts
-from asyncplumber.auth.claims import Rules
+from asyncplumber.auth.tokens.claims import Rules
 from asyncplumber.auth.keys import Keys
-from asyncplumber.auth.signing_keys import Secrets
-from asyncplumber.auth.verifier import Issuer, Verifier
+from asyncplumber.auth.tokens.signing_keys import Secrets
+from asyncplumber.auth.tokens.verifier import Issuer, Verifier
 from asyncplumber.plumber import Plumber
 from asyncplumber.server.service import Place, Server
 

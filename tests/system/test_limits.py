@@ -13,7 +13,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.tokens import mint
+from asyncplumber.auth.tokens.mint import mint
 from harness.processes import Server, start_server
 from tests.system.test_tls import certificate
 

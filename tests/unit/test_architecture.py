@@ -49,9 +49,9 @@ FAKES = "testing"  # stands for both programs, and knows both
 LIBRARIES: dict[str, str | tuple[str, ...]] = {
     "autobahn": "transports.frame_parser",
     "bson": "stores.mongo",
-    "cryptography": "auth.ed25519",
+    "cryptography": "auth.senders.ed25519",
     "httptools": "http.reader",
-    "joserfc": "auth.jose",
+    "joserfc": "auth.tokens.jose",
     "klein": "http.routes",
     "msgspec": "wire.json_text",
     "prometheus_client": "http.metrics",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.address import IPv4Address
 from twisted.logger import formatEvent
 
-from asyncplumber.auth.limit_settings import LimitSettings
+from asyncplumber.auth.limits.settings import LimitSettings
 from asyncplumber.http.clients import ClientPolicy
 from asyncplumber.testing import MemoryClient
 from harness.mounted import MountedServer

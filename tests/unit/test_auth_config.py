@@ -12,10 +12,10 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.callout_table import CallOutTable
+from asyncplumber.auth.call_out.table import CallOutTable
 from asyncplumber.auth.config import Config, load
-from asyncplumber.auth.issuer_table import IssuerTable
-from asyncplumber.auth.signing_keys import Secrets
+from asyncplumber.auth.tokens.issuer_table import IssuerTable
+from asyncplumber.auth.tokens.signing_keys import Secrets
 from asyncplumber.grant import Action
 from tests.unit.test_architecture import ROOT
 

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from asyncplumber.auth.build import LiveConfiguration, Sources
 from asyncplumber.auth.keys import digest
 from asyncplumber.auth.secret_files import SecretFile
-from asyncplumber.auth.tokens import mint
+from asyncplumber.auth.tokens.mint import mint
 from asyncplumber.auth.watched_file import INTERVAL
 from asyncplumber.errors import InvalidToken
 from asyncplumber.grant import Action, Grant

@@ -12,9 +12,9 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.callout import CACHE_SIZE, REFUSED_FOR, AskedGrant, CallOut
-from asyncplumber.auth.callout_answer import MAX_REFUSAL, CallOutRefused, CallOutUnauthenticated
-from asyncplumber.auth.callout_table import CallOutTable
+from asyncplumber.auth.call_out.answer import MAX_REFUSAL, CallOutRefused, CallOutUnauthenticated
+from asyncplumber.auth.call_out.call_out import CACHE_SIZE, REFUSED_FOR, AskedGrant, CallOut
+from asyncplumber.auth.call_out.table import CallOutTable
 from asyncplumber.auth.fetch import BODY_LIMIT, FetchFailed, Reply
 from asyncplumber.errors import NotAllowed, PlumberError, Unavailable
 from asyncplumber.grant import Action, Grant

@@ -11,8 +11,8 @@ from twisted.internet.error import ConnectionAborted
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.limit_settings import NAMES, NO_LIMITS, LimitSettings, from_toml
-from asyncplumber.auth.limits import Rate
+from asyncplumber.auth.limits.rates import Rate
+from asyncplumber.auth.limits.settings import NAMES, NO_LIMITS, LimitSettings, from_toml
 from asyncplumber.errors import InvalidToken
 from asyncplumber.grant import ALL_ACCOUNTS, Accounts, Grant
 from asyncplumber.http.client_address import parse_trusted_proxies

@@ -8,8 +8,14 @@ from typing import Any
 from joserfc.jwk import OKPKey
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.jose import LARGEST_SET, MAX_KEYS, load_jwk, load_keys
-from asyncplumber.auth.signing_keys import MOST_SECRETS, KeySet, Secret, Secrets, parse_secrets
+from asyncplumber.auth.tokens.jose import LARGEST_SET, MAX_KEYS, load_jwk, load_keys
+from asyncplumber.auth.tokens.signing_keys import (
+    MOST_SECRETS,
+    KeySet,
+    Secret,
+    Secrets,
+    parse_secrets,
+)
 from harness.tokens import SECRET, ec_key, encode, okp_key, rsa_key, sign
 
 

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.auth.fetch import BODY_LIMIT, FetchFailed, Reply
-from asyncplumber.auth.jwks import (
+from asyncplumber.auth.tokens.jwks import (
     INTERVAL,
     LIFETIME,
     LONGEST_LIFETIME,

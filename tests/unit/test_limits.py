@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.limits import Counts, Limiter, Rate
+from asyncplumber.auth.limits.rates import Counts, Limiter, Rate
 
 # Times and rates that a float holds exactly, so that the edge of a limit is exact as well.
 STEPS = some.lists(

@@ -9,7 +9,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber import authority_from_files
-from asyncplumber.auth.tokens import mint
+from asyncplumber.auth.tokens.mint import mint
 from asyncplumber.testing import NOW
 from harness.mounted import MountedServer
 

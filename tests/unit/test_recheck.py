@@ -10,10 +10,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.callout import AskedGrant, CallOut
-from asyncplumber.auth.callout_table import CallOutTable
+from asyncplumber.auth.call_out.call_out import AskedGrant, CallOut
+from asyncplumber.auth.call_out.recheck import AT_ONCE, Recheck
+from asyncplumber.auth.call_out.table import CallOutTable
 from asyncplumber.auth.fetch import FetchFailed, Reply
-from asyncplumber.auth.recheck import AT_ONCE, Recheck
 from asyncplumber.errors import PlumberError
 from asyncplumber.grant import OPEN, Action, Grant
 from asyncplumber.interfaces import Facts

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.ed25519 import verify_ed25519
-from asyncplumber.auth.schemes import (
+from asyncplumber.auth.senders.ed25519 import verify_ed25519
+from asyncplumber.auth.senders.schemes import (
     GITHUB,
     MAX_ID_LENGTH,
     MAX_PUBLIC_SIGNATURES,

@@ -7,8 +7,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.schemes import TOLERANCE
-from asyncplumber.auth.sender_table import MAX_TOLERANCE, from_toml
+from asyncplumber.auth.senders.schemes import TOLERANCE
+from asyncplumber.auth.senders.table import MAX_TOLERANCE, from_toml
 
 SECRET = "a secret of theirs"
 

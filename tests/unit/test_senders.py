@@ -9,8 +9,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.sender_table import from_toml
-from asyncplumber.auth.senders import Sender, Senders
+from asyncplumber.auth.senders.senders import Sender, Senders
+from asyncplumber.auth.senders.table import from_toml
 from asyncplumber.errors import InvalidSignature
 from asyncplumber.event import Draft
 from asyncplumber.grant import Accounts, Action

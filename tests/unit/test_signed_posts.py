@@ -11,8 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.auth.authority import Authority, Parts
 from asyncplumber.auth.keys import Keys, digest
-from asyncplumber.auth.sender_table import from_toml
-from asyncplumber.auth.senders import Sender, Senders
+from asyncplumber.auth.senders.senders import Sender, Senders
+from asyncplumber.auth.senders.table import from_toml
 from asyncplumber.errors import GrantRevoked
 from asyncplumber.grant import ALL_ACCOUNTS, Grant
 from asyncplumber.testing import MemoryServer

@@ -11,9 +11,9 @@ from typing import Any
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.claims import Rules
-from asyncplumber.auth.signing_keys import Secrets
-from asyncplumber.auth.verifier import Issuer, Verifier
+from asyncplumber.auth.tokens.claims import Rules
+from asyncplumber.auth.tokens.signing_keys import Secrets
+from asyncplumber.auth.tokens.verifier import Issuer, Verifier
 from asyncplumber.command import main
 from asyncplumber.commands.token import Command
 from asyncplumber.grant import Accounts, Action, Grant

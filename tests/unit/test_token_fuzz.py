@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.claims import PLAIN_TYPES, Rules
 from asyncplumber.auth.credentials import Credential, find
-from asyncplumber.auth.jose import load_keys
-from asyncplumber.auth.verifier import Issuer, Verifier
+from asyncplumber.auth.tokens.claims import PLAIN_TYPES, Rules
+from asyncplumber.auth.tokens.jose import load_keys
+from asyncplumber.auth.tokens.verifier import Issuer, Verifier
 from asyncplumber.errors import BadRequest, InvalidToken, NotAllowed, PlumberError
 from asyncplumber.grant import Action, Grant
 from asyncplumber.interfaces import Facts

@@ -16,7 +16,8 @@ from joserfc.jwk import RSAKey
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.auth.claims import (
+from asyncplumber.auth.credentials import MAX_HEADER_TOKEN
+from asyncplumber.auth.tokens.claims import (
     LEEWAY,
     MAX_AGE,
     MAX_HEADER,
@@ -26,12 +27,11 @@ from asyncplumber.auth.claims import (
     Rules,
     read,
 )
-from asyncplumber.auth.credentials import MAX_HEADER_TOKEN
-from asyncplumber.auth.jose import load_jwk
-from asyncplumber.auth.signing_keys import Key, KeySet, Secret, Secrets
-from asyncplumber.auth.templates import Template
-from asyncplumber.auth.tokens import mint
-from asyncplumber.auth.verifier import Issuer, Verifier
+from asyncplumber.auth.tokens.jose import load_jwk
+from asyncplumber.auth.tokens.mint import mint
+from asyncplumber.auth.tokens.signing_keys import Key, KeySet, Secret, Secrets
+from asyncplumber.auth.tokens.templates import Template
+from asyncplumber.auth.tokens.verifier import Issuer, Verifier
 from asyncplumber.errors import InvalidToken, Unavailable
 from asyncplumber.grant import MAX_ENTRIES, Accounts, Action, Grant
 from harness.tokens import (

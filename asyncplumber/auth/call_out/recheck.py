@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from asyncplumber.auth.authority import End
-from asyncplumber.auth.callout import Asked, AskedGrant, CallOut
+from asyncplumber.auth.call_out.call_out import Asked, AskedGrant, CallOut
 from asyncplumber.concurrency import PeriodicTask, Semaphore
 from asyncplumber.errors import (
     GrantExpired,

@@ -24,8 +24,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.auth.callout_answer import Allowed, Refused, Unusable, read
-from asyncplumber.auth.callout_table import CallOutTable
+from asyncplumber.auth.call_out.answer import Allowed, Refused, Unusable, read
+from asyncplumber.auth.call_out.table import CallOutTable
 from asyncplumber.auth.credentials import check_ambient
 from asyncplumber.auth.fetch import BODY_LIMIT, Fetch, FetchFailed
 from asyncplumber.concurrency import Semaphore, Waiters

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from asyncplumber.auth.credentials import MAX_HEADER_TOKEN, decode_base64url
 from asyncplumber.auth.reasons import Reason
-from asyncplumber.auth.signing_keys import ALGORITHMS
 from asyncplumber.auth.strict_json import parse_object
-from asyncplumber.auth.templates import EMPTY, Template
+from asyncplumber.auth.tokens.signing_keys import ALGORITHMS
+from asyncplumber.auth.tokens.templates import EMPTY, Template
 from asyncplumber.errors import InvalidToken
 from asyncplumber.event import is_plain
 from asyncplumber.grant import NO_ACCOUNTS, Accounts, Action, Grant

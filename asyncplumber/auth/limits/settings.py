@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from asyncplumber.auth.limits import Rate
+from asyncplumber.auth.limits.rates import Rate
 from asyncplumber.auth.table import Table
 
 _MIB = 1024 * 1024

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asyncplumber.auth.claims import ACCESS_TOKEN, CLAIM, MAX_AGE, Rules
 from asyncplumber.auth.fetch import check_url
-from asyncplumber.auth.signing_keys import ALGORITHMS
 from asyncplumber.auth.table import Table
-from asyncplumber.auth.templates import Template
+from asyncplumber.auth.tokens.claims import ACCESS_TOKEN, CLAIM, MAX_AGE, Rules
+from asyncplumber.auth.tokens.signing_keys import ALGORITHMS
+from asyncplumber.auth.tokens.templates import Template
 from asyncplumber.event import is_plain
 
 SECRET, PUBLIC = ("HS256",), ("RS256", "ES256", "EdDSA")  # algorithms, by the kind of key

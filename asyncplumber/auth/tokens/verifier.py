@@ -9,10 +9,18 @@ from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 
-from asyncplumber.auth.claims import Known, Rules, Token, check_early, check_time, known, read
 from asyncplumber.auth.credentials import MAX_HEADER_TOKEN
 from asyncplumber.auth.reasons import Reason
-from asyncplumber.auth.signing_keys import MOST_SECRETS, Key, KeySource, Secret
+from asyncplumber.auth.tokens.claims import (
+    Known,
+    Rules,
+    Token,
+    check_early,
+    check_time,
+    known,
+    read,
+)
+from asyncplumber.auth.tokens.signing_keys import MOST_SECRETS, Key, KeySource, Secret
 from asyncplumber.errors import InvalidToken
 from asyncplumber.grant import Action, Grant
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from asyncplumber.auth.ed25519 import verify_ed25519
 from asyncplumber.auth.reasons import Reason
-from asyncplumber.auth.schemes import Claim, Keys, Scheme
+from asyncplumber.auth.senders.ed25519 import verify_ed25519
+from asyncplumber.auth.senders.schemes import Claim, Keys, Scheme
 from asyncplumber.errors import BadRequest, InvalidSignature, Unauthenticated
 from asyncplumber.event import RESERVED_TYPES, is_plain
 from asyncplumber.grant import Accounts, Grant

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from time import time
 from typing import Any
 
-from asyncplumber.auth.signing_keys import Secret
+from asyncplumber.auth.tokens.signing_keys import Secret
 from asyncplumber.event import is_plain
 from asyncplumber.grant import Accounts
 

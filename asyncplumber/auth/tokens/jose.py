@@ -16,10 +16,10 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
-from asyncplumber.auth.claims import MAX_KID_LENGTH
 from asyncplumber.auth.credentials import decode_base64url
-from asyncplumber.auth.signing_keys import ALGORITHMS, Key, KeySet, Secret
 from asyncplumber.auth.strict_json import parse_object
+from asyncplumber.auth.tokens.claims import MAX_KID_LENGTH
+from asyncplumber.auth.tokens.signing_keys import ALGORITHMS, Key, KeySet, Secret
 
 RSA_BITS = range(2048, 4097)  # of a modulus: shorter ones are weak, longer ones slow
 RSA_EXPONENT = 65537

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from asyncplumber.auth.schemes import (
+from asyncplumber.auth.secret_files import read_secret_lines
+from asyncplumber.auth.senders.schemes import (
     GITHUB,
     SLACK,
     STANDARD,
@@ -18,8 +19,7 @@ from asyncplumber.auth.schemes import (
     Scheme,
     standard_keys,
 )
-from asyncplumber.auth.secret_files import read_secret_lines
-from asyncplumber.auth.senders import Naming, Sender
+from asyncplumber.auth.senders.senders import Naming, Sender
 from asyncplumber.auth.table import Table
 
 SHORTEST_SECRET = 16  # bytes

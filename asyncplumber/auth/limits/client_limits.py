@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import ceil
 
-from asyncplumber.auth.limit_settings import NO_LIMITS, LimitSettings
-from asyncplumber.auth.limits import Counts, Limiter, Rate
+from asyncplumber.auth.limits.rates import Counts, Limiter, Rate
+from asyncplumber.auth.limits.settings import NO_LIMITS, LimitSettings
 from asyncplumber.errors import TooManyRequests
 from asyncplumber.grant import Grant
 

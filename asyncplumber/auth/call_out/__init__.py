@@ -1,0 +1,1 @@
+"""The call-out: the application is asked about a request."""

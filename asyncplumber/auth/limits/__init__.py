@@ -1,0 +1,1 @@
+"""What strangers may do at most."""

@@ -1,0 +1,1 @@
+"""Senders that sign the bodies of their POSTs."""
