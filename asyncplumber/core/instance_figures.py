@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from typing import Protocol
 
 from asyncplumber.core.hub import Hub
@@ -17,6 +18,12 @@ class RelayCounts(Protocol):
 
     relayed: int
     failed: int
+
+
+@cache  # reading them takes two milliseconds, and tests make a thousand servers
+def version(package: str) -> str:
+    """Return the version of an installed package."""
+    return metadata.version(package)
 
 
 def _info() -> Info:

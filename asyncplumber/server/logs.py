@@ -145,9 +145,11 @@ def as_text(record: Record) -> str:
 
 def is_chatter(event: LogEvent) -> bool:
     """Whether an event is one that a driver has for each of its connections."""
+    text = event.get("log_text", "")  # of Twisted's former log, which the driver uses as well
+    if "TxMongo lost connection" in text[:30]:
+        return True  # an error to the driver; what it means for the store, the store says
     if event.get("log_level", LogLevel.info) > LogLevel.info:
         return False
-    text = event.get("log_text", "")  # of Twisted's former log, which the driver uses as well
     return str(event.get("log_namespace")).startswith("txmongo.") or "TxMongo: " in text[:20]
 
 

@@ -43,8 +43,11 @@ def parse_responses(data: bytes, has_bodies: bool = True) -> list[ClientResponse
         ValueError: The last response is not complete.
     """
     found = []
-    while data:
-        head, _, data = data.partition(b"\r\n\r\n")
+    begin = 0  # of the next response
+    while begin < len(data):
+        end = data.find(b"\r\n\r\n", begin)
+        head = data[begin:] if end < 0 else data[begin:end]
+        body = len(data) if end < 0 else end + 4
         first, *lines = head.split(b"\r\n")
         headers: dict[bytes, bytes] = {}
         for line in lines:
@@ -52,10 +55,10 @@ def parse_responses(data: bytes, has_bodies: bool = True) -> list[ClientResponse
             known = headers.get(name.lower())
             headers[name.lower()] = value if known is None else known + b", " + value
         length = int(headers.get(b"content-length", b"0")) if has_bodies else 0
-        if not first.startswith(b"HTTP/1.1 ") or len(data) < length:
+        begin = body + length
+        if not first.startswith(b"HTTP/1.1 ") or len(data) < begin:
             raise ValueError(f"{head!r} is not a complete response")
-        found.append(ClientResponse(int(first.split()[1]), headers, data[:length]))
-        data = data[length:]
+        found.append(ClientResponse(int(first.split()[1]), headers, data[body:begin]))
     return found
 
 

@@ -12,14 +12,16 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from asyncplumber.auth.call_out import call_out
 from asyncplumber.auth.call_out.answer import MAX_REFUSAL, CallOutRefused, CallOutUnauthenticated
-from asyncplumber.auth.call_out.call_out import CACHE_SIZE, REFUSED_FOR, AskedGrant, CallOut
+from asyncplumber.auth.call_out.call_out import REFUSED_FOR, AskedGrant, CallOut
 from asyncplumber.auth.call_out.table import CallOutTable
 from asyncplumber.auth.fetch import BODY_LIMIT, FetchFailed, Reply
 from asyncplumber.errors import NotAllowed, PlumberError, Unavailable
 from asyncplumber.grant import Action, Grant
 from asyncplumber.http.responses import error_response
 from asyncplumber.interfaces import Facts
+from tests.unit import IS_FAST
 
 URL = "http://127.0.0.1:8000/plumber/auth"
 NOW = 1_793_500_000.0
@@ -461,11 +463,13 @@ class OnceTests(CallOutTestCase):
 
     def test_the_memory_is_bounded(self) -> None:
         """The oldest answers are forgotten first."""
-        for number in range(CACHE_SIZE + 10):
+        size = 100 if IS_FAST else call_out.CACHE_SIZE
+        self.patch(call_out, "CACHE_SIZE", size)
+        for number in range(size + 10):
             self.ask(f"user-{number}")
-        self.assertEqual(len(self.call_out._cache), CACHE_SIZE)
+        self.assertEqual(len(self.call_out._cache), size)
         self.ask("user-9")
-        self.assertEqual(len(self.application.asked), CACHE_SIZE + 11)
+        self.assertEqual(len(self.application.asked), size + 11)
 
     def test_a_client_that_leaves_does_not_end_the_question_of_others(self) -> None:
         """Nor does the last one: the answer is remembered for when it comes back."""

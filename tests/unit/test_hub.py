@@ -11,6 +11,7 @@ from asyncplumber.core import channel, hub
 from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable
 from asyncplumber.event import EARLIEST
 from harness.core import CoreCase, Recorder
+from tests.unit import examples
 
 
 class LifeTests(CoreCase):
@@ -146,7 +147,7 @@ class StormTests(CoreCase):
     def test_clients_that_return_get_everything_once_and_in_order(self) -> None:
         """Clients come, go, read slowly and return; events are lost, duplicated and reordered."""
         self.patch(channel, "DELIVERIES_PER_TURN", 3)
-        for seed in range(25):
+        for seed in range(examples(25)):
             self._storm(random.Random(seed))
 
     def _storm(self, dice: random.Random) -> None:

@@ -182,6 +182,7 @@ class FilterTests(LogCase):
         observer = log_observer(self.file, "text", "debug")
         legacy = former.LogPublisher(publishPublisher=LogPublisher(observer))
         legacy.msg("TxMongo: connection to MongoDB established.", logLevel=20)
+        legacy.msg("'TxMongo lost connection to MongoDB.'", isError=1)
         legacy.msg("TxMongo: no handler found for opcode '1'", logLevel=30)
         legacy.msg("another library")
         texts = [line.partition("] ")[2] for line in self.lines()]
