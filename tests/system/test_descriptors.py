@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -57,6 +58,15 @@ REQUESTS = {
 }
 
 
+def count_sockets(pid: int) -> int:
+    """Return how many sockets a process has.  Files may come and go while it starts."""
+    count = 0
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += os.readlink(f"/proc/{pid}/fd/{entry}").startswith("socket:")
+    return count
+
+
 class ExhaustedTests(SynchronousTestCase):
     """RLIMIT_NOFILE of a running server is set below what it has open."""
 
@@ -70,12 +80,15 @@ class ExhaustedTests(SynchronousTestCase):
         self.addCleanup(server.kill)
         clients = []
         before = len(os.listdir(f"/proc/{server.pid}/fd"))
+        sockets = count_sockets(server.pid)
         for _ in REQUESTS:
             client = socket.create_connection(("127.0.0.1", server.port), 10)
             self.addCleanup(client.close)
             clients.append(client)
-        while len(os.listdir(f"/proc/{server.pid}/fd")) < before + len(clients):
-            pass  # it is about to accept them
+        deadline = time.monotonic() + 30
+        while count_sockets(server.pid) < sockets + len(clients):  # it is about to accept them
+            self.assertLess(time.monotonic(), deadline, "not all connections were accepted")
+            time.sleep(0.01)
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (before, before))
         return server, clients
 
@@ -90,8 +103,9 @@ class ExhaustedTests(SynchronousTestCase):
             client.sendall(request)
             answer = b""
             with contextlib.suppress(TimeoutError):
-                while b"\r\n" not in answer:
-                    answer += client.recv(65536)
+                while b"\r\n" not in answer and (data := client.recv(65536)):
+                    answer += data
+            self.assertIn(b"\r\n", answer, request)
             found[request] = int(answer.split()[1])
         self.assertEqual(found, REQUESTS)
         self.assertNotIn("Traceback", server.output)
