@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -57,7 +56,7 @@ def _time(value: object, name: str) -> float:
     elif (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        # Not `isfinite`, which raises for an integer beyond all floats.  With NaN this is False.
         and abs(value) < LATEST
     ):
         return float(value)

@@ -33,6 +33,9 @@ def signed(target: str, now: float) -> list[tuple[str, str]]:
     return [(name.decode(), value.decode()) for name, value in headers.items()]
 
 
+LONE_SURROGATE = "WyJcdWQ4MDAiLCAiYSIsICJiIl0="  # in the place of an account
+
+
 class Peers:
     """Brings questions to the servers in memory, signed as over HTTP."""
 
@@ -258,7 +261,7 @@ class AccountTests(ClusterCase):
         self.assertEqual(server.request("GET", "/admin/hooks?limit=500").status, 200)
         self.assertEqual(server.request("GET", "/admin/hooks?limit=501").status, 400)
         self.assertEqual(server.request("GET", "/admin/accounts?limit=200").status, 200)
-        for after in ("x", "W10=", "WzEsMiwzXQ==", "=", "%00", quote("[" * 5000)):
+        for after in ("x", "W10=", "WzEsMiwzXQ==", "=", "%00", quote("[" * 5000), LONE_SURROGATE):
             reply = server.request("GET", f"/admin/hooks?after={after}")
             self.assertEqual(reply.status, 400, after)
         self.assertEqual(server.request("GET", "/admin/nothing").status, 404)

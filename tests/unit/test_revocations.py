@@ -485,6 +485,8 @@ class PageTests(RevocationCase):
             ({"sub": "s", "before": NOW + 86401}, "before is after"),
             (b'{"sub":"s","before":NaN}', "before is a number"),
             (b'{"sub":"s","before":1e400}', "before is a number"),
+            (b'{"sub":"s","before":1%s}' % (b"0" * 400), "before is a number"),
+            (b'{"sub":"s","expires_at":NaN}', "expires_at is a number"),
             ({"sub": "s", "before": NOW * 1000}, "before is a number"),
             ({"sub": "s", "expires_at": NOW}, "in the future"),
             ({"sub": "s", "expires_at": NOW + 367 * 86400}, "in the future"),
