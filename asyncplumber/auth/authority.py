@@ -75,8 +75,8 @@ class Backing(Protocol):
     def start(self) -> None:
         """Begin to fetch, to watch and to ask."""
 
-    def stop(self) -> None:
-        """Do so no more."""
+    def stop(self) -> Deferred[None]:
+        """Do so no more.  The Deferred fires when idle connections are closed."""
 
     def check_ready(self) -> None:
         """Raise `Unavailable` if not all is there that the first request may need."""

@@ -206,11 +206,11 @@ class LiveConfiguration:
         self._assembly.start()
         self._files.startService()
 
-    def stop(self) -> None:
-        """Do so no more."""
+    def stop(self) -> Deferred[None]:
+        """Do so no more, and close the idle connections."""
         self._files.stopService()
         self._assembly.stop()
-        self._connections.close()
+        return self._connections.close()
 
     def check_ready(self) -> None:
         """Raise `Unavailable` if the keys of an issuer were never fetched."""

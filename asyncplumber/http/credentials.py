@@ -81,11 +81,11 @@ class Credentials:
         """Look what is revoked from now on."""
         self._poll.start()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Look for revocations no more, and fetch nothing."""
         self._poll.stop()
         if self._backing is not None:
-            self._backing.stop()
+            await self._backing.stop()
 
     def figures(self) -> list[Metric]:
         """Return what metrics show of it."""

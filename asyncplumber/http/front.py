@@ -158,7 +158,7 @@ class Front:
         self.subscribers.answer_polls()
         await self.clients.drain()
         if self.credentials is not None:
-            self.credentials.stop()
+            await self.credentials.stop()
 
 
 def _status_pages(core: Core, questions: Questions, credentials: Credentials | None) -> StatusPages:

@@ -60,13 +60,6 @@ def batches_path(instance_id: str) -> bytes:
     return _INSTANCES + instance_id.encode() + _EVENTS
 
 
-class Local(Protocol):
-    """A connection that knows the addresses of both its ends."""
-
-    def getHost(self) -> Any:
-        """Return our own address of this connection."""
-
-
 class Waiting(Protocol):
     """A request whose response is due."""
 

@@ -433,6 +433,19 @@ class OnceTests(CallOutTestCase):
             self.ask()
             self.assertEqual(len(self.application.asked), before + 2, header)
 
+    def test_a_change_of_the_configuration_is_in_force_at_once(self) -> None:
+        """Whoever asked before gets the old answer, and nobody else does."""
+        before: Deferred[Reply] = Deferred()
+        self.application.answer = before
+        old = self.call_out.grant(facts())
+        assert isinstance(old, Deferred)
+        self.call_out.configure(CallOutTable(url="http://127.0.0.1:8001/another"))
+        self.application.answer = Reply(403, {}, b"")
+        self.assertEqual(self.refused().status, 403)
+        before.callback(Reply(204, {}, b""))
+        self.successResultOf(old)
+        self.assertEqual(self.refused().status, 403)
+
     def test_the_application_can_forbid_to_remember(self) -> None:
         """And so can the configuration."""
         self.application.allows(cache_control="no-store")

@@ -220,6 +220,20 @@ class RecheckTests(SynchronousTestCase):
         self.pass_by(1)
         self.assertEqual(self.ended["a"].status, 401)
 
+    def test_a_question_without_end_is_collected_in_silence(self) -> None:
+        """Nothing is resumed by the collector, which may come at any time."""
+        for number in range(AT_ONCE + 1):
+            self.open(str(number))
+        self.answer = None
+        self.pass_by(60)
+        before = len(self.asked)
+        self.recheck.stop()
+        self.later.clear()
+        self.call_out = self.recheck = None  # type: ignore[assignment]
+        self.streams.clear()
+        gc.collect()
+        self.assertEqual(len(self.asked), before)
+
     def test_an_error_of_ours_ends_nothing(self) -> None:
         """It is logged, and the stream is asked about in the next round."""
         self.open()

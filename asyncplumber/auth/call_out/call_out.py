@@ -170,7 +170,6 @@ class CallOut:
         self._clock = clock
         self._now = now
         self._calls: dict[bytes, _Call] = {}  # by the key of the question
-        self._under_way = 0
         self._cache: OrderedDict[bytes, tuple[float, Outcome]] = OrderedDict()
         self._failed = RateLimitedLog(self._log, clock.seconds, LOG_INTERVAL)
         #: Called with each grant for a stream that is to be asked about again.
@@ -198,6 +197,8 @@ class CallOut:
         self.table = table
         self.forwards: Collection[bytes] = frozenset(name.encode("ascii") for name in table.forward)
         self._tokens = Semaphore(table.calls)
+        # What is under way is answered to those who wait for it, and to nobody else.
+        self._calls = {}
         self._cache.clear()
         if not table.is_private:
             self._log.warn(
@@ -274,7 +275,8 @@ class CallOut:
         await tokens.acquire()
         if len(call.waiters):  # else all of them have left while it waited
             outcome, seconds = await self._exchange(call)
-            self._remember(key, outcome, seconds)
+            if self._calls.get(key) is call:
+                self._remember(key, outcome, seconds)
             call.outcome = outcome
 
     def _broke_off(self, failure: Failure) -> None:

@@ -15,6 +15,7 @@ from weakref import WeakSet
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from asyncplumber.auth.authority import End
 from asyncplumber.auth.call_out.call_out import Asked, AskedGrant, CallOut
@@ -109,17 +110,20 @@ class Recheck:
         for asked in list(slot):
             if not asked.is_asked:
                 asked.is_asked = True
-                Deferred.fromCoroutine(self._ask(asked)).addErrback(
-                    lambda failure: self._log.failure("asking again failed", failure)
-                )
+                # No ``finally`` in the coroutine, see `CallOut`.
+                done = Deferred.fromCoroutine(self._ask(asked))
+                done.addErrback(self._broke_off).addCallback(self._asked, asked)
 
-    async def _ask(self, asked: Asked) -> None:
+    async def _ask(self, asked: Asked) -> PlumberError | None:
         await self._tokens.acquire()
-        try:
-            error = await self._refusal(asked)
-        finally:
-            asked.is_asked = False
-            self._tokens.release()
+        return await self._refusal(asked)
+
+    def _broke_off(self, failure: Failure) -> None:
+        self._log.failure("asking again failed", failure)
+
+    def _asked(self, error: PlumberError | None, asked: Asked) -> None:
+        asked.is_asked = False
+        self._tokens.release()
         if error is not None:
             self._end([asked], error)
 
