@@ -11,7 +11,7 @@ import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from twisted.internet.endpoints import serverFromString
@@ -54,6 +54,8 @@ class Options(usage.Options):
     """The values: the command line wins over the environment, and that over the defaults."""
 
     synopsis = "[options]"
+    # How the server was started.  ``asyncplumber serve`` puts its own name here.
+    command: ClassVar[str] = "twistd asyncplumber"
     longdesc = (
         "Background tasks POST their results to /hooks/ACCOUNT.  The server pushes them to every "
         "subscriber of /events/ACCOUNT, by WebSocket, Server-Sent Events or long-poll."
@@ -75,6 +77,13 @@ class Options(usage.Options):
             given = environ.get(variable_of(flag), "")
             self[flag] = int(given not in ("", "0", "no", "false"))
 
+    def getSynopsis(self) -> str:
+        """Return the usage line.  Below ``asyncplumber serve`` it does not name twistd."""
+        if self.command == "twistd asyncplumber":
+            synopsis: str = super().getSynopsis()
+            return synopsis
+        return f"Usage: {self.command} {self.synopsis}"
+
     # What twistd asks
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -93,9 +102,7 @@ class Options(usage.Options):
         except usage.UsageError as error:
             if getattr(self, "parent", None) is None:
                 raise
-            sys.stderr.write(
-                f"asyncplumber: {error}\n(twistd asyncplumber --help lists them all)\n"
-            )
+            sys.stderr.write(f"asyncplumber: {error}\n({self.command} --help lists them all)\n")
             raise SystemExit(1) from None
 
     def getUsage(self, width: int | None = None) -> str:

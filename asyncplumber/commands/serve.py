@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from twisted.python import usage
 from twisted.scripts import twistd
 
+from asyncplumber.options import Options
+
 
 class Command(usage.Options):
     """Takes all options of ``twistd asyncplumber`` as they are, and leaves them to twistd."""
@@ -23,6 +25,7 @@ class Command(usage.Options):
         This is ``twistd -n --pidfile= asyncplumber …``.  A process that a signal has stopped ends
         by that signal, as twistd does.
         """
+        Options.command = "asyncplumber serve"
         sys.argv[1:] = ["-n", "--pidfile=", "asyncplumber", *self._words]
         twistd.run()
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from twisted.python import usage
@@ -30,7 +31,7 @@ class Command(usage.Options):
         ["secret-file", None, "", "The file that the server has as --jwt-secret-file."],
         ["sub", None, "", "Who it is for: the unit of limits and of revocation."],
         ["expires", None, "1h", f"How long it is valid: {_HOURS}h at most."],
-        ["audience", None, "", f"That of the server.  Default: {AUDIENCE}."],
+        ["audience", None, AUDIENCE, "That of the server."],
         ["issuer", None, "", "The name of the issuer, for a server with several."],
         ["id", None, "", "An id, by which this one token can be revoked."],
     ]
@@ -43,7 +44,16 @@ class Command(usage.Options):
         super().__init__()
         self._lists: dict[str, list[Any]] = {"subscribe": [], "publish": []}
         self["secret-file"] = environ.get("ASYNCPLUMBER_JWT_SECRET_FILE", "")
-        self["audience"] = environ.get("ASYNCPLUMBER_AUDIENCE", "")
+        self["audience"] = environ.get("ASYNCPLUMBER_AUDIENCE", AUDIENCE)
+
+    def getSynopsis(self) -> str:
+        """Return the usage line, without that of the command before it."""
+        return self.synopsis
+
+    def opt_version(self) -> None:
+        """Print the version and exit."""
+        print(f"asyncplumber {version('asyncplumber')}")
+        raise SystemExit(0)
 
     def opt_subscribe(self, account: str) -> None:
         """It may read the events of this account."""
