@@ -16,6 +16,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IProtocol, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
@@ -23,7 +24,7 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from asyncplumber._twisted_compat import can_take_over, has_unsent, replace_protocol, take_over
-from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError
+from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError, to_client_error
 from asyncplumber.http.gate import Gate, granted, when_decided
 from asyncplumber.http.request import IGrant, Request
 from asyncplumber.http.responses import PROTECTION, Response, error_response
@@ -176,6 +177,8 @@ class RawPathResource:
 class MountedResource(RawPathResource):
     """The routes and the subscribers, behind the gate, at any path of any site."""
 
+    _log = Logger()
+
     def __init__(
         self, resource: IResource, gate: Gate, subscribers: Subscribers, clock: IReactorTime
     ) -> None:
@@ -234,7 +237,13 @@ class MountedResource(RawPathResource):
             exchange.respond(self._gate.readable(own, error_response(decision)))
             return
         request.setComponent(IGrant, decision)
-        body = super().render(request)
+        try:
+            body = super().render(request)
+        except Exception:
+            # twisted.web answers what `render` raises, but this call is not from it.
+            error = to_client_error(Failure(), self._log, "a request failed")
+            exchange.respond(self._gate.readable(own, error_response(error)))
+            return
         if body is not NOT_DONE_YET:
             request.write(body)
             request.finish()

@@ -21,6 +21,8 @@ class Outage:
         """`store` is its name for the log, without secrets."""
         self._store = store
         self._reason: str | None = None  # None: it answers
+        #: How often it has come back.
+        self.recoveries = 0
         self._count = Counter("store_outages_total", "Times that the store stopped answering.")
         up = Gauge("store_up", "Whether the store answers: 1 or 0.", self._is_up, "min")
         #: What metrics show of it.
@@ -29,13 +31,17 @@ class Outage:
     def _is_up(self) -> float:
         return float(self._reason is None)
 
-    def began(self, reason: str) -> None:
+    def began(self, reason: str, recoveries: int | None = None) -> None:
         """
         Note that a call failed.
 
         Args:
             reason: Why, for the operator.  The same reason is logged once.
+            recoveries: What `recoveries` was when the call began.  If the store has come back since
+                then, the call tells nothing about now.  None: the call began just now.
         """
+        if recoveries is not None and recoveries != self.recoveries:
+            return
         if self._reason is None:
             self._count.add()
         if reason != self._reason:
@@ -48,4 +54,5 @@ class Outage:
         """Note that a call succeeded."""
         if self._reason is not None:
             self._reason = None
+            self.recoveries += 1
             self._log.info("the store {store} is back", store=self._store)

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -104,11 +105,24 @@ class ComposeTests(SynchronousTestCase):
                     for key, value in service["environment"].items()
                 }
                 self.assertNotIn("$", "".join(environ.values()))
+                for name_of_file in ("JWT_SECRET_FILE", "PUBLISHER_KEY_FILE"):
+                    variable = f"ASYNCPLUMBER_{name_of_file}"
+                    environ[variable] = self.secret(environ[variable], service)
                 options = Options(environ)
                 options.parseOptions(words)
                 self.assertEqual(options["advertise-url"], f"http://{name}:8080")
                 self.assertTrue(options["store"].startswith("mongodb://mongo/"))
                 self.assertIn("mongo", self.services)
+
+    def secret(self, path: str, service: dict[str, Any]) -> str:
+        """Check that a secret is mounted at this path; return a file with one."""
+        name = path.removeprefix("/run/secrets/")
+        self.assertIn(name, service["secrets"])
+        self.assertIn(name, self.compose["secrets"])
+        file = Path(self.mktemp())
+        file.touch(0o600)
+        file.write_text(token_hex(32))
+        return str(file.resolve())
 
     def test_addresses_are_in_the_network(self) -> None:
         """Each has an address of its own."""

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber import command
 from asyncplumber.command import SUBCOMMANDS, Options, main
+from asyncplumber.options import Options as ServerOptions
 
 
 class Fake(usage.Options):
@@ -84,3 +85,17 @@ class SubcommandTests(SynchronousTestCase):
     def test_all_are_offered(self) -> None:
         """In the order of the table."""
         self.assertEqual([name for name, *_ in Options().subCommands], list(SUBCOMMANDS))
+
+    def test_the_version_is_that_of_the_distribution(self) -> None:
+        """Also behind a subcommand, where Twisted would print its own."""
+        for words in (["--version"], ["token", "--version"]):
+            out = io.StringIO()
+            with redirect_stdout(out):
+                self.assertRaises(SystemExit, main, words)
+            self.assertEqual(out.getvalue(), f"asyncplumber {version('asyncplumber')}\n", words)
+
+    def test_the_server_names_the_command_that_started_it(self) -> None:
+        """In its usage line."""
+        self.assertNotIn("serve", ServerOptions().getSynopsis())
+        self.patch(ServerOptions, "command", "asyncplumber serve")
+        self.assertEqual(ServerOptions().getSynopsis(), "Usage: asyncplumber serve [options]")

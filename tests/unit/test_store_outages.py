@@ -45,3 +45,13 @@ class OutageTests(SynchronousTestCase):
             self.outage.began("refused")
             self.outage.over()
         self.assertEqual(self.figures(), (1, 2))
+
+    def test_a_call_that_began_before_the_end_tells_nothing(self) -> None:
+        """It fails late, when the store is back."""
+        before = self.outage.recoveries
+        self.outage.began("refused", before)
+        self.outage.over()
+        self.outage.began("no answer in time", before)
+        self.assertEqual(self.figures(), (1, 1))
+        self.outage.began("refused", self.outage.recoveries)
+        self.assertEqual(self.figures(), (0, 2))

@@ -224,13 +224,14 @@ class MongoLink:
             raise Unavailable
         deadline = self.clock.seconds() + CALL_TIMEOUT
         self._calls += 1
+        recoveries = self.outage.recoveries
         try:
             await self._until_ready(deadline)
             result = await work(deadline, *arguments)
         except (PyMongoError, *LOST) as error:
             # Before the first contact, `_prepare` knows the reason better.
             if self._is_ready:
-                self.outage.began(_reason(error))
+                self.outage.began(_reason(error), recoveries)
             raise Unavailable from error
         finally:
             self._calls -= 1
