@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
+# How deep Python's parser goes depends on its version.  An object in a token has far fewer arrays
+# and objects than this, so it has fewer levels as well.
+MAX_BRACKETS = 500
+
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
@@ -29,6 +33,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
         ValueError: It is no object, has a member twice, a number that JSON does not know, or more
             levels than can be read.
     """
+    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
+        raise ValueError("it has too many levels")
     try:
         # Of bytes, `json.loads` would guess the encoding.
         value = _DECODER.decode(data.decode())
