@@ -1,10 +1,10 @@
 """
 Tickets: what a browser's plain ``EventSource`` can carry, because it is part of the URL.
 
-A ticket is for one account, must be used within seconds, and can be used once: by then, whoever
-reads the URL in a log has nothing.  It is a JWS (RFC 7515) of the type ``plumber-ticket+jwt``, so
+A ticket is for one account, must be used within seconds, and can be used once.  So the URL in a log
+is of no use to anybody.  It is a JWS (RFC 7515) of the type ``plumber-ticket+jwt``, so
 that it is never taken for a token.  The instances on one store sign with a key that only they know,
-and whichever spends the ticket first has written so into the store.
+and the one that spends a ticket first writes that into the store.
 
 What it allows is never more than what the credential allowed that it was made with, nor for longer,
 and it is revoked with that credential.

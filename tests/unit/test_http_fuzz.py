@@ -98,8 +98,8 @@ class FuzzCase(SynchronousTestCase):
         authority = Authority(Parts(keys=Keys(keys), cookie="__Host-plumber"))
         self.server = self.make_server(plumber={"authority": authority})
 
-    def feed(self, pieces: list[bytes]) -> list[tuple[int, bytes]]:
-        """Send these pieces on a new connection, leave, and return the responses."""
+    def exchange(self, pieces: list[bytes]) -> bytes:
+        """Send these pieces on a new connection, leave, and return what was received."""
         client = self.server.connect()
         for piece in pieces:
             client.send(piece)
@@ -107,6 +107,11 @@ class FuzzCase(SynchronousTestCase):
         received = client.received()
         client.disconnect()
         self.server.settle()
+        return received
+
+    def feed(self, pieces: list[bytes]) -> list[tuple[int, bytes]]:
+        """Return the responses to these pieces."""
+        received = self.exchange(pieces)
         return [] if received.startswith(b"HTTP/1.1 200 OK\r\n\r\n") else responses(received)
 
     def check_alive(self, found: list[tuple[int, bytes]], data: bytes) -> None:
@@ -145,13 +150,7 @@ class MountedCorpusTests(CorpusTests):
 
     def feed(self, pieces: list[bytes]) -> list[tuple[int, bytes]]:
         """Send these pieces; what twisted.web itself answers is not judged here."""
-        client = self.server.connect()
-        for piece in pieces:
-            client.send(piece)
-        self.server.settle()
-        received = client.received()
-        client.disconnect()
-        self.server.settle()
+        received = self.exchange(pieces)
         return [(500, received)] if b" 500 " in received[:13] else []
 
 

@@ -231,7 +231,7 @@ class CallOut:
             return fail(error)
 
     def _question(self, facts: Facts) -> Question:
-        # Whoever publishes shows that he means it: a browser attaches cookies by itself.
+        # A cookie is no permission to publish: a browser attaches it to the requests of any page.
         left_out = () if facts.action is Action.SUBSCRIBE else (b"cookie",)
         headers = tuple(
             (name, facts.headers[name])

@@ -57,7 +57,7 @@ class Recheck:
         self._now = now
         self._draw = draw
         self._tokens = Semaphore(AT_ONCE)
-        #: Set by whoever knows the streams.
+        #: Ends streams.  The part that has the streams sets it.
         self.end: End = lambda matches, error: 0
         self._tick = 0
         # Weak: a stream that has ended takes its grant with it, and needs to tell nobody.

@@ -16,8 +16,8 @@ class LimitSettings(NamedTuple):
     """
     The limits of one process.  None stands for no limit.
 
-    An address is that of a client; of IPv6 it is the /64 network.  A subject is what a credential
-    says who somebody is.  Whoever has no credential is known by the address alone.
+    An address is that of a client; of IPv6 it is the /64 network.  A subject is the
+    name that a credential gives its client.  A client without one is known by its address alone.
 
     Attributes:
         connections_per_address: Connections that are open; behind a trusted proxy, streams and

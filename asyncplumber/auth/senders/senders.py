@@ -90,7 +90,7 @@ class Sender:
         )
         if type is not None and type.startswith(RESERVED_TYPES):
             type = None
-        # An id that is not signed can be changed by whoever has seen the request once.
+        # Anybody who has seen the request once can change an id that is not signed.
         key = None if signed_id is not None else self._key(body)
         return Verified(self.grant, as_one_event(headers, id, type), key)
 

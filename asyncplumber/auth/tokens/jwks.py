@@ -4,7 +4,7 @@ The public keys of an issuer of tokens, fetched from its URL (RFC 7517).
 A set of keys that was fetched replaces the one before it as a whole: a key that the issuer has
 taken out is not valid any more.  While the issuer cannot be reached, the last set is used on, for
 a day at most.  A token with an unknown ``kid`` leads to a fetch, because the issuer may have a new
-key; but to one in 30 seconds, whoever sends such tokens.
+key.  There is at most one such fetch in 30 seconds, however many of these tokens come.
 """
 
 from __future__ import annotations
