@@ -20,6 +20,7 @@ from asyncplumber.errors import BadAccount, BadCursor
 ACCOUNT_LENGTH = 256  # characters: the longest e-mail address, or two UUIDs with a prefix
 NAME_LENGTH = 256  # characters of an event's id or type, which travel in headers
 RESERVED_TYPES = "plumber."  # the types of events about the stream itself begin so
+TASK_TYPES = "task."  # the types of events of tasks begin so
 EARLIEST = "earliest"  # in the place of a cursor: before the oldest event that is kept
 
 _CURSOR = re.compile(r"([0-9a-z]{1,32})\.(0|[1-9][0-9]{0,17})")
@@ -93,7 +94,8 @@ class Draft(NamedTuple):
             CloudEvent, whose id is unique only together with its source, it is both.
         time: RFC 3339 in UTC.
         payload: One member of a JSON object in UTF-8, ``"data":…`` or ``"data_base64":"…"``,
-            without line breaks.  The envelope contains it unchanged.
+            without line breaks.  An event of a task has the member ``"task":{…}`` after it.  The
+            envelope contains it unchanged.
     """
 
     account: str
@@ -145,6 +147,18 @@ class Event(NamedTuple):
         if "data_base64" in member:
             return b64decode(member["data_base64"])
         return member["data"]
+
+    @property
+    def task(self) -> dict[str, Any] | None:
+        """
+        Which task it belongs to: ``task``, ``run``, ``state`` and ``done``; None if to none.
+
+        It is parsed at each access.
+        """
+        if not self.type.startswith(TASK_TYPES):
+            return None
+        member: dict[str, Any] | None = json.loads(b"{%b}" % self.payload).get("task")
+        return member
 
     @classmethod
     def from_draft(cls, draft: Draft, epoch: str, seq: int) -> Event:

@@ -22,6 +22,7 @@ class Action(Enum):
 
     SUBSCRIBE = "subscribe"
     PUBLISH = "publish"
+    START = "start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Grant:
         mechanism: How the client proved itself, for metrics: ``none``, ``jwt``, ``key``,
             ``cookie``, ``ticket``, ``call-out``, ``sender`` or ``anonymous``.
         is_admin: Whether it may see and change what concerns all accounts.  No token can say so.
+        start: The accounts whose tasks may be started and canceled.
     """
 
     subject: str
@@ -108,10 +110,13 @@ class Grant:
     id: str | None = None
     mechanism: str = "none"
     is_admin: bool = False
+    start: Accounts = NO_ACCOUNTS
 
     def allows(self, action: Action, account: str) -> bool:
         """Whether this may be done with this account."""
-        return account in (self.subscribe if action is Action.SUBSCRIBE else self.publish)
+        if action is Action.SUBSCRIBE:
+            return account in self.subscribe
+        return account in (self.publish if action is Action.PUBLISH else self.start)
 
     def check(self, action: Action, account: str) -> None:
         """Raise `InsufficientScope`, the same for accounts that exist and that do not."""
@@ -120,8 +125,8 @@ class Grant:
 
 
 #: What the operator may do who can reach the private port.
-OPERATOR = Grant("", ALL_ACCOUNTS, ALL_ACCOUNTS, is_admin=True)
-#: Where no authentication is configured, everybody may subscribe and publish.
-OPEN = Grant("", ALL_ACCOUNTS, ALL_ACCOUNTS)
+OPERATOR = Grant("", ALL_ACCOUNTS, ALL_ACCOUNTS, is_admin=True, start=ALL_ACCOUNTS)
+#: Where no authentication is configured, everybody may subscribe, publish and start tasks.
+OPEN = Grant("", ALL_ACCOUNTS, ALL_ACCOUNTS, start=ALL_ACCOUNTS)
 #: Allows nothing: for paths that need no credential, and for those that check a signature.
 NOBODY = Grant("")

@@ -15,6 +15,7 @@ from asyncplumber.interfaces.authority import (
     IAuthority,
     Verified,
 )
+from asyncplumber.interfaces.callback_urls import CallbackUrl, ICallbackUrls
 from asyncplumber.interfaces.registry_listing import (
     COUNTED_HOOKS,
     MAX_MEMBERS,
@@ -36,6 +37,14 @@ from asyncplumber.interfaces.revocations import (
     Revocation,
     RevocationKind,
 )
+from asyncplumber.interfaces.starter import (
+    Dispatch,
+    Finished,
+    IStarter,
+    Later,
+    Refused,
+    StarterFailed,
+)
 from asyncplumber.interfaces.store import (
     LEASE,
     PAGE_BYTES,
@@ -49,6 +58,7 @@ from asyncplumber.interfaces.store import (
     IStore,
 )
 from asyncplumber.interfaces.subscriber import ISubscriber
+from asyncplumber.interfaces.tasks import Claim, Claimed, ITasks
 
 __all__ = [
     "COUNTED_HOOKS",
@@ -58,28 +68,39 @@ __all__ = [
     "PAGE_BYTES",
     "Appended",
     "AwaitsBody",
+    "CallbackUrl",
+    "Claim",
+    "Claimed",
     "CursorLost",
     "CursorMoved",
     "Decision",
     "Deliver",
+    "Dispatch",
     "Facts",
+    "Finished",
     "HistorySize",
     "Hook",
     "HookQuery",
     "IAuthority",
+    "ICallbackUrls",
     "ICarrier",
     "IHistory",
     "IRegistry",
     "IRelay",
     "IRevocations",
     "ISecrets",
+    "IStarter",
     "IStore",
     "ISubscriber",
+    "ITasks",
     "InstanceGone",
+    "Later",
     "Member",
     "Reached",
+    "Refused",
     "RelayFailed",
     "Revocation",
     "RevocationKind",
+    "StarterFailed",
     "Verified",
 ]

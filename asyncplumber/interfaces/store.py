@@ -230,11 +230,13 @@ class ISecrets(Interface):
 
 
 class IStore(ISecrets):
-    """A history, a registry and revocations on one connection."""
+    """All that the instances share, on one connection."""
 
     history = Attribute("IHistory")
     registry = Attribute("IRegistry")
     revocations = Attribute("IRevocations")
+    tasks = Attribute("ITasks")
+    callback_urls = Attribute("ICallbackUrls")
     figures = Attribute(
         "Sequence[asyncplumber.figures.Metric]: what it counts and measures.  A store without this "
         "attribute has none"

@@ -37,6 +37,7 @@ from asyncplumber.interfaces import (
 )
 from asyncplumber.stores.epochs import epoch_after, new_epoch
 from asyncplumber.stores.memory_revocations import MemoryRevocations
+from asyncplumber.stores.memory_tasks import MemoryCallbackUrls, MemoryTasks
 from asyncplumber.stores.recipients import with_recipients
 from asyncplumber.stores.retention import Retention, check_reach, hook_url
 
@@ -336,7 +337,7 @@ class MemoryRegistry:
 
 @implementer(IStore)
 class MemoryStore:
-    """A history, a registry and revocations in this process's memory."""
+    """All that a store keeps, in this process's memory."""
 
     def __init__(
         self,
@@ -358,6 +359,8 @@ class MemoryStore:
         self.history = MemoryHistory(retention, clock, new_epoch)
         self.registry = MemoryRegistry(lease, clock)
         self.revocations = MemoryRevocations(clock)
+        self.tasks = MemoryTasks(clock)
+        self.callback_urls = MemoryCallbackUrls(clock)
         self.shared = shared
         self.figures: Sequence[Metric] = ()
         self._secret = secrets.token_hex(32).encode("ascii")

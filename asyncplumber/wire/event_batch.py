@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from asyncplumber.errors import BadRequest
-from asyncplumber.event import RESERVED_TYPES, Cursor, Event, checked_account, is_plain
-from asyncplumber.wire.payload import is_payload
+from asyncplumber.event import RESERVED_TYPES, TASK_TYPES, Cursor, Event, checked_account, is_plain
+from asyncplumber.wire.payload import is_payload, is_task_payload
 
 CONTENT_TYPE = b"application/vnd.asyncplumber.event-batch"
 BATCH_BYTES = 512 * 1024  # in one batch, by `weight`; a single event may be larger
@@ -97,6 +97,6 @@ def _event(
         raise ValueError("an event has its time in UTC")
     datetime.fromisoformat(time)
     member = payload.encode()
-    if not is_payload(member):
+    if not is_payload(member) and not (type.startswith(TASK_TYPES) and is_task_payload(member)):
         raise ValueError("a payload is one member of the envelope")
     return Event(account, epoch, seq, id, type, time, content_type, member)

@@ -15,6 +15,7 @@ from asyncplumber.wire.json_text import one_line
 # Content types that say nothing about the body: none, and what ``curl -d`` sends.
 _UNKNOWN = ("", "application/x-www-form-urlencoded")
 _DATA = b'"data":'
+TASK_MEMBER = b',"task":'  # before the member that the payload of a task's event has beside its own
 _BASE64 = b'"data_base64":"'
 _CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s";,]+)', re.IGNORECASE)
 # The codecs of Python that are used on the web.  Some of the others take minutes for a body within
@@ -99,3 +100,22 @@ def is_payload(member: bytes) -> bool:
     except BadBase64:
         return False
     return True
+
+
+def is_task_payload(members: bytes) -> bool:
+    """Return whether these are a payload and the member ``task``; see ``wire.tasks``."""
+    whole = b"{%b}" % members
+    try:
+        if one_line(whole) != whole:
+            return False
+        pairs: list[tuple[str, object]] = json.loads(whole, object_pairs_hook=_Pairs)
+        (name, value), (task, about) = pairs
+        if name == "data_base64":
+            b64decode(value if isinstance(value, str) else "!", validate=True)
+    except (BadRequest, BadBase64, ValueError):
+        return False
+    return name in ("data", "data_base64") and task == "task" and isinstance(about, _Pairs)
+
+
+class _Pairs(list[tuple[str, object]]):
+    """The members of a JSON object, also those with the same name."""

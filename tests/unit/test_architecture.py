@@ -21,7 +21,7 @@ PACKAGE = "asyncplumber"
 LAYERS = (
     ("errors", "sending", "_twisted_compat", "clocks", "rate_limited_log", "log_text", "figures"),
     ("event", "concurrency"),
-    ("grant",),
+    ("grant", "task"),
     ("wire",),
     ("interfaces",),
     ("auth",),

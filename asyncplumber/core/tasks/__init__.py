@@ -1,0 +1,1 @@
+"""The life of tasks: claim, report, hold, dispatch, sweep."""

@@ -1,0 +1,83 @@
+"""The boundary to what executes tasks: the application behind ``--starter``, Celery, a callable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twisted.internet.defer import Deferred
+from zope.interface import Interface
+
+from asyncplumber.errors import PlumberError
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """
+    A run that is to begin.
+
+    Attributes:
+        account: Who waits for it.
+        task: The key of the task.
+        run: The id of the run.  It may come again with the same id: then it is the same run.
+        content_type: That of the input; empty for none.
+        body: The input.
+        callback: The URL to which reports can be POSTed; empty if this instance has none.
+    """
+
+    account: str
+    task: str
+    run: str
+    content_type: str
+    body: bytes
+    callback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is the result: the run is completed."""
+
+    content_type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """
+    The run has begun, or waits in a queue of the application, and will be reported.
+
+    Attributes:
+        deadline_in: Seconds in which the first report has to come; None for the default.
+    """
+
+    deadline_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The application will never do this: the run has failed."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class StarterFailed(PlumberError):
+    """Nobody knows whether the run has begun: it is dispatched again, with the same id."""
+
+    status, code, default = 503, "starter-failed", "the application did not answer"
+
+
+class IStarter(Interface):
+    """Begins runs, at least once each."""
+
+    def start(dispatch: Dispatch) -> Deferred[Finished | Later | Refused]:
+        """
+        Begin a run.
+
+        Raises:
+            StarterFailed: Through the Deferred; ``retry_after`` says when to try again, None leaves
+                that to the caller.
+        """
+
+    def cancel(account: str, task: str, run: str) -> Deferred[None]:
+        """Tell that a run is not wanted any more.  Best effort; never fails."""

@@ -1,0 +1,132 @@
+"""The boundary of the tasks: rows that a store changes by compare-and-set, and never by a lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred
+from zope.interface import Interface
+
+from asyncplumber.task import DISPATCH_LEASE, PATIENCE, START_DEADLINE, Task, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """
+    A wish to begin a run.
+
+    Attributes:
+        account: The account.
+        key: The key of the task.
+        run: The id of the run that would begin.
+        state: ``SUBMITTED``, or ``RUNNING`` for a run that is reported and was not started here.
+        deadline_in: Seconds until it counts as lost; `NEVER` for no deadline.
+        patience: See `Task.patience`.
+        input: What it is started with; None if nobody is to dispatch it.
+        input_type: The content type of the input.
+        digest: See `Task.digest`.
+        lease: Seconds for which the instance that claims it dispatches it alone.
+    """
+
+    account: str
+    key: str
+    run: str
+    state: TaskState = TaskState.SUBMITTED
+    deadline_in: float = START_DEADLINE
+    patience: float = PATIENCE
+    input: bytes | None = None
+    input_type: str = ""
+    digest: bytes = b""
+    lease: float = DISPATCH_LEASE
+
+
+class Claimed(NamedTuple):
+    """The row after a claim, and whether the claim began a run.  If not, one was live already."""
+
+    task: Task
+    began: bool
+
+
+class ITasks(Interface):
+    """
+    The tasks of all accounts.
+
+    A row is written by one atomic operation each time.  All times are the store's, so that the
+    clocks of instances do not matter.  What was written is durable when the Deferred fires.  Every
+    method may fail with `Unavailable`.
+    """
+
+    def claim(claim: Claim) -> Deferred[Claimed]:
+        """
+        Begin a run, unless one is live.
+
+        Of any number of claims at any number of instances, one begins a run.  A run that has ended
+        is replaced, and its id goes to `Task.former`.
+        """
+
+    def get(account: str, key: str) -> Deferred[Task | None]:
+        """Return a task; None if nobody knows it."""
+
+    def of_account(account: str, limit: int, *, live_only: bool = False) -> Deferred[list[Task]]:
+        """Return tasks of an account: the live ones first, in each part the newest first."""
+
+    def change(
+        task: Task,
+        changes: Mapping[str, Any],
+        *,
+        deadline_in: float | None = None,
+        lease: float | None = None,
+    ) -> Deferred[Task | None]:
+        """
+        Change a row if it still has this run and this state.
+
+        Args:
+            task: The row as it was read.
+            changes: Attributes of `Task` and their new values.  ``updated_at`` becomes now.  A
+                ``state`` of RUNNING sets ``started_at``, if it is None; one that is done sets
+                ``ended_at``, takes the deadline away and deletes the input.
+            deadline_in: Seconds from now to the new deadline; `NEVER` takes it away.  None leaves
+                it as it is.
+            lease: Seconds from now in which no other instance dispatches the run; None leaves that
+                as it is.
+
+        Returns:
+            The new row; None if another report, or another run, was faster.
+        """
+
+    def overdue(limit: int) -> Deferred[list[Task]]:
+        """Return live tasks whose deadline has passed, the oldest deadline first."""
+
+    def undispatched(limit: int, lease: float) -> Deferred[list[Task]]:
+        """
+        Lease live tasks that have an input and that nobody has leased, for so many seconds.
+
+        Of several instances that ask at once, each gets others.
+        """
+
+    def unannounced(limit: int, older_than: float) -> Deferred[list[Task]]:
+        """
+        Return tasks that are not announced and were not changed for so many seconds.
+
+        The instance that changed them died before their event was in the history.
+        """
+
+    def extend(seconds: float, longer_than: float) -> Deferred[float]:
+        """
+        Note that an instance is there, and move the deadlines if none was for some time.
+
+        Nobody is lost because the servers were away.  The gap is added once to all deadlines, by
+        the instance that finds it first.
+
+        Args:
+            seconds: Until the next call.
+            longer_than: A gap that is shorter, in seconds, counts as none.
+
+        Returns:
+            The seconds by which the deadlines were moved, 0 as a rule.
+        """
+
+    def forget(age: float, limit: int) -> Deferred[int]:
+        """Delete announced tasks that ended more than so many seconds ago; return how many."""
