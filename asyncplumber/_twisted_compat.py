@@ -145,3 +145,10 @@ def limit_accepts(ports: Iterable[Any], count: int) -> None:
     for port in ports:
         if hasattr(port, "numberAccepts"):
             port.numberAccepts = count
+
+
+def global_reactor() -> Any:
+    """Return the reactor of this process, and install one if there is none."""
+    from twisted.internet import reactor
+
+    return reactor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asyncplumber._twisted_compat import global_reactor
 from asyncplumber.auth.authority import Authority
 from asyncplumber.auth.build import Sources, build_authority
 from asyncplumber.auth.secret_files import SecretFile, read_secret_file
@@ -36,8 +37,7 @@ def authority_from_files(
     Raises:
         ValueError: No file is given, or something in one is wrong.
     """
-    if reactor is None:
-        from twisted.internet import reactor
+    reactor = reactor or global_reactor()
     sources = Sources(auth, _secrets(jwt_secret_file), _secrets(publisher_key_file), audience)
     authority = build_authority(sources, reactor, wall.seconds)
     if authority is None:

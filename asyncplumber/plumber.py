@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from twisted.application.service import Service
@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import IResource
 
+from asyncplumber._twisted_compat import global_reactor
 from asyncplumber.auth.hosts import Hosts
 from asyncplumber.auth.networks import Network
 from asyncplumber.auth.origins import Origins
@@ -41,12 +42,14 @@ from asyncplumber.core.leases import Leases
 from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import Status, account_statuses, peer_statuses
+from asyncplumber.core.tasks.service import Tasks
+from asyncplumber.core.tasks.settings import DEFAULT_SETTINGS, TaskSettings
 from asyncplumber.event import Instance, timestamp
 from asyncplumber.http.clients import DEFAULT_POLICY, ClientPolicy
 from asyncplumber.http.front import Core, Front
 from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.request_log import RequestLog
-from asyncplumber.interfaces import LEASE, IAuthority, ICarrier, IStore
+from asyncplumber.interfaces import LEASE, IAuthority, ICarrier, IStarter, IStore
 from asyncplumber.relays.http import HttpCarrier
 from asyncplumber.relays.peer_networks import restricted
 from asyncplumber.relays.routing import Relay
@@ -60,12 +63,6 @@ from asyncplumber.wire.own_message import draft_of
 # is at most this late.
 CHECK_INTERVAL = 3.0
 SWEEP_INTERVAL = 30.0  # seconds between sweeps of the history
-
-
-def _global_reactor() -> IReactorTime:
-    from twisted.internet import reactor
-
-    return cast(IReactorTime, reactor)
 
 
 class Plumber(Service):
@@ -101,6 +98,8 @@ class Plumber(Service):
         client_policy: Whom to believe about addresses, and what each client may do at most.
         peer_networks: Where other instances may be; nothing else is sent to.  None are all
             networks but link-local ones.
+        starter: Executes tasks; None: they are only reported.
+        task_settings: How long tasks are waited for, and kept.
         carrier: Makes, for the id of this instance, what carries events to the other instances.
             None is HTTP.
         reactor: The reactor to run on; None is the global one.
@@ -110,7 +109,7 @@ class Plumber(Service):
         ValueError: The URI names no store, the secret is too short, or a host or origin is none.
     """
 
-    #: Its number among the workers of one server, from 1; None if it is the only one.
+    #: Its number among the workers of one server, from 1; None if it is alone.
     worker: int | None = None
 
     def __init__(
@@ -133,12 +132,14 @@ class Plumber(Service):
         log_requests: bool = False,
         client_policy: ClientPolicy = DEFAULT_POLICY,
         peer_networks: Sequence[Network] = (),
+        starter: IStarter | None = None,
+        task_settings: TaskSettings = DEFAULT_SETTINGS,
         carrier: Callable[[str], ICarrier] | None = None,
         reactor: IReactorTime | None = None,
         wall: TimeSource = WallClock,
     ) -> None:
         """Make the instance; it does nothing before it is started."""
-        self._reactor = reactor = reactor or _global_reactor()
+        self._reactor = reactor = reactor or global_reactor()
         self._peers = restricted(reactor, peer_networks)
         self._wall, self._body_limit = wall, body_limit
         self._life = Lifecycle(self._open, self._serve, self._drain, self._close)
@@ -153,21 +154,20 @@ class Plumber(Service):
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
         by_http = HttpCarrier.over_treq(self._peers, instance.id, wall.seconds, signer)
-        relaying = by_http if carrier is None else carrier(instance.id)
-        self._build_core(relaying, linger, subscriber_limit)
-        #: What it serves by HTTP.
-        self.front = Front(
-            self._core(), self.gate, by_http, signer, unsent_limit=unsent_limit, page=page
-        )
+        self._build_core(carrier(instance.id) if carrier else by_http, linger, subscriber_limit)
+        self._build_tasks(starter, task_settings)
+        core = self._core()
+        self.front = Front(core, self.gate, by_http, signer, unsent_limit=unsent_limit, page=page)
         self.advertise_url = advertise_url
         self._periodic = [
             PeriodicTask(self.hub.check, check_interval, reactor),
             PeriodicTask(self._sweep, SWEEP_INTERVAL, reactor),
+            PeriodicTask(self._sizes.look, SIZE_INTERVAL, reactor, now=True),
         ]
 
     def _build_core(self, carrier: ICarrier, linger: float, limit: int) -> None:
         store, clock = self.store, self._reactor
-        # Where no other process can use the store, nobody would look for our hooks.
+        # Where no other process can use the store, nobody looks for hooks.
         hooks = self.leases if store.shared else None
         self.hub = Hub(store.history, clock, hooks=hooks, linger=linger, subscriber_limit=limit)
         self.relay = Relay(carrier, store.registry, self.leases.instance.id, clock)
@@ -177,22 +177,27 @@ class Plumber(Service):
         self._late = PeriodicTask(self.intake.answer_late, LATE_CHECK, clock)
         self._consumers = Consumers(self.hub, clock)
         #: What this instance counts and measures.
-        sizes = HistoryGauges(store.history)
-        self._sizes = PeriodicTask(sizes.look, SIZE_INTERVAL, clock, now=True)
+        self._sizes = HistoryGauges(store.history)
         self.figures = instance_figures(self.hub, self.intake, self.relay, self._wall.seconds)
-        self.figures.add(*sizes.figures)
         self.figures.add(
+            *self._sizes.figures,
             self.gate.requests.refusals,
             self.gate.requests.auth,
             self.gate.clients.figure,
             *getattr(store, "figures", ()),
         )
 
+    def _build_tasks(self, starter: IStarter | None, settings: TaskSettings) -> None:
+        now = self._wall.seconds
+        self.tasks = Tasks(self.store, self.hub, self.intake, self._reactor, now, starter, settings)
+        self.figures.add(*self.tasks.figures.all)
+
     def _core(self) -> Core:
         return Core(
             self.store,
             self.hub,
             self.intake,
+            self.tasks,
             self.figures,
             self.leases.instance.id,
             lambda: self._life.state,
@@ -259,15 +264,15 @@ class Plumber(Service):
             self.leases.start(self.hub.check_soon)
         for task in self._periodic:
             task.start()
-        self._sizes.start()
+        self.tasks.serve()
         self._consumers.start()
 
     async def _drain(self) -> None:
         self.hub.refuse()
+        await self.tasks.drain()
         self.intake.refuse()
         for task in self._periodic:
             task.stop()
-        self._sizes.stop()
         self._consumers.stop()
         if self.store.shared:
             await self.leases.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 
 class _Delayed:
-    """The history, the registry or the revocations of a `DelayedStore`."""
+    """A part of a `DelayedStore`, such as the history or the registry."""
 
     def __init__(self, store: DelayedStore, part: Any) -> None:
         self._store = store
@@ -24,7 +25,7 @@ class _Delayed:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._part, name)
-        return lambda *args: self._store.delayed(method, *args)
+        return lambda *args, **named: self._store.delayed(partial(method, **named), *args)
 
 
 @implementer(IStore)
@@ -45,6 +46,8 @@ class DelayedStore:
         self.history: Any = _Delayed(self, store.history)
         self.registry: Any = _Delayed(self, store.registry)
         self.revocations: Any = _Delayed(self, store.revocations)
+        self.tasks: Any = _Delayed(self, store.tasks)
+        self.callback_urls: Any = _Delayed(self, store.callback_urls)
 
     def delayed(self, method: Any, *args: Any) -> Deferred[Any]:
         """Call it later, and answer later."""

@@ -15,6 +15,7 @@ from asyncplumber.core.hub import Hub
 from asyncplumber.core.intake import Intake
 from asyncplumber.core.lifecycle import State
 from asyncplumber.core.status import Status
+from asyncplumber.core.tasks.service import Tasks
 from asyncplumber.figures import FigureSet
 from asyncplumber.http.credentials import Credentials
 from asyncplumber.http.gate import Gate
@@ -41,6 +42,7 @@ class Core(NamedTuple):
         store: What the instances share.
         hub: The channels of this instance.
         intake: Where posted events go.
+        tasks: What the tasks are asked of.
         figures: What is counted.
         instance_id: The id of this instance, as it is in the registry.
         state: Returns where this instance is in its life.
@@ -53,6 +55,7 @@ class Core(NamedTuple):
     store: IStore
     hub: Hub
     intake: Intake
+    tasks: Tasks
     figures: FigureSet
     instance_id: str
     state: Callable[[], State]

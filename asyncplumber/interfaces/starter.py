@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from asyncplumber.errors import PlumberError
-
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
@@ -61,10 +59,18 @@ class Refused:
     body: bytes
 
 
-class StarterFailed(PlumberError):
-    """Nobody knows whether the run has begun: it is dispatched again, with the same id."""
+class StarterFailed(Exception):
+    """
+    Nobody knows whether the run has begun: it is dispatched again, with the same id.
 
-    status, code, default = 503, "starter-failed", "the application did not answer"
+    Attributes:
+        retry_after: Seconds until then; None leaves that to the caller.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        """``message`` is for the log."""
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class IStarter(Interface):
@@ -75,8 +81,7 @@ class IStarter(Interface):
         Begin a run.
 
         Raises:
-            StarterFailed: Through the Deferred; ``retry_after`` says when to try again, None leaves
-                that to the caller.
+            StarterFailed: Through the Deferred.
         """
 
     def cancel(account: str, task: str, run: str) -> Deferred[None]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from asyncplumber.task import DISPATCH_LEASE, PATIENCE, START_DEADLINE, Task, TaskState
+from asyncplumber.task import DISPATCH_LEASE, PATIENCE, START_DEADLINE, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,6 @@ class Claim:
         account: The account.
         key: The key of the task.
         run: The id of the run that would begin.
-        state: ``SUBMITTED``, or ``RUNNING`` for a run that is reported and was not started here.
         deadline_in: Seconds until it counts as lost; `NEVER` for no deadline.
         patience: See `Task.patience`.
         input: What it is started with; None if nobody is to dispatch it.
@@ -33,7 +32,6 @@ class Claim:
     account: str
     key: str
     run: str
-    state: TaskState = TaskState.SUBMITTED
     deadline_in: float = START_DEADLINE
     patience: float = PATIENCE
     input: bytes | None = None
@@ -60,7 +58,7 @@ class ITasks(Interface):
 
     def claim(claim: Claim) -> Deferred[Claimed]:
         """
-        Begin a run, unless one is live.
+        Begin a run, which is SUBMITTED, unless one is live.
 
         Of any number of claims at any number of instances, one begins a run.  A run that has ended
         is replaced, and its id goes to `Task.former`.
@@ -78,6 +76,7 @@ class ITasks(Interface):
         *,
         deadline_in: float | None = None,
         lease: float | None = None,
+        overdue_only: bool = False,
     ) -> Deferred[Task | None]:
         """
         Change a row if it still has this run and this state.
@@ -91,6 +90,7 @@ class ITasks(Interface):
                 it as it is.
             lease: Seconds from now in which no other instance dispatches the run; None leaves that
                 as it is.
+            overdue_only: Whether to change it only if its deadline has passed.
 
         Returns:
             The new row; None if another report, or another run, was faster.

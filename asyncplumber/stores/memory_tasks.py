@@ -57,10 +57,13 @@ class MemoryTasks:
         *,
         deadline_in: float | None = None,
         lease: float | None = None,
+        overdue_only: bool = False,
     ) -> Deferred[Task | None]:
         now, place = self._clock.seconds(), (task.account, task.key)
         found = self._tasks.get(place)
         if found is None or (found.run, found.state) != (task.run, task.state):
+            return succeed(None)
+        if overdue_only and not (found.deadline is not None and found.deadline < now):
             return succeed(None)
         if lease is not None:
             self._leases[place] = now + lease

@@ -25,6 +25,7 @@ class Broken:
         self.registry, self.start, self.stop = working.registry, working.start, working.stop
         self.history: Any = self
         self.size = working.history.size
+        self.tasks, self.callback_urls = working.tasks, working.callback_urls
         self._error = error
         self.clock: Any = None
 

@@ -53,3 +53,9 @@ class NothingCached(TaskError):
     """The client wants no run to begin, and there is no result (RFC 9111, 5.2.1.7)."""
 
     status, code, default = 504, "nothing-cached", "the task is not live, and has no such result"
+
+
+class ResultGone(TaskError):
+    """The result was too large for the row, and the history has dropped it (RFC 9110, 15.5.11)."""
+
+    status, code, default = 410, "result-gone", "this result is not kept any more"

@@ -19,6 +19,7 @@ from zope.interface import implementer
 from asyncplumber.clocks import SteadyClock, TimeSource, WallClock
 from asyncplumber.event import Draft
 from asyncplumber.interfaces import LEASE, Appended, IStore
+from asyncplumber.stores.memory_tasks import MemoryCallbackUrls, MemoryTasks
 from asyncplumber.stores.mongo.history import MongoHistory, indexes
 from asyncplumber.stores.mongo.link import DUPLICATE_KEY, MongoLink
 from asyncplumber.stores.mongo.pool import Pool
@@ -75,6 +76,8 @@ class MongoStore:
         self.history = MongoHistory(self._link, retention, wall, uniform)
         self.registry = MongoRegistry(self._link, lease)
         self.revocations = MongoRevocations(self._link, wall)
+        self.tasks = MemoryTasks(wall)  # replaced by the next change
+        self.callback_urls = MemoryCallbackUrls(wall)
         self._steady = steady
         self._pinged: float | None = None  # when a ping last succeeded
 

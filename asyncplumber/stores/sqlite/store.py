@@ -19,6 +19,7 @@ from asyncplumber.clocks import SteadyClock, TimeSource, WallClock
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Draft, Instance, Stored
 from asyncplumber.interfaces import LEASE, Appended, IStore
+from asyncplumber.stores.memory_tasks import MemoryCallbackUrls, MemoryTasks
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite.appender import probe
 from asyncplumber.stores.sqlite.connect import Connection
@@ -96,6 +97,8 @@ class SqliteStore:
         self.history = SqliteHistory(self.file, retention, wall)
         self.registry = SqliteRegistry(self.file, lease, wall)
         self.revocations = SqliteRevocations(self.file, wall)
+        self.tasks = MemoryTasks(wall)  # replaced by the next change
+        self.callback_urls = MemoryCallbackUrls(wall)
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
         now = self._wall.seconds()

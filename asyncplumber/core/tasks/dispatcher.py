@@ -1,0 +1,189 @@
+"""
+Hands runs to what executes them, at least once each.
+
+A run is dispatched by the instance that claimed it.  If that dies, another one takes over when the
+lease has ended.  The run keeps its id, by which the application knows it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from asyncplumber.concurrency import Semaphore
+from asyncplumber.core.tasks.errors import Superseded, TaskEnded
+from asyncplumber.core.tasks.journal import Journal
+from asyncplumber.core.tasks.outcomes import Reported
+from asyncplumber.core.tasks.settings import TaskSettings
+from asyncplumber.errors import to_client_error
+from asyncplumber.event import Draft, new_id, timestamp
+from asyncplumber.interfaces import Dispatch, Finished, IStarter, Later, Refused, StarterFailed
+from asyncplumber.rate_limited_log import RateLimitedLog
+from asyncplumber.task import DISPATCH_LEASE, Report, Task, TaskState
+from asyncplumber.wire.payload import json_member, payload_of
+
+MAX_DISPATCHES = 256  # under way at one instance
+FIRST_DELAY = 0.5  # seconds until a dispatch is tried again, doubled each time
+MAX_DELAY = 30.0  # seconds
+TRIES = 5  # how often a row is read again because a report was faster
+
+Answer = Finished | Later | Refused
+Take = Callable[[Report], Deferred[Reported]]
+
+
+def _no_callback(task: Task) -> Deferred[str]:
+    return succeed("")
+
+
+class Dispatcher:
+    """Dispatches runs."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        journal: Journal,
+        starter: IStarter,
+        settings: TaskSettings,
+        clock: IReactorTime,
+        now: Callable[[], float],
+        report: Callable[[Report], Any],
+        mint: Callable[[Task], Deferred[str]] = _no_callback,
+    ) -> None:
+        """
+        Args:
+            journal: Writes what happens.
+            starter: Begins runs.
+            settings: How long tasks are waited for.
+            clock: Measures the time between tries.
+            now: Returns the time in seconds since 1970.
+            report: Takes the end of a run whose answer is the result; a coroutine function.
+            mint: Returns the URL to which the run can be reported.
+        """
+        self._journal = journal
+        self._starter = starter
+        self._settings = settings
+        self._clock = clock
+        self._now = now
+        self._report = report
+        self._mint = mint
+        self._room = Semaphore(MAX_DISPATCHES)
+        self._under_way: set[Deferred[None]] = set()
+        self._warnings = RateLimitedLog(self._log, clock.seconds)
+
+    def dispatch(self, task: Task) -> None:
+        """Dispatch a run that this instance has leased."""
+        under_way = Deferred.fromCoroutine(self._dispatch(task))
+        self._under_way.add(under_way)
+        under_way.addErrback(self._failed)
+        under_way.addBoth(lambda _: self._under_way.discard(under_way))
+
+    def stop(self) -> None:
+        """Give up what is under way.  Other instances take it over."""
+        for under_way in list(self._under_way):
+            under_way.cancel()
+
+    def _failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is None:
+            error = to_client_error(failure, self._log, "a task could not be dispatched")
+            self._log.debug("a task could not be dispatched: {error}", error=error.message)
+
+    async def _dispatch(self, task: Task) -> None:
+        delay = FIRST_DELAY
+        current: Task | None = task
+        while current is not None and current.input is not None and not current.is_done:
+            await self._room.acquire()
+            try:
+                answer = await self._ask(current)
+            finally:
+                self._room.release()
+            if not isinstance(answer, StarterFailed):
+                await self._answered(current, answer)
+                return
+            pause = delay if answer.retry_after is None else answer.retry_after
+            delay = min(2 * delay, MAX_DELAY)
+            # The lease lasts over the pause, so that no other instance comes between.
+            changes = {"attempts": current.attempts + 1}
+            leased = await self._journal.tasks.change(
+                current, changes, lease=pause + DISPATCH_LEASE
+            )
+            if leased is None:
+                return  # somebody has reported it: it has begun
+            await deferLater(self._clock, pause, lambda: None)  # type: ignore[arg-type]
+            found = await self._journal.tasks.get(task.account, task.key)
+            current = found if found is not None and found.run == task.run else None
+
+    async def _ask(self, task: Task) -> Answer | StarterFailed:
+        dispatch = Dispatch(
+            task.account,
+            task.key,
+            task.run,
+            task.input_type,
+            task.input or b"",
+            await self._mint(task),
+        )
+        try:
+            return await self._starter.start(dispatch)
+        except StarterFailed as error:
+            self._warnings.warn(
+                "a task could not be started: {error}; it is tried again", error=str(error)
+            )
+            return error
+        except Exception:
+            self._log.failure("a starter failed")
+            return StarterFailed("the starter failed")
+
+    async def _answered(self, task: Task, answer: Answer) -> None:
+        if isinstance(answer, Later):
+            await self._accepted(task, answer)
+            return
+        state = TaskState.COMPLETED
+        if isinstance(answer, Finished):
+            content_type, payload = payload_of(answer.content_type, answer.body)
+        else:
+            state, content_type = TaskState.FAILED, "application/json"
+            payload = json_member(json.dumps(_error(answer)).encode())
+        id, time = new_id(), timestamp(self._now())
+        draft = Draft(task.account, id, id, "", time, content_type, payload)
+        # It may have been canceled, or have reported its end itself.
+        with suppress(TaskEnded, Superseded):
+            await self._report(Report(draft, task.key, state, task.run))
+
+    async def _accepted(self, task: Task, answer: Later) -> None:
+        """Note that the application has taken the run over, and will report it."""
+        seconds = answer.deadline_in
+        seconds = self._settings.start_deadline if seconds is None else seconds
+        taken = {"input": None}
+        changed = await self._journal.tasks.change(task, taken, deadline_in=seconds)
+        for _ in range(TRIES):
+            if changed is not None:
+                return
+            # It has been reported already.  That has set the deadline.
+            row = await self._journal.tasks.get(task.account, task.key)
+            if row is None or row.run != task.run or row.is_done or row.input is None:
+                return
+            changed = await self._journal.tasks.change(row, taken)
+
+
+def _error(answer: Refused) -> dict[str, Any]:
+    """Return the error of a run that the application refused, with what it said."""
+    error: dict[str, Any] = {
+        "type": "refused",
+        "message": f"the application refused it with status {answer.status}",
+        "status": answer.status,
+    }
+    try:
+        error["answer"] = json.loads(answer.body)
+    except ValueError:
+        text = answer.body.decode("utf-8", "replace").strip()
+        if text:
+            error["answer"] = text
+    return error

@@ -1,0 +1,40 @@
+"""What is counted about tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asyncplumber.figures import Gauge, LabelledCounter, Metric
+from asyncplumber.task import TaskState
+
+_ENDS = tuple(state.value for state in TaskState if state.is_done)
+_STARTS = ("started", "joined")
+
+
+class TaskFigures:
+    """Counts of one instance."""
+
+    def __init__(self, held: Callable[[], int]) -> None:
+        """`held` returns how many requests are held now."""
+        self._starts = LabelledCounter(
+            "task_starts_total", "Requests that started or joined a task.", "how", _STARTS
+        )
+        self._ends = LabelledCounter(
+            "task_ends_total", "Runs whose end this instance took or found.", "state", _ENDS
+        )
+        self._held = Gauge(
+            "task_holds", "Requests that are held until a task ends.", lambda: float(held())
+        )
+
+    def started(self, *, joined: bool) -> None:
+        """Count a request that started or joined a task."""
+        self._starts.add("joined" if joined else "started")
+
+    def ended(self, state: TaskState) -> None:
+        """Count the end of a run."""
+        self._ends.add(state.value)
+
+    @property
+    def all(self) -> tuple[Metric, ...]:
+        """All of them."""
+        return self._starts, self._ends, self._held

@@ -1,0 +1,94 @@
+"""Progress that comes too fast: the newest of each task waits, in place of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from asyncplumber.core.tasks.turns import Place
+from asyncplumber.errors import to_client_error
+from asyncplumber.task import Report
+
+
+class Waiting(NamedTuple):
+    """
+    A progress that waits.
+
+    Attributes:
+        report: The report.
+        run: The run that it is of.
+        came_at: When it came in, in seconds since 1970.
+    """
+
+    report: Report
+    run: str
+    came_at: float
+
+
+class ConflatedProgress:
+    """
+    The progress that waits at this instance.
+
+    It is lost if the process dies, as its sender was told.  An end of the run and a stop store it.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime) -> None:
+        """`clock` measures the waits."""
+        self._clock = clock
+        self._waiting: dict[Place, tuple[Waiting, IDelayedCall]] = {}
+        self._stored: dict[Place, float] = {}  # when, for some time
+        #: Stores the progress of a task whose time has come; it calls `take`.
+        self.store: Callable[[Place], Coroutine[Any, Any, None]]
+
+    def stored(self, place: Place, interval: float) -> None:
+        """Note that a progress of this task is stored now, and the next one not so soon."""
+        self._stored[place] = now = self._clock.seconds()
+        self._clock.callLater(interval, self._forget, place, now)
+
+    def _forget(self, place: Place, stored: float) -> None:
+        if self._stored.get(place) == stored:
+            del self._stored[place]
+
+    def wait_of(self, place: Place, interval: float) -> float:
+        """Return the seconds until a progress may be stored, 0 for now."""
+        stored = self._stored.get(place)
+        return 0.0 if stored is None else max(0.0, stored + interval - self._clock.seconds())
+
+    def holds(self, place: Place) -> bool:
+        """Whether a progress of this task waits."""
+        return place in self._waiting
+
+    def hold(self, place: Place, waiting: Waiting, delay: float) -> None:
+        """Hold a progress for so many seconds, or for as long as the one whose place it takes."""
+        former = self._waiting.get(place)
+        call = self._clock.callLater(delay, self._due, place) if former is None else former[1]
+        self._waiting[place] = waiting, call
+
+    def take(self, place: Place) -> Waiting | None:
+        """Return the progress of a task that waits, and let it wait no more."""
+        waiting, call = self._waiting.pop(place, (None, None))
+        if call is not None and call.active():
+            call.cancel()
+        return waiting
+
+    def _due(self, place: Place) -> None:
+        Deferred.fromCoroutine(self.store(place)).addErrback(self._not_stored)
+
+    def _not_stored(self, failure: Failure) -> None:
+        error = to_client_error(failure, self._log, "a progress could not be stored")
+        self._log.debug("a progress was not stored: {error}", error=error.message)
+
+    async def flush(self) -> None:
+        """Store all that waits."""
+        for place in list(self._waiting):
+            try:
+                await self.store(place)
+            except Exception:
+                self._not_stored(Failure())

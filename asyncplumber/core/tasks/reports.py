@@ -1,0 +1,277 @@
+"""
+What runners report: beats, progress and ends.
+
+The rules are numbered in the page about tasks.  Reports of one task are taken one after the other
+at an instance; between instances the compare-and-set of the row decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from asyncplumber.core.tasks.errors import Superseded, TaskEnded
+from asyncplumber.core.tasks.journal import NO_DATA, Journal
+from asyncplumber.core.tasks.outcomes import Reported
+from asyncplumber.core.tasks.progress import ConflatedProgress, Waiting
+from asyncplumber.core.tasks.settings import TaskSettings
+from asyncplumber.core.tasks.turns import Place, Turns
+from asyncplumber.errors import TooLarge, Unavailable
+from asyncplumber.interfaces import Claim
+from asyncplumber.sending import Receipt
+from asyncplumber.task import (
+    MAX_PROGRESS_BYTES,
+    NEVER,
+    PROGRESS_TYPE,
+    Report,
+    Task,
+    TaskState,
+    new_run,
+)
+from asyncplumber.wire.tasks import error_of
+
+TRIES = 10  # how often a report is taken up again because another one was faster
+RENEWALS = 3  # the deadline in a row is renewed at most so often in the time of its patience
+RETRY = 1.0  # seconds until a progress is stored again that the store did not take
+_NOBODY = {"ok": 0, "failed": 0}
+
+
+class Reports:
+    """Takes reports."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        turns: Turns,
+        progress: ConflatedProgress,
+        settings: TaskSettings,
+        now: Callable[[], float],
+    ) -> None:
+        """
+        Args:
+            journal: Writes what happens.
+            turns: Keeps the reports of one task in order.
+            progress: Holds back what comes too fast.
+            settings: How long tasks are waited for.
+            now: Returns the time in seconds since 1970.
+        """
+        self._journal = journal
+        self._turns = turns
+        self._progress = progress
+        self._settings = settings
+        self._now = now
+        progress.store = self._store_waiting
+
+    async def take(self, report: Report) -> Reported:
+        """
+        Take a report.
+
+        Raises:
+            Superseded: It is of another run than the newest one.
+            TaskEnded: The run has ended.
+            TooLarge: It is a progress with too many bytes.
+        """
+        is_large = len(report.draft.payload) > MAX_PROGRESS_BYTES
+        if is_large and not report.state.is_done:
+            raise TooLarge(f"a progress has at most {MAX_PROGRESS_BYTES} bytes")
+        place = report.draft.account, report.key
+        return await self._turns.run(place, lambda: self._take(report))
+
+    async def _take(self, report: Report) -> Reported:
+        for _ in range(TRIES):
+            row = await self._journal.tasks.get(report.draft.account, report.key)
+            row = await self._addressed(report, row)
+            reported = None if row is None else await self._apply(report, row)
+            if reported is not None:
+                return reported
+        raise Unavailable("this task is reported by too many at once")
+
+    async def _addressed(self, report: Report, row: Task | None) -> Task | None:
+        """Return the row of the run that a report is of; None to look again."""
+        if row is None:
+            return await self._begin(report)
+        if report.run is not None:
+            if report.run == row.run:
+                return row
+            if report.run in row.former or not row.is_done:
+                raise Superseded(row)
+            return await self._begin(report)
+        if not row.is_done:
+            return row
+        if report.begins:
+            return await self._begin(report)
+        if not report.state.is_done:
+            raise TaskEnded(row)
+        if row.state is TaskState.LOST or report.draft.id == row.end_id:
+            return row
+        # Without the id of a run this is a new one, whose end is all that is ever reported.
+        return await self._begin(report)
+
+    async def _begin(self, report: Report) -> Task | None:
+        patience = self._settings.patience if report.patience is None else report.patience
+        submitted = report.state is TaskState.SUBMITTED
+        claim = Claim(
+            report.draft.account,
+            report.key,
+            report.run or new_run(self._now()),
+            deadline_in=self._start_deadline(report) if submitted else patience,
+            patience=self._settings.patience if submitted else patience,
+        )
+        claimed = await self._journal.tasks.claim(claim)
+        return claimed.task if claimed.began else None
+
+    def _start_deadline(self, report: Report) -> float:
+        return self._settings.start_deadline if report.patience is None else report.patience
+
+    async def _apply(self, report: Report, row: Task) -> Reported | None:
+        """Apply a report to the row of its run; None if another was faster."""
+        if row.is_done:
+            return await self._end_again(report, row)
+        if report.state.is_done:
+            return await self._end(report, row)
+        if report.state is TaskState.SUBMITTED:
+            return await self._submitted(report, row)
+        if row.state is TaskState.SUBMITTED:
+            return await self._started(report, row)
+        return await self._goes_on(report, row)
+
+    # Before the end
+
+    async def _submitted(self, report: Report, row: Task) -> Reported | None:
+        if row.is_announced or row.state is not TaskState.SUBMITTED:
+            return Reported(row)
+        draft = report.draft._replace(payload=NO_DATA) if report.is_beat else report.draft
+        announced, receipt = await self._journal.announce(row, draft)
+        self._journal.note_soon(announced)
+        return Reported(announced, receipt)
+
+    async def _started(self, report: Report, row: Task) -> Reported | None:
+        patience = row.patience if report.patience is None else report.patience
+        changes: dict[str, Any] = {
+            "state": TaskState.RUNNING,
+            "patience": patience,
+            "is_announced": False,
+        }
+        draft = report.draft
+        if report.is_beat:
+            draft = draft._replace(payload=NO_DATA)
+        else:
+            changes.update(progress=draft.payload, progressed_at=self._now())
+        changed = await self._journal.tasks.change(row, changes, deadline_in=patience)
+        if changed is None:
+            return None
+        self._progress.stored((row.account, row.key), self._settings.progress_interval)
+        announced, receipt = await self._journal.announce(changed, draft)
+        self._journal.note_soon(announced)
+        return Reported(announced, receipt)
+
+    async def _goes_on(self, report: Report, row: Task) -> Reported | None:
+        if report.is_beat:
+            return await self._renewed(report, row)
+        place, now = (row.account, row.key), self._now()
+        wait = self._wait_of(row, place, now)
+        if not wait and not self._progress.holds(place):
+            return await self._store(report, row, now)
+        renewed = await self._renewed(report, row)
+        if renewed is None:
+            return None
+        self._progress.hold(place, Waiting(report, row.run, now), wait)
+        return renewed._replace(is_conflated=True)
+
+    def _wait_of(self, row: Task, place: Place, now: float) -> float:
+        """Return the seconds until a progress may be stored, here or at another instance."""
+        interval = self._settings.progress_interval
+        there = row.progressed_at + interval - now
+        if there > interval:
+            there = 0.0  # a clock that was set back holds nothing back
+        return max(there, self._progress.wait_of(place, interval), 0.0)
+
+    async def _renewed(self, report: Report, row: Task) -> Reported | None:
+        """Move the deadline, unless that was done a short time ago."""
+        patience = row.patience if report.patience is None else report.patience
+        age = self._now() - row.updated_at
+        if patience == row.patience and 0 <= age < patience / RENEWALS:
+            return Reported(row)
+        if patience == row.patience == NEVER:
+            return Reported(row)
+        changed = await self._journal.tasks.change(
+            row, {"patience": patience}, deadline_in=patience
+        )
+        return None if changed is None else Reported(changed)
+
+    async def _store(self, report: Report, row: Task, came_at: float) -> Reported | None:
+        """Store a progress and append its event."""
+        patience = row.patience if report.patience is None else report.patience
+        changes = {
+            "patience": patience,
+            "progress": report.draft.payload,
+            "progressed_at": came_at,
+        }
+        changed = await self._journal.tasks.change(row, changes, deadline_in=patience)
+        if changed is None:
+            return None
+        self._progress.stored((row.account, row.key), self._settings.progress_interval)
+        receipt = await self._journal.append(changed, PROGRESS_TYPE, report.draft)
+        return Reported(changed, receipt)
+
+    async def _store_waiting(self, place: Place) -> None:
+        """Store a progress that was held back."""
+        await self._turns.run(place, lambda: self._store_held(place))
+
+    async def _store_held(self, place: Place) -> None:
+        waiting = self._progress.take(place)
+        if waiting is None:
+            return  # it was stored before the end of its run
+        try:
+            await self._store_if_newest(waiting)
+        except Unavailable:
+            self._progress.hold(place, waiting, RETRY)
+            raise
+
+    async def _store_if_newest(self, waiting: Waiting) -> None:
+        """Store a progress of a run that goes on, unless another instance had a newer one."""
+        report = waiting.report
+        row = await self._journal.tasks.get(report.draft.account, report.key)
+        if row is None or row.run != waiting.run or row.state is not TaskState.RUNNING:
+            return
+        if row.progressed_at <= waiting.came_at:
+            await self._store(report, row, waiting.came_at)
+
+    # The end
+
+    async def _end(self, report: Report, row: Task) -> Reported | None:
+        waiting = self._progress.take((row.account, row.key))
+        if waiting is not None and waiting.run == row.run:
+            await self._store_if_newest(waiting)
+        return await self._finish(report, row)
+
+    async def _finish(self, report: Report, row: Task) -> Reported | None:
+        draft = report.draft
+        changes: dict[str, Any] = {"end_id": draft.id}
+        if report.state is TaskState.COMPLETED:
+            changes.update(result=draft.payload, result_type=draft.content_type)
+        else:
+            changes.update(error=error_of(report.state, draft))
+        if report.is_beat:
+            draft = draft._replace(payload=NO_DATA, content_type="application/json")
+            if report.state is TaskState.COMPLETED:
+                changes.update(result=NO_DATA, result_type=draft.content_type)
+        changed = await self._journal.finish(row, report.state, changes)
+        if changed is None:
+            return None
+        announced, receipt = await self._journal.announce(changed, draft)
+        self._journal.note_soon(announced)
+        return Reported(announced, receipt)
+
+    async def _end_again(self, report: Report, row: Task) -> Reported | None:
+        """Take an end of a run that has ended: it is late, a repetition, or refused."""
+        if not report.state.is_done:
+            raise TaskEnded(row)
+        if row.state is TaskState.LOST:
+            return await self._finish(report, row)
+        if row.state is not report.state:
+            raise TaskEnded(row)
+        if row.cursor is None or not row.is_announced:
+            row, _ = await self._journal.announce(row)
+            self._journal.note_soon(row)
+        return Reported(row, Receipt(row.end_id, str(row.cursor), True, 0, _NOBODY))
