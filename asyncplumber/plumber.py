@@ -142,7 +142,6 @@ class Plumber(Service):
         self._reactor = reactor = reactor or global_reactor()
         self._peers = restricted(reactor, peer_networks)
         self._wall, self._body_limit = wall, body_limit
-        self._life = Lifecycle(self._open, self._serve, self._drain, self._close)
         if isinstance(store, str):
             store = open_store(store, retention or Retention(), reactor, wall, lease=lease)
         self.store = store
@@ -166,6 +165,7 @@ class Plumber(Service):
         ]
 
     def _build_core(self, carrier: ICarrier, linger: float, limit: int) -> None:
+        self._life = Lifecycle(self._open, self._serve, self._drain, self._close)
         store, clock = self.store, self._reactor
         # Where no other process can use the store, nobody looks for hooks.
         hooks = self.leases if store.shared else None
