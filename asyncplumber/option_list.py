@@ -154,7 +154,7 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             "FILE",
             "",
             "File with keys, one a line, of 16 characters or more.  Who sends one as bearer token "
-            "may publish to every account.",
+            "may publish to every account, and start its tasks.",
         ),
         Option(
             "auth",

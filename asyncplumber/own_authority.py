@@ -28,7 +28,8 @@ def authority_from_files(
 
     Args:
         jwt_secret_file: Secrets of tokens (HS256), one a line; empty for none.
-        publisher_key_file: Keys that may publish to every account, one a line; empty for none.
+        publisher_key_file: Keys that may publish to every account and start its tasks, one a
+            line; empty for none.
         auth: Issuers, keys, senders and the call-out, in TOML; empty for none.
         audience: The claim ``aud`` that tokens must have.
         reactor: The reactor to run on; None is the global one.

@@ -13,7 +13,7 @@ from asyncplumber.auth.credentials import Credential, Kind, find
 from asyncplumber.auth.reasons import Reason
 from asyncplumber.errors import InvalidToken, PlumberError, Unauthenticated
 from asyncplumber.figures import Metric
-from asyncplumber.grant import Action, Grant
+from asyncplumber.grant import NO_ACCOUNTS, Action, Grant
 from asyncplumber.interfaces import AwaitsBody, Decision, Facts, IAuthority
 
 #: Ends the open streams whose grant and account match, with this error.
@@ -194,4 +194,5 @@ def _by_token(parts: Parts, token: str, facts: Facts) -> Grant | Deferred[Grant]
 
 
 def _by_cookie(grant: Grant) -> Grant:
-    return replace(grant, mechanism="cookie")
+    # It counts for subscribing only, and a WebSocket can start tasks as well.
+    return replace(grant, publish=NO_ACCOUNTS, start=NO_ACCOUNTS, mechanism="cookie")

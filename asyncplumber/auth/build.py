@@ -59,7 +59,7 @@ class Sources:
     Attributes:
         auth: The ``--auth`` file.
         jwt_secrets: The file with secrets of HS256.
-        publisher_keys: The file with keys that may publish to every account.
+        publisher_keys: The file with keys that may publish to every account and start its tasks.
         audience: The claim ``aud`` of tokens, if the ``--auth`` file does not say it.
         every_origin: Whether the pages of all origins may use this server.
     """

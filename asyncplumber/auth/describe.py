@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from asyncplumber.auth.build import Configured
 from asyncplumber.auth.call_out.table import CallOutTable
+from asyncplumber.auth.keys import publisher
 from asyncplumber.auth.tokens.issuer_table import IssuerTable
 from asyncplumber.auth.tokens.signing_keys import KeySet, KeySource, Secrets
 from asyncplumber.auth.tokens.templates import Template
 from asyncplumber.grant import Accounts, Grant
+
+_ACTIONS = ("subscribe to", "publish to", "start tasks of")  # in the order of `Action`
 
 
 def describe(configured: Configured, audience: str) -> Iterator[str]:
@@ -22,7 +25,10 @@ def describe(configured: Configured, audience: str) -> Iterator[str]:
     """
     config = configured.config
     if not configured.decides:
-        yield "Nobody is authenticated: everybody may subscribe and publish to all accounts."
+        yield (
+            "Nobody is authenticated: everybody may subscribe and publish to all accounts, and "
+            "start their tasks."
+        )
         return
     audience = config.audience or audience
     for table, keys in zip(config.issuers, config.issuer_keys, strict=True):
@@ -36,7 +42,7 @@ def describe(configured: Configured, audience: str) -> Iterator[str]:
         yield f"Key {key.name!r} ({_number(len(key.digests), 'key')}): {_grant(key.grant)}"
     if configured.keys:
         count = _number(len(configured.keys), "key")
-        yield f"Keys of publishers ({count}): publish to all accounts"
+        yield f"Keys of publishers ({count}): {_grant(publisher(''))}"
     for sender in config.senders:
         yield f"Sender {sender.name!r}, by its signature: {_grant(sender.grant)}"
     if config.cookie is not None:
@@ -65,8 +71,10 @@ def _issuer(table: IssuerTable, keys: KeySource | None, audience: str) -> Iterat
 
 def _templates(table: IssuerTable) -> str:
     found = [
-        f"{action} to {_entries(template)}"
-        for action, template in (("subscribe", table.subscribe), ("publish", table.publish))
+        f"{action} {_entries(template)}"
+        for action, template in zip(
+            _ACTIONS, (table.subscribe, table.publish, table.start), strict=True
+        )
         if template.entries
     ]
     return f"; without it: {', '.join(found)}" if found else ""
@@ -97,8 +105,10 @@ def _callout(table: CallOutTable) -> Iterator[str]:
 
 def _grant(grant: Grant) -> str:
     parts = [
-        f"{action} to {_accounts(accounts)}"
-        for action, accounts in (("subscribe", grant.subscribe), ("publish", grant.publish))
+        f"{action} {_accounts(accounts)}"
+        for action, accounts in zip(
+            _ACTIONS, (grant.subscribe, grant.publish, grant.start), strict=True
+        )
         if accounts
     ]
     if grant.is_admin:

@@ -61,9 +61,10 @@ def key_from_toml(value: object) -> KeyTable:
         _accounts(table, "publish"),
         mechanism="key",
         is_admin=table.flag("admin"),
+        start=_accounts(table, "start"),
     )
-    if not (grant.subscribe or grant.publish or grant.is_admin):
-        raise ValueError(f"{table.where} allows nothing: give subscribe, publish or admin")
+    if not (grant.subscribe or grant.publish or grant.start or grant.is_admin):
+        raise ValueError(f"{table.where} allows nothing: give subscribe, publish, start or admin")
     table.close()
     return KeyTable(name, grant, digests, path)
 
@@ -94,11 +95,17 @@ def anonymous_from_toml(value: object) -> Grant:
     """Return what the table ``[anonymous]`` allows.  Raises ValueError."""
     table = Table(value, "[anonymous]")
     grant = Grant(
-        "", _accounts(table, "subscribe"), _accounts(table, "publish"), mechanism="anonymous"
+        "",
+        _accounts(table, "subscribe"),
+        _accounts(table, "publish"),
+        mechanism="anonymous",
+        start=_accounts(table, "start"),
     )
     table.close()
-    if not (grant.subscribe or grant.publish):
-        raise ValueError("[anonymous] allows nothing: give subscribe or publish, or leave it out")
+    if not (grant.subscribe or grant.publish or grant.start):
+        raise ValueError(
+            "[anonymous] allows nothing: give subscribe, publish or start, or leave it out"
+        )
     return grant
 
 

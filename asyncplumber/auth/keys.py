@@ -22,11 +22,20 @@ def digest(key: str) -> bytes:
 
 def publisher(key: str) -> Grant:
     """
-    Return what a key of `--publisher-key-file` allows: publishing to every account.
+    Return what a key of `--publisher-key-file` allows: publishing, and starting tasks.
+
+    Who publishes to an account can report the beginning and the end of each of its tasks anyway.
+    The program with the key is the application, or belongs to it, and so does what is started.  A
+    key that is to do less has a table in the ``--auth`` file.
 
     Its subject tells keys apart in logs, and does not help to guess one.
     """
-    return Grant(f"key:{digest(key).hex()[:8]}", publish=ALL_ACCOUNTS, mechanism="key")
+    return Grant(
+        f"key:{digest(key).hex()[:8]}",
+        publish=ALL_ACCOUNTS,
+        mechanism="key",
+        start=ALL_ACCOUNTS,
+    )
 
 
 def publishers(keys: Iterable[str]) -> Mapping[bytes, Grant]:

@@ -38,11 +38,12 @@ class Command(usage.Options):
     optFlags = [
         ["subscribe-all", None, "It may read the events of all accounts."],
         ["publish-all", None, "It may post to all accounts."],
+        ["start-all", None, "It may start and cancel tasks of all accounts."],
     ]
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         super().__init__()
-        self._lists: dict[str, list[Any]] = {"subscribe": [], "publish": []}
+        self._lists: dict[str, list[Any]] = {"subscribe": [], "publish": [], "start": []}
         self["secret-file"] = environ.get("ASYNCPLUMBER_JWT_SECRET_FILE", "")
         self["audience"] = environ.get("ASYNCPLUMBER_AUDIENCE", AUDIENCE)
 
@@ -63,6 +64,10 @@ class Command(usage.Options):
         """It may post to this account."""
         self._lists["publish"].append(account)
 
+    def opt_start(self, account: str) -> None:
+        """It may start and cancel tasks of this account."""
+        self._lists["start"].append(account)
+
     def opt_subscribe_prefix(self, prefix: str) -> None:
         """It may read the events of all accounts that begin so."""
         self._lists["subscribe"].append({"prefix": prefix})
@@ -70,6 +75,10 @@ class Command(usage.Options):
     def opt_publish_prefix(self, prefix: str) -> None:
         """It may post to all accounts that begin so."""
         self._lists["publish"].append({"prefix": prefix})
+
+    def opt_start_prefix(self, prefix: str) -> None:
+        """It may start and cancel tasks of all accounts that begin so."""
+        self._lists["start"].append({"prefix": prefix})
 
     def postOptions(self) -> None:
         """
@@ -87,7 +96,7 @@ class Command(usage.Options):
                 entries.append({"all": True})
         if not any(self._lists.values()):
             raise usage.UsageError(
-                "--subscribe, --publish: name an account, or the token allows nothing"
+                "--subscribe, --publish, --start: name an account, or the token allows nothing"
             )
         try:
             expires_in = duration(1, MAX_AGE)(self["expires"])
@@ -103,6 +112,7 @@ class Command(usage.Options):
                 self["sub"],
                 subscribe=self._lists["subscribe"],
                 publish=self._lists["publish"],
+                start=self._lists["start"],
                 expires_in=expires_in,
                 audience=self["audience"] or AUDIENCE,
                 issuer=self["issuer"] or None,

@@ -253,7 +253,9 @@ class Gate:
         self._count(decision, need, request)
         self.requests.granted(decision.mechanism)
         if need.kind is Kind.OPERATE:
-            return replace(decision, subscribe=ALL_ACCOUNTS, publish=ALL_ACCOUNTS)
+            return replace(
+                decision, subscribe=ALL_ACCOUNTS, publish=ALL_ACCOUNTS, start=ALL_ACCOUNTS
+            )
         return decision
 
     def _permit_signed(

@@ -67,7 +67,10 @@ class CheckConfigTests(ConfigTestCase):
         out = self.described(*words, "--audience", "us")
         self.assertIn("Tokens that name any issuer, or none, for the audience 'us':\n", out)
         self.assertIn("  keys: 1 secret of HS256", out)
-        self.assertIn("Keys of publishers (1 key): publish to all accounts\n", out)
+        self.assertIn(
+            "Keys of publishers (1 key): publish to all accounts, start tasks of all accounts\n",
+            out,
+        )
         out = self.described(*words, "--auth", self.write_all())
         self.assertIn("Tokens that name no issuer above, for the audience 'https://push", out)
 

@@ -53,12 +53,14 @@ class TokenCommandTests(SynchronousTestCase):
             *("--secret-file", self.path, "--sub", "user-42"),
             *("--subscribe", "user-42", "--subscribe", "*", "--subscribe-prefix", "team-7."),
             *("--publish", "jobs", "--publish-all", "--expires", "10min", "--id", "t-1"),
+            *("--start", "user-42", "--start-prefix", "team-8."),
         )
         self.assertEqual(grant.subject, "user-42")
         self.assertEqual(
             grant.subscribe, Accounts(frozenset(["user-42", "*"]), ("team-7.",), False)
         )
         self.assertEqual(grant.publish, Accounts(frozenset(["jobs"]), (), True))
+        self.assertEqual(grant.start, Accounts(frozenset(["user-42"]), ("team-8.",), False))
         self.assertEqual(grant.id, "t-1")
         assert grant.until is not None
         assert grant.issued is not None

@@ -20,7 +20,7 @@ from asyncplumber.grant import NO_ACCOUNTS, Accounts, Action, Grant
 MAX_REFUSAL = 4096  # bytes of a body that are passed on
 LONGEST = 366 * 86400  # seconds that a permission may last
 
-_LISTS = ("subscribe", "publish")
+_LISTS = ("subscribe", "publish", "start")
 # The body of a refusal was written for the application's own pages.  Here nothing in it runs.
 _HARMLESS = (b"Content-Security-Policy", b"default-src 'none'; sandbox")
 
@@ -90,12 +90,14 @@ class Allowed:
         subject: Who the client is; empty if the application does not say so.
         subscribe: What it may subscribe to; None: the account that was asked about.
         publish: What it may publish to; None: the account that was asked about.
+        start: Whose tasks it may start; None: those of the account that was asked about.
         expires_in: Seconds from the response on; None: until the application says otherwise.
     """
 
     subject: str = ""
     subscribe: Accounts | None = None
     publish: Accounts | None = None
+    start: Accounts | None = None
     expires_in: float | None = None
 
     def grant(self, action: Action | None, account: str | None, now: float) -> Grant:
@@ -110,13 +112,24 @@ class Allowed:
             now: Seconds since 1970 at which the response came.
         """
         asked = Accounts(frozenset({account})) if account is not None else NO_ACCOUNTS
-        subscribe, publish = self.subscribe, self.publish
-        if subscribe is None:
-            subscribe = asked if action is Action.SUBSCRIBE else NO_ACCOUNTS
-        if publish is None:
-            publish = asked if action is Action.PUBLISH else NO_ACCOUNTS
-        until = None if self.expires_in is None else now + self.expires_in
-        return Grant(self.subject, subscribe, publish, until, now, None, "call-out")
+        said = {
+            Action.SUBSCRIBE: self.subscribe,
+            Action.PUBLISH: self.publish,
+            Action.START: self.start,
+        }
+        allowed = {
+            each: accounts if accounts is not None else asked if each is action else NO_ACCOUNTS
+            for each, accounts in said.items()
+        }
+        return Grant(
+            self.subject,
+            allowed[Action.SUBSCRIBE],
+            allowed[Action.PUBLISH],
+            None if self.expires_in is None else now + self.expires_in,
+            now,
+            mechanism="call-out",
+            start=allowed[Action.START],
+        )
 
 
 def read(reply: Reply) -> Allowed | Refused:
@@ -174,4 +187,6 @@ def _allowed(body: dict[str, Any]) -> Allowed:
         or not 0 < expires_in <= LONGEST
     ):
         raise ValueError(f"expires_in is a number of seconds, at most {LONGEST}")
-    return Allowed(subject, lists.get("subscribe"), lists.get("publish"), expires_in)
+    return Allowed(
+        subject, lists.get("subscribe"), lists.get("publish"), lists.get("start"), expires_in
+    )

@@ -13,7 +13,7 @@ import hmac
 from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
@@ -31,7 +31,7 @@ from asyncplumber.auth.fetch import BODY_LIMIT, Fetch, FetchFailed
 from asyncplumber.concurrency import Semaphore, Waiters
 from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.figures import Gauge, Histogram, LabelledCounter
-from asyncplumber.grant import Action, Grant
+from asyncplumber.grant import NO_ACCOUNTS, Accounts, Action, Grant
 from asyncplumber.interfaces import Facts
 from asyncplumber.rate_limited_log import RateLimitedLog
 
@@ -81,6 +81,12 @@ class Question(NamedTuple):
         return found
 
     @property
+    def is_by_cookie(self) -> bool:
+        """Whether nothing but a cookie says who the client is."""
+        names = [name for name, _ in self.headers]
+        return b"cookie" in names and b"authorization" not in names
+
+    @property
     def key(self) -> bytes:
         """
         What an answer is remembered by: all that the application is told.
@@ -100,10 +106,14 @@ class Asked:
     It is part of the grant.  The streams of other grants need no memory for this.
     """
 
-    __slots__ = ("__weakref__", "failing_since", "is_asked", "question", "until")
+    __slots__ = ("__weakref__", "failing_since", "is_asked", "question", "start", "until")
 
-    def __init__(self, question: Question, until: float | None) -> None:
+    def __init__(
+        self, question: Question, until: float | None, start: Accounts = NO_ACCOUNTS
+    ) -> None:
         self.question = question
+        #: The accounts whose tasks its client may start.
+        self.start = start
         #: Seconds since 1970 at which the permission ends; None if it does not.
         self.until = until
         #: Since when the application cannot be asked, by the steady clock; None if it can.
@@ -314,10 +324,13 @@ class CallOut:
     def _granted(self, call: _Call, answer: Allowed) -> AskedGrant:
         question, asked = call.question, call.asked
         grant = answer.grant(question.action, question.account, self._now())
+        if question.is_by_cookie:
+            # It counts for subscribing only, and a WebSocket can start tasks as well.
+            grant = replace(grant, publish=NO_ACCOUNTS, start=NO_ACCOUNTS)
         if asked is not None and (grant.until is not None or asked.until is not None):
             asked = None  # a stream that begins now may end later
         if asked is None and question.action is Action.SUBSCRIBE:
-            asked = Asked(question, grant.until)
+            asked = Asked(question, grant.until, grant.start)
             self.watch(asked)
         return AskedGrant(
             grant.subject,
@@ -327,6 +340,7 @@ class CallOut:
             grant.issued,
             grant.id,
             grant.mechanism,
+            start=grant.start,
             asked=asked,
         )
 

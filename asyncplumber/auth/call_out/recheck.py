@@ -141,6 +141,10 @@ class Recheck:
         except Unavailable:
             return self._unavailable(asked, call_out.table.grace)
         asked.failing_since = None
+        if grant.start != asked.start:
+            # A stream takes wishes to start tasks, with the grant that it has.  Its client comes
+            # back at once, and gets the new one.
+            return GrantExpired()
         self._shorten(asked, grant.until)
         return None
 

@@ -36,7 +36,7 @@ PLAIN_TYPES = frozenset({ACCESS_TOKEN, "jwt", ""})  # what libraries write by th
 _FORBIDDEN = frozenset({"jku", "jwk", "x5u", "x5c", "b64", "crit", "enc", "zip", "cty"})
 # Only a token for a client has these (OpenID Connect Core, 2 and 3.3.2.11).
 _OF_ID_TOKENS = ("nonce", "at_hash", "c_hash")
-_LISTS = ("subscribe", "publish")
+_LISTS = ("subscribe", "publish", "start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class Rules:
         claim: The member with the accounts.
         subscribe: The accounts to subscribe of a token without that member.
         publish: Those to publish.
+        start: Those whose tasks it may start and cancel.
     """
 
     audience: str
@@ -59,6 +60,7 @@ class Rules:
     claim: str = CLAIM
     subscribe: Template = EMPTY
     publish: Template = EMPTY
+    start: Template = EMPTY
 
 
 class Token(NamedTuple):
@@ -186,24 +188,26 @@ def known(token: Token, rules: Rules, now: float) -> Known:
     if "jti" in claims and not (isinstance(id, str) and is_plain(id)):
         raise InvalidToken(Reason.CLAIMS)
     try:
-        subscribe, publish = _accounts(claims, rules)
+        subscribe, publish, start = _accounts(claims, rules)
     except ValueError:
         raise InvalidToken(Reason.GRANTS) from None
-    grant = Grant(subject, subscribe, publish, until, issued, id, "jwt")
+    grant = Grant(subject, subscribe, publish, until, issued, id, "jwt", start=start)
     return Known(grant, not_before, until)
 
 
-def _accounts(claims: Mapping[str, Any], rules: Rules) -> tuple[Accounts, Accounts]:
-    """Raises ValueError.  What is not understood may be a restriction, so it is not ignored."""
+def _accounts(claims: Mapping[str, Any], rules: Rules) -> list[Accounts]:
+    """
+    Return the accounts to subscribe, to publish, and to start.
+
+    Raises ValueError.  What is not understood may be a restriction, so it is not ignored.
+    """
     lists = claims.get(rules.claim)
     if rules.claim not in claims:
-        return rules.subscribe.accounts(claims), rules.publish.accounts(claims)
+        templates = (rules.subscribe, rules.publish, rules.start)
+        return [template.accounts(claims) for template in templates]
     if not isinstance(lists, dict) or not lists.keys() <= set(_LISTS):
-        raise ValueError("it has subscribe and publish")
-    subscribe, publish = [
-        Accounts.parse(lists[name]) if name in lists else NO_ACCOUNTS for name in _LISTS
-    ]
-    return subscribe, publish
+        raise ValueError("it has subscribe, publish and start")
+    return [Accounts.parse(lists[name]) if name in lists else NO_ACCOUNTS for name in _LISTS]
 
 
 def check_time(token: Known, action: Action | None, now: float) -> None:

@@ -35,6 +35,7 @@ class IssuerTable:
         claim: The claim with the accounts.
         subscribe: Accounts of a token without that claim.
         publish: The same, for publishing.
+        start: The same, for starting and canceling tasks.
     """
 
     iss: str
@@ -48,6 +49,7 @@ class IssuerTable:
     claim: str = CLAIM
     subscribe: Template = _NONE
     publish: Template = _NONE
+    start: Template = _NONE
 
     @property
     def key_algorithms(self) -> tuple[str, ...]:
@@ -68,6 +70,7 @@ class IssuerTable:
             claim=self.claim,
             subscribe=self.subscribe,
             publish=self.publish,
+            start=self.start,
         )
 
 
@@ -98,6 +101,7 @@ def from_toml(value: object) -> IssuerTable:
         claim=table.text("claim", CLAIM),
         subscribe=_template(table, "subscribe"),
         publish=_template(table, "publish"),
+        start=_template(table, "start"),
     )
     table.close()
     return issuer

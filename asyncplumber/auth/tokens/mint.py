@@ -33,6 +33,7 @@ def mint(
     *,
     subscribe: Sequence[Any] = (),
     publish: Sequence[Any] = (),
+    start: Sequence[Any] = (),
     expires_in: float = 3600,
     audience: str = AUDIENCE,
     issuer: str | None = None,
@@ -52,6 +53,7 @@ def mint(
         subscribe: The accounts whose events may be read: names, ``{"prefix": "team-7."}``, or
             ``{"all": True}``.
         publish: The accounts to which events may be posted.
+        start: The accounts whose tasks may be started and canceled.
         expires_in: Seconds.
         audience: That of the server.
         issuer: Who makes the token; None leaves it out.
@@ -63,16 +65,20 @@ def mint(
     """
     Accounts.parse(subscribe)
     Accounts.parse(publish)
+    Accounts.parse(start)
     for name, value in (("subject", subject), ("id", id), ("issuer", issuer)):
         if value is not None and not is_plain(value):
             raise ValueError(f"the {name} is 1 to 256 characters without control characters")
     issued = int(time() if now is None else now)
-    claims = {
+    lists = {"subscribe": list(subscribe), "publish": list(publish)}
+    if start:
+        lists["start"] = list(start)
+    claims: dict[str, Any] = {
         "aud": audience,
         "sub": subject,
         "iat": issued,
         "exp": issued + int(expires_in),
-        "plumber": {"subscribe": list(subscribe), "publish": list(publish)},
+        "plumber": lists,
     }
     if issuer is not None:
         claims["iss"] = issuer
