@@ -13,6 +13,8 @@ from typing import Any
 from asyncplumber.testing import MemoryClient, MemoryServer, parse_responses
 from harness.frames import CLOSE, TEXT, close_code, handshake_request, server_frames
 
+TASKS = "&tasks"  # asks for the live tasks
+
 
 class MemorySubscriber(ABC):
     """A client of one account, on any transport."""
@@ -78,10 +80,16 @@ class MemoryWebSocket(StreamingSubscriber):
     """A WebSocket client (RFC 6455)."""
 
     def __init__(
-        self, server: MemoryServer, account: str = "a", after: str = "", more: bytes = b""
+        self,
+        server: MemoryServer,
+        account: str = "a",
+        after: str = "",
+        more: bytes = b"",
+        *,
+        tasks: bool = False,
     ) -> None:
         """Connect; ``more`` is sent in the same packet as the handshake."""
-        request = handshake_request(f"/events/{account}?after={after}")
+        request = handshake_request(f"/events/{account}?after={after}{TASKS * tasks}")
         super().__init__(server, request + more, after)
 
     def frames(self) -> list[tuple[int, bytes]]:
@@ -155,10 +163,11 @@ class MemoryEventSource(StreamingSubscriber):
         after: str = "",
         *lines: str,
         version: str = "1.1",
+        tasks: bool = False,
     ) -> None:
         """Connect; ``lines`` are more headers, ``version`` is that of HTTP."""
         head = [
-            f"GET /events/{account} HTTP/{version}",
+            f"GET /events/{account}{'?tasks' * tasks} HTTP/{version}",
             "Host: localhost",
             "Accept: text/event-stream",
             *lines,
@@ -188,16 +197,19 @@ class MemoryEventSource(StreamingSubscriber):
 class MemoryLongPoll(MemorySubscriber):
     """A client that polls again after each response."""
 
-    def __init__(self, server: MemoryServer, account: str = "a", after: str = "") -> None:
+    def __init__(
+        self, server: MemoryServer, account: str = "a", after: str = "", *, tasks: bool = False
+    ) -> None:
         self._server = server
         self._account = account
         self._cursor = after
+        self._tasks = tasks  # whether the next poll asks for them: the first, and one after a gap
         self.poll()
 
     def poll(self) -> None:
         """Ask for the events after the client's position."""
         self.client = self._server.connect()
-        path = f"/events/{self._account}?after={self._cursor}"
+        path = f"/events/{self._account}?after={self._cursor}{TASKS * self._tasks}"
         self.client.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
     def envelopes(self) -> list[dict[str, Any]]:
@@ -205,6 +217,7 @@ class MemoryLongPoll(MemorySubscriber):
         while heard := self.client.received():
             response = json.loads(parse_responses(heard)[0].body)
             found += response["events"]
+            self._tasks = False
             self._cursor = response["cursor"]
             self.client.disconnect()
             self.poll()

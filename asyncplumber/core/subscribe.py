@@ -19,6 +19,7 @@ WAIT = 25.0  # seconds of a long-poll; many proxies give up after 30
 MAX_WAIT = 120.0  # seconds of a long-poll, if the client asks for it
 
 Query = Mapping[str, Sequence[str]]
+_NO = ("0", "false")  # as the value of ``tasks``
 
 # The names that clients use.  `after` is the last: a client that resumes by another name has it in
 # the URL from the beginning.
@@ -59,6 +60,11 @@ def wait_in(query: Query) -> float:
     if not 0 <= wait <= MAX_WAIT:
         raise BadRequest(f"wait is a number of seconds from 0 to {MAX_WAIT:.0f}")
     return wait
+
+
+def wants_tasks(query: Query) -> bool:
+    """Return whether the client asks for the live tasks: by ``?tasks``, or ``?tasks=1``."""
+    return query.get("tasks", _NO)[-1] not in _NO
 
 
 class Admission:

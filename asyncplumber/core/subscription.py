@@ -18,7 +18,7 @@ from asyncplumber.concurrency import Semaphore
 from asyncplumber.core.replay import PAGE_EVENTS, catch_up
 from asyncplumber.errors import PlumberError, to_client_error
 from asyncplumber.event import EARLIEST, Cursor, Event, Position
-from asyncplumber.interfaces import IHistory, ISubscriber
+from asyncplumber.interfaces import IHistory, ISubscriber, ITaskSubscriber
 from asyncplumber.wire.delivery import Delivery
 
 Arguments = TypeVarTuple("Arguments")
@@ -56,6 +56,27 @@ class SubscribedChannel(Protocol):
 
     def catch_up(self) -> Deferred[None]:
         """Bring the live subscriptions to the head of the history."""
+
+
+class Subscribed(Protocol):
+    """What a subscriber knows of its subscription: a `Subscription`, or one with more in it."""
+
+    @property
+    def account(self) -> str:
+        """The account whose events it gets."""
+
+    def start(self, after: Cursor | str | None) -> None:
+        """Begin to deliver; see `Subscription.start`."""
+
+    def cancel(self) -> None:
+        """Deliver nothing more; see `Subscription.cancel`."""
+
+
+class Subscribable(Protocol):
+    """What a client of a transport can subscribe to: a channel, or a channel with tasks."""
+
+    def subscribe(self, subscriber: ITaskSubscriber) -> Subscribed:
+        """Add a subscriber; see `Channel.subscribe`."""
 
 
 class Subscription:

@@ -112,7 +112,9 @@ class Front:
         self.metrics = Metrics(core.figures.collect)
         # Only the time at which a client reconnects, or its grant ends, depends on this randomness.
         self.clients = ConnectedClients(clock, random.random, now=now)
-        self.subscribers = Subscribers(core.hub, self.clients, gate, clock, unsent_limit)
+        self.subscribers = Subscribers(
+            core.hub, self.clients, gate, clock, core.tasks, unsent_limit
+        )
         core.figures.add(self.clients.closes.counts)
         self.credentials: Credentials | None = None
         if gate.authority is not None:

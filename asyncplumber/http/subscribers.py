@@ -14,7 +14,11 @@ from twisted.python.failure import Failure
 from asyncplumber.auth.origins import ForeignOrigin
 from asyncplumber.core.channel import Channel
 from asyncplumber.core.hub import Hub
-from asyncplumber.core.subscribe import Admission, resume_point, wait_in
+from asyncplumber.core.subscribe import Admission, resume_point, wait_in, wants_tasks
+from asyncplumber.core.subscription import Subscribable
+from asyncplumber.core.tasks.service import Tasks
+from asyncplumber.core.tasks.snapshots import Snapshots
+from asyncplumber.core.tasks.subscription import ChannelWithTasks
 from asyncplumber.errors import MethodNotAllowed, NotImplementedHere, PlumberError, to_client_error
 from asyncplumber.event import Cursor
 from asyncplumber.grant import Grant
@@ -95,6 +99,7 @@ class Subscribers:
         clients: ConnectedClients,
         gate: Gate,
         clock: IReactorTime,
+        tasks: Tasks,
         unsent_limit: int = MAX_UNSENT_BYTES,
     ) -> None:
         """
@@ -103,6 +108,7 @@ class Subscribers:
             clients: The clients that are connected by a stream.
             gate: Says who may read a response.
             clock: The reactor's clock.
+            tasks: What is asked for the live tasks.
             unsent_limit: Bytes that may be queued for one client.
         """
         self.unsent_limit = unsent_limit
@@ -112,6 +118,7 @@ class Subscribers:
         self._clock = clock
         self._violations = violation_log(clock)
         self._polls: set[LongPoll] = set()
+        self._snapshots = Snapshots(partial(tasks.of_account, live_only=True), clock)
 
     def subscribe(self, exchange: Exchange, request: Request, grant: Grant) -> None:
         """
@@ -140,6 +147,8 @@ class Subscribers:
             serve = partial(self._event_stream, exchange, request, grant, after)
         else:
             serve = partial(self._long_poll, exchange, request, grant, after, wait_in(query))
+        if wants_tasks(query):
+            serve = partial(self._with_tasks, serve)
         if exchange.input_ended:
             exchange.hang_up()
             return
@@ -184,6 +193,15 @@ class Subscribers:
         admission = Admission(self._hub, account, grant, ready, refuse)
         if admission.is_pending:
             exchange.on_disconnect = left
+
+    def _with_tasks(
+        self,
+        serve: Callable[[Visit | None, Subscribable], Any],
+        visit: Visit | None,
+        channel: Channel,
+    ) -> None:
+        """Serve a client that is to be told which tasks are live."""
+        serve(visit, ChannelWithTasks(channel, self._snapshots))
 
     @property
     def streams(self) -> int:
@@ -237,7 +255,7 @@ class Subscribers:
         grant: Grant,
         after: After,
         visit: Visit | None,
-        channel: Channel,
+        channel: Subscribable,
     ) -> None:
         stream = WebSocketStream(channel, self._clients, self._clock, grant, self._violations)
         stream.visit = visit
@@ -250,7 +268,7 @@ class Subscribers:
         grant: Grant,
         after: After,
         visit: Visit | None,
-        channel: Channel,
+        channel: Subscribable,
     ) -> None:
         chunked = request.is_current
         stream = EventStream(channel, self._clients, self._clock, grant, chunked=chunked)
@@ -266,7 +284,7 @@ class Subscribers:
         after: After,
         wait: float,
         visit: Visit | None,
-        channel: Channel,
+        channel: Subscribable,
     ) -> None:
         left = self._clients.deadlines.expires_in(grant)
         if left is not None:

@@ -57,7 +57,7 @@ from asyncplumber.interfaces.store import (
     ISecrets,
     IStore,
 )
-from asyncplumber.interfaces.subscriber import ISubscriber
+from asyncplumber.interfaces.subscriber import ISubscriber, ITaskSubscriber
 from asyncplumber.interfaces.tasks import Claim, Claimed, ITasks
 
 __all__ = [
@@ -92,6 +92,7 @@ __all__ = [
     "IStarter",
     "IStore",
     "ISubscriber",
+    "ITaskSubscriber",
     "ITasks",
     "InstanceGone",
     "Later",

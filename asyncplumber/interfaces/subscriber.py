@@ -62,3 +62,13 @@ class ISubscriber(Interface):
         Args:
             error: The reason; None if the instance stops.
         """
+
+
+class ITaskSubscriber(ISubscriber):
+    """A subscriber that can be told which tasks are live."""
+
+    def notify(type: str, envelope: bytes) -> None:
+        """Take a notice about the stream; it moves no cursor."""
+
+    def await_notice() -> None:
+        """Learn that a notice follows soon: a response is not complete without it."""

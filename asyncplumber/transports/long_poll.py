@@ -8,11 +8,11 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
-from asyncplumber.core.channel import Channel
+from asyncplumber.core.subscription import Subscribable
 from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Position
 from asyncplumber.grant import Grant
-from asyncplumber.interfaces import ISubscriber
+from asyncplumber.interfaces import ITaskSubscriber
 from asyncplumber.transports.stream import Visit
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap
@@ -34,7 +34,7 @@ class PollResult(NamedTuple):
         return b'{"events":[%b],"cursor":"%b"}\n' % (b",".join(self.envelopes), cursor)
 
 
-@implementer(ISubscriber)
+@implementer(ITaskSubscriber)
 class LongPoll:
     """
     One long-poll: a result as soon as there is an event, or an empty one after the wait.
@@ -45,7 +45,9 @@ class LongPoll:
 
     page_size = MAX_RESPONSE_BYTES
 
-    def __init__(self, channel: Channel, clock: IReactorTime, grant: Grant, wait: float) -> None:
+    def __init__(
+        self, channel: Subscribable, clock: IReactorTime, grant: Grant, wait: float
+    ) -> None:
         """``grant`` allows it; ``wait`` is in seconds."""
         self.grant = grant
         #: What it counts as, for limits; None where it has none.
@@ -91,6 +93,15 @@ class LongPoll:
     def missed(self, cursor: Cursor, position: Position) -> None:
         self._take(gap(self._subscription.account, cursor, position), position.cursor)
 
+    def notify(self, type: str, envelope: bytes) -> None:
+        self._take(envelope, None)
+
+    def await_notice(self) -> None:
+        self._stop_timers()
+        self._next_turn = None
+        # The notice ends the wait.  If it does not come, the client has at least what is here.
+        self._timeout = self._clock.callLater(REPLAY_TIMEOUT, self._finish)
+
     def _take(self, envelope: bytes, cursor: Cursor | None) -> None:
         self._envelopes.append(envelope)
         self._size += len(envelope)
@@ -111,6 +122,9 @@ class LongPoll:
     def cancel(self) -> None:
         """Stop waiting: the client has disconnected, or has its result."""
         self._subscription.cancel()
+        self._stop_timers()
+
+    def _stop_timers(self) -> None:
         for timer in (self._timeout, self._next_turn):
             if timer is not None and timer.active():
                 timer.cancel()

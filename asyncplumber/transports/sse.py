@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 
-from asyncplumber.core.channel import Channel
+from asyncplumber.core.subscription import Subscribable
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Cursor, Position
 from asyncplumber.grant import Grant
@@ -34,7 +34,7 @@ class EventStream(Stream):
 
     def __init__(
         self,
-        channel: Channel,
+        channel: Subscribable,
         clients: ConnectedClients,
         clock: IReactorTime,
         grant: Grant,
@@ -65,6 +65,9 @@ class EventStream(Stream):
         self._write(
             record(str(position.cursor), "plumber.gap", gap(self.account, cursor, position))
         )
+
+    def notify(self, type: str, envelope: bytes) -> None:
+        self._write(record("", type, envelope))
 
     def ping(self) -> None:
         if not self.is_closing:

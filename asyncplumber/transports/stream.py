@@ -17,11 +17,11 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime
 from zope.interface import implementer
 
-from asyncplumber.core.channel import Channel
+from asyncplumber.core.subscription import Subscribable
 from asyncplumber.errors import GrantExpired, GrantRevoked, PlumberError
 from asyncplumber.event import Cursor, Position
 from asyncplumber.grant import Grant
-from asyncplumber.interfaces import ISubscriber
+from asyncplumber.interfaces import ITaskSubscriber
 from asyncplumber.transports.closes import ABNORMAL
 from asyncplumber.transports.connected_clients import ConnectedClients
 from asyncplumber.transports.progress import progress
@@ -72,7 +72,7 @@ class SlowReader(PlumberError):
     )
 
 
-@implementer(IProtocol, ISubscriber)
+@implementer(IProtocol, ITaskSubscriber)
 class Stream(ABC):
     """
     A connected client that is sent events until one side closes.
@@ -97,7 +97,7 @@ class Stream(ABC):
     left_code = ABNORMAL  # of a client that ends the connection without a word
 
     def __init__(
-        self, channel: Channel, clients: ConnectedClients, clock: IReactorTime, grant: Grant
+        self, channel: Subscribable, clients: ConnectedClients, clock: IReactorTime, grant: Grant
     ) -> None:
         self._subscription = channel.subscribe(self)
         self._clients = clients
@@ -196,6 +196,9 @@ class Stream(ABC):
     def missed(self, cursor: Cursor, position: Position) -> None: ...
 
     @abstractmethod
+    def notify(self, type: str, envelope: bytes) -> None: ...
+
+    @abstractmethod
     def ping(self) -> None:
         """Send a heartbeat; cut off a client that has shown no sign of life for too long."""
 
@@ -213,6 +216,9 @@ class Stream(ABC):
 
     def caught_up(self) -> None:  # noqa: B027
         """Do nothing: a stream treats replayed and live events alike."""
+
+    def await_notice(self) -> None:  # noqa: B027
+        """Do nothing: a stream has no end that could come too soon."""
 
     def drained(self) -> Deferred[None]:
         return self.send_buffer.drained()

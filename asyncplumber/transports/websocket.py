@@ -17,7 +17,7 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from asyncplumber.core.channel import Channel
+from asyncplumber.core.subscription import Subscribable
 from asyncplumber.errors import (
     BadRequest,
     IllegalTransition,
@@ -133,7 +133,7 @@ class WebSocketStream(Stream):
 
     def __init__(
         self,
-        channel: Channel,
+        channel: Subscribable,
         clients: ConnectedClients,
         clock: IReactorTime,
         grant: Grant,
@@ -237,6 +237,9 @@ class WebSocketStream(Stream):
 
     def missed(self, cursor: Cursor, position: Position) -> None:
         self.send_buffer.write(frame(gap(self.account, cursor, position)))
+
+    def notify(self, type: str, envelope: bytes) -> None:
+        self.send_buffer.write(frame(envelope))
 
     def end(self, error: PlumberError | None) -> None:
         if error is None:

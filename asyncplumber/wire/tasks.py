@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from asyncplumber.errors import BadRequest
-from asyncplumber.event import Draft, Event, is_plain, timestamp
+from asyncplumber.event import Cursor, Draft, Event, is_plain, timestamp
 from asyncplumber.task import KEY_LENGTH, Task, TaskState, is_beginning, state_of
 from asyncplumber.wire.payload import TASK_MEMBER
 
@@ -81,6 +81,23 @@ def task_object(task: Task, *, with_result: bool = True) -> bytes:
     if task.error is not None:
         members.append(b'"error":' + task.error)
     return b",".join(members) + b"}"
+
+
+def tasks_notice(account: str, cursor: Cursor, objects: Sequence[bytes], *, is_cut: bool) -> bytes:
+    """
+    Return the notice ``plumber.tasks``, with which a late subscriber learns of all live tasks.
+
+    Args:
+        account: The account.
+        cursor: Up to where in the history the tasks include what happened.
+        objects: The task objects, see `task_object`.
+        is_cut: Whether there are more live tasks than these.
+    """
+    return b'{"type":"plumber.tasks","account":%b,"cursor":null,"data":{%b,"tasks":[%b]}}' % (
+        _encoded(account).encode(),
+        _encoded({"cursor": str(cursor), "more": is_cut}).encode()[1:-1],
+        b",".join(objects),
+    )
 
 
 def _time(seconds: float | None) -> str | None:

@@ -1,0 +1,45 @@
+"""Every transport tells of the live tasks, on stores in memory."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import TestCase
+
+from harness.mounted import MountedServer
+from tests.subscribers import OnDelayed, OnMemory
+from tests.task_subscribers import TasksByLongPoll, TasksBySse, TasksByWebSocket
+
+
+class WebSocketOnMemoryTests(TasksByWebSocket, OnMemory, TestCase):
+    """WebSocket, and a store that answers at once."""
+
+
+class WebSocketOnDelayedTests(TasksByWebSocket, OnDelayed, TestCase):
+    """WebSocket, and a store that answers some turns later."""
+
+
+class SseOnMemoryTests(TasksBySse, OnMemory, TestCase):
+    """Server-Sent Events, and a store that answers at once."""
+
+
+class SseOnDelayedTests(TasksBySse, OnDelayed, TestCase):
+    """Server-Sent Events, and a store that answers some turns later."""
+
+
+class LongPollOnMemoryTests(TasksByLongPoll, OnMemory, TestCase):
+    """Long-poll, and a store that answers at once."""
+
+
+class LongPollOnDelayedTests(TasksByLongPoll, OnDelayed, TestCase):
+    """Long-poll, and a store that answers some turns later."""
+
+
+class MountedWebSocketTests(TasksByWebSocket, OnDelayed, TestCase):
+    """WebSocket by way of a site of twisted.web."""
+
+    make_server = MountedServer
+
+
+class MountedLongPollTests(TasksByLongPoll, OnDelayed, TestCase):
+    """Long-poll by way of a site of twisted.web."""
+
+    make_server = MountedServer
