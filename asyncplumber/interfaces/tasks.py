@@ -41,7 +41,11 @@ class Claim:
 
 
 class Claimed(NamedTuple):
-    """The row after a claim, and whether the claim began a run.  If not, one was live already."""
+    """
+    The row after a claim, and whether the claim began a run.
+
+    If not, one is live already, or one has ended and is not announced.
+    """
 
     task: Task
     began: bool
@@ -61,7 +65,9 @@ class ITasks(Interface):
         Begin a run, which is SUBMITTED, unless one is live.
 
         Of any number of claims at any number of instances, one begins a run.  A run that has ended
-        is replaced, and its id goes to `Task.former`.
+        is replaced, and its id goes to `Task.former`; but not before its end is announced: the
+        row is all that is known of an end whose instance died before its event was kept.  Then
+        the row is returned as it is, and the caller announces it and claims again.
         """
 
     def get(account: str, key: str) -> Deferred[Task | None]:

@@ -18,7 +18,7 @@ from asyncplumber.concurrency import Waiters
 from asyncplumber.core.intake import Intake
 from asyncplumber.errors import to_client_error
 from asyncplumber.event import Cursor, Draft, new_id, timestamp
-from asyncplumber.interfaces import ITasks
+from asyncplumber.interfaces import Claim, Claimed, ITasks
 from asyncplumber.sending import Receipt
 from asyncplumber.task import MAX_ROW_RESULT_BYTES, Task, TaskState, state_key
 from asyncplumber.wire.tasks import with_member
@@ -44,6 +44,19 @@ class Journal:
         self._now = now
         self._notes = 0  # under way
         self._all_noted = Waiters()
+
+    async def claim(self, claim: Claim) -> Claimed:
+        """
+        Claim a run; see `ITasks.claim`.
+
+        An end that another instance left without its event is announced first.
+        """
+        while True:
+            claimed = await self.tasks.claim(claim)
+            if claimed.began or not claimed.task.is_done:
+                return claimed
+            announced, _ = await self.announce(claimed.task)
+            await self.note(announced)
 
     async def append(self, task: Task, type: str, draft: Draft) -> Receipt:
         """Append an event of a task that tells of no state: a progress."""

@@ -117,7 +117,7 @@ class Reports:
             deadline_in=self._start_deadline(report) if submitted else patience,
             patience=self._settings.patience if submitted else patience,
         )
-        claimed = await self._journal.tasks.claim(claim)
+        claimed = await self._journal.claim(claim)
         return claimed.task if claimed.began else None
 
     def _start_deadline(self, report: Report) -> float:
@@ -268,6 +268,8 @@ class Reports:
         if not report.state.is_done:
             raise TaskEnded(row)
         if row.state is TaskState.LOST:
+            if not row.is_announced:
+                row, _ = await self._journal.announce(row)
             return await self._finish(report, row)
         if row.state is not report.state:
             raise TaskEnded(row)

@@ -160,7 +160,7 @@ class Tasks:
             input_type=request.content_type,
             digest=digest,
         )
-        task, began = await self._tasks.claim(claim)
+        task, began = await self._journal.claim(claim)
         self.figures.started(joined=not began)
         if not began:
             self._check_input(task, digest)
