@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
@@ -35,7 +35,7 @@ class CallbackUrl:
     run: str = ""
     ends: bool = True
     scheme: str = ""
-    secret: str = ""
+    secret: str = field(default="", repr=False)
     pointer: str = ""
     type_prefix: str = ""
     id: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
@@ -27,7 +27,7 @@ class Dispatch:
     run: str
     content_type: str
     body: bytes
-    callback: str = ""
+    callback: str = field(default="", repr=False)  # it is a credential
 
 
 @dataclass(frozen=True, slots=True)
