@@ -48,12 +48,18 @@ class Visit:
         key: What the limits of subjects count it by; empty where they do not apply.
     """
 
-    __slots__ = ("_address", "_limits", "_subject", "key")
+    __slots__ = ("_address", "_limits", "_place", "_subject", "key")
 
     def __init__(
-        self, limits: ClientLimits, key: str, address: Hold | None, subject: Hold | None
+        self,
+        limits: ClientLimits,
+        key: str,
+        place: str,
+        address: Hold | None,
+        subject: Hold | None,
     ) -> None:
         self._limits = limits
+        self._place = place  # the key of its address
         self._address = address
         self._subject = subject
         self.key = key
@@ -61,6 +67,10 @@ class Visit:
     def replayed(self, size: int) -> None:
         """Count so many bytes that were read from the history for it."""
         self._limits.replayed(self.key, size)
+
+    def check_post(self, grant: Grant, size: int) -> None:
+        """Count what it sends as a POST of so many bytes.  Raises `TooManyRequests`."""
+        self._limits.check_post(grant, self._place, size)
 
     def opened(self, account: str) -> None:
         """Note that this account is open because of it."""
@@ -221,7 +231,7 @@ class Clients:
             if connection is not None:
                 connection.release()
             raise
-        return Visit(limits, key, connection, subject)
+        return Visit(limits, key, address, connection, subject)
 
 
 class ClientPolicy(NamedTuple):

@@ -126,7 +126,8 @@ class Gate:
         self.authority = authority
         self._own_origins = Origins()
         self.clients = clients or Clients()
-        self._body_limit = body_limit
+        #: Bytes of a body.
+        self.body_limit = body_limit
         #: Called with each grant and the account that it is used for, None if there is none in the
         #: path.  Raises `InvalidToken` for a grant that was revoked.
         self.check_revoked: Callable[[Grant, str | None], None] | None = None
@@ -385,4 +386,4 @@ class Gate:
         A batch from another instance has many events, and its JSON wraps theirs.
         """
         is_batch = target.startswith(_INSTANCES) and target.endswith(_EVENTS)
-        return batch_limit(self._body_limit) if is_batch else self._body_limit
+        return batch_limit(self.body_limit) if is_batch else self.body_limit

@@ -40,6 +40,7 @@ from asyncplumber.transports.refusal import RefusedWebSocket, close_code
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
 from asyncplumber.transports.sse import EventStream
 from asyncplumber.transports.stream import Detached
+from asyncplumber.transports.task_messages import TaskMessages
 from asyncplumber.transports.websocket import WebSocketStream, handshake, violation_log
 from asyncplumber.wire.envelope import notice
 from asyncplumber.wire.websocket_frames import frame
@@ -108,7 +109,7 @@ class Subscribers:
             clients: The clients that are connected by a stream.
             gate: Says who may read a response.
             clock: The reactor's clock.
-            tasks: What is asked for the live tasks.
+            tasks: What the tasks are asked of.
             unsent_limit: Bytes that may be queued for one client.
         """
         self.unsent_limit = unsent_limit
@@ -118,6 +119,7 @@ class Subscribers:
         self._clock = clock
         self._violations = violation_log(clock)
         self._polls: set[LongPoll] = set()
+        self._messages = TaskMessages(tasks, gate.body_limit)
         self._snapshots = Snapshots(partial(tasks.of_account, live_only=True), clock)
 
     def subscribe(self, exchange: Exchange, request: Request, grant: Grant) -> None:
@@ -257,7 +259,9 @@ class Subscribers:
         visit: Visit | None,
         channel: Subscribable,
     ) -> None:
-        stream = WebSocketStream(channel, self._clients, self._clock, grant, self._violations)
+        stream = WebSocketStream(
+            channel, self._clients, self._clock, grant, self._violations, self._messages
+        )
         stream.visit = visit
         stream.begin(exchange, head, self.unsent_limit, after)
 

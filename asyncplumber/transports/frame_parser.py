@@ -2,8 +2,7 @@
 Understand what a WebSocket client sends: Autobahn's parser, with limits and without output.
 
 The parser takes bytes and reports facts to a ``FrameListener``.  It writes nothing and closes
-nothing.  Nobody listens to a subscriber's messages, so nothing of them is kept; Autobahn still
-checks them (RFC 6455: fragmentation, masks, UTF-8, close codes).
+nothing.  Autobahn checks everything (RFC 6455: fragmentation, masks, UTF-8, close codes).
 
 A parser is large, and subscribers hardly ever send anything.  So one exists only while a client is
 in the middle of a frame or a message, and it belongs to that client alone.
@@ -23,7 +22,7 @@ from autobahn.websocket.protocol import (
 )
 from autobahn.websocket.utf8validator import Utf8Validator
 
-MAX_MESSAGE_BYTES = 64 * 1024  # of one message: a subscriber has nothing long to say
+MAX_MESSAGE_BYTES = 64 * 1024  # of one message, unless its listener takes longer ones
 MAX_FRAGMENTS = 64  # frames of one message, empty ones included
 FRAME_BURST = 128  # frames that a client may send at once
 FRAME_RATE = 32  # frames a second that a client may send in the long run
@@ -35,6 +34,9 @@ class FrameListener(Protocol):
 
     def ping_received(self, payload: bytes) -> None:
         """The client has sent a ping, which a pong with this payload answers."""
+
+    def message_received(self, message: bytes, *, is_binary: bool) -> None:
+        """The client has sent a whole message; one that is not binary is valid UTF-8."""
 
     def close_received(self) -> None:
         """The client has sent a valid close frame.  What follows it is not parsed."""
@@ -78,15 +80,23 @@ class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
     openHandshakeTimeout = 0  # seconds; 0: none
     failByDrop = True  # a violation ends the parsing; Autobahn would skip the frame and go on
 
-    def __init__(self, listener: FrameListener) -> None:
+    def __init__(self, listener: FrameListener, longest: int = MAX_MESSAGE_BYTES) -> None:
+        """
+        Args:
+            listener: Is told what the client sends.
+            longest: The most bytes of a message.
+        """
         # Without Autobahn's own: what it makes is for connections, and not for parsing.
         vars(self).update(_FRESH)
         self.trafficStats = TrafficStats()
         self.utf8validator = Utf8Validator()
         self.listener = listener
+        self._longest = longest
         self._allowance = 0  # frames that may still begin in this call of ``feed``
         self._fragments = 0  # frames of the message that is under way
-        self._message_size = 0  # bytes of it
+        self._message_size = 0  # bytes of it, by the heads of its frames
+        self._message = bytearray()  # what has come of it
+        self._is_binary = False
 
     def feed(self, data: bytes, allowance: int) -> int:
         """
@@ -149,23 +159,25 @@ class FrameParser(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _onMessageBegin(self, isBinary: bool) -> None:
         self._message_size = self._fragments = 0
+        self._is_binary = isBinary
 
     def _onMessageFrameBegin(self, length: int) -> None:
         self._message_size += length
         self._fragments += 1
-        if self._message_size > MAX_MESSAGE_BYTES:
-            self._fail_connection(TOO_BIG, f"a message has at most {MAX_MESSAGE_BYTES} bytes")
+        if self._message_size > self._longest:
+            self._fail_connection(TOO_BIG, f"a message has at most {self._longest} bytes")
         elif self._fragments > MAX_FRAGMENTS:
             self._fail_connection(TOO_BIG, f"a message has at most {MAX_FRAGMENTS} fragments")
 
     def _onMessageFrameData(self, payload: bytes) -> None:
-        """Keep nothing."""
+        self._message += payload
 
     def _onMessageFrameEnd(self) -> None:
-        """Nothing was kept."""
+        """Do nothing: a message may have more frames."""
 
     def _onMessageEnd(self) -> None:
-        """Nobody listens to messages."""
+        message, self._message = bytes(self._message), bytearray()
+        self.listener.message_received(message, is_binary=self._is_binary)
 
 
 def _fresh() -> dict[str, object]:

@@ -54,6 +54,9 @@ class Visit(Hold, Interface):
     def replayed(self, size: int) -> None:
         """Count so many bytes that were read from the history for it."""
 
+    def check_post(self, grant: Grant, size: int) -> None:
+        """Count what it sends as a POST of so many bytes.  Raises `TooManyRequests`."""
+
 
 class StreamConnection(Interface):
     """What a stream needs of the HTTP connection that it takes over."""

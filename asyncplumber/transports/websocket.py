@@ -32,6 +32,7 @@ from asyncplumber.transports.frame_parser import FRAME_BURST, FRAME_RATE, FrameP
 from asyncplumber.transports.progress import progress
 from asyncplumber.transports.refusal import close_code, end_code
 from asyncplumber.transports.stream import Stream
+from asyncplumber.transports.task_messages import TaskMessages
 from asyncplumber.wire.delivery import Delivery
 from asyncplumber.wire.envelope import gap, notice
 from asyncplumber.wire.fields import Headers
@@ -129,7 +130,15 @@ TRANSITIONS: Final = {
 class WebSocketStream(Stream):
     """A WebSocket client, which also listens to the parser of its own frames."""
 
-    __slots__ = ("_burst_from", "_parser", "_progress", "_silent", "_violations", "state")
+    __slots__ = (
+        "_burst_from",
+        "_messages",
+        "_parser",
+        "_progress",
+        "_silent",
+        "_violations",
+        "state",
+    )
 
     def __init__(
         self,
@@ -138,10 +147,22 @@ class WebSocketStream(Stream):
         clock: IReactorTime,
         grant: Grant,
         violations: RateLimitedLog,
+        messages: TaskMessages,
     ) -> None:
-        """Prepare to serve a client; ``violations`` is the log of ``violation_log``."""
+        """
+        Prepare to serve a client.
+
+        Args:
+            channel: What it subscribes to.
+            clients: All clients that are connected.
+            clock: The reactor's clock.
+            grant: What the client may do.
+            violations: The log of ``violation_log``.
+            messages: Answers what the client asks.
+        """
         super().__init__(channel, clients, clock, grant)
         self.state = _OPEN
+        self._messages = messages
         self._violations = violations
         self._parser: FrameParser | None = None
         self._silent = 0  # heartbeats since the last sign of life
@@ -179,7 +200,7 @@ class WebSocketStream(Stream):
     def _parse(self, data: bytes, allowance: int) -> int:
         parser = self._parser
         if parser is None:
-            parser = self._parser = FrameParser(self)
+            parser = self._parser = FrameParser(self, self._messages.longest(self))
         count = parser.feed(data, allowance)
         if parser.is_idle:
             self._parser = None
@@ -189,6 +210,10 @@ class WebSocketStream(Stream):
 
     def ping_received(self, payload: bytes) -> None:
         self.send_buffer.write(pong(payload))
+
+    def message_received(self, message: bytes, *, is_binary: bool) -> None:
+        if self.state is _OPEN:
+            self._messages.received(self, message, is_binary=is_binary)
 
     def close_received(self) -> None:
         """Complete the closing handshake: answer, if we were not the first, and close."""
@@ -225,6 +250,7 @@ class WebSocketStream(Stream):
     def connectionLost(self, reason: Any) -> None:
         self.become(_LOST)
         self._parser = None
+        self._messages.forget(self)
         super().connectionLost(reason)
 
     # ISubscriber
@@ -282,3 +308,4 @@ class WebSocketStream(Stream):
             self.become(_CLOSING)
             self.send_buffer.write_final(close(code, reason))
             self._stop_serving()
+            self._messages.forget(self)

@@ -83,11 +83,16 @@ MODULE = {"TrafficStats", "WebSocketProtocol", "WebSocketServerProtocol", "Utf8V
 class Recorder:
     """Remembers what a parser reports."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_messages: bool = False) -> None:
         self.facts: list[Any] = []
+        self.keeps_messages = keeps_messages
 
     def ping_received(self, payload: bytes) -> None:
         self.facts.append(("ping", payload))
+
+    def message_received(self, message: bytes, *, is_binary: bool) -> None:
+        if self.keeps_messages:
+            self.facts.append(("binary" if is_binary else "text", message))
 
     def close_received(self) -> None:
         self.facts.append(("close", 1000))
@@ -173,7 +178,7 @@ class AutobahnTests(SynchronousTestCase):
             elif isinstance(node, ast.Assign | ast.AnnAssign):
                 found = node.targets if isinstance(node, ast.Assign) else [node.target]
                 named |= {each.id for each in found if isinstance(each, ast.Name)}
-        ours = {"__init__", "feed", "is_idle", "_stop"}
+        ours = {"__init__", "feed", "is_idle", "_stop", "_longest", "_message", "_is_binary"}
         ours |= {"listener", "_allowance", "_fragments", "_message_size"}
         named = {name for name in named - ours if not name.startswith("__")}
         known = OPTIONS | set(METHODS) | set(HOOKS) | CONSTANTS | STATE
@@ -278,6 +283,33 @@ class ParserTests(SynchronousTestCase):
         first = client_frame(b"", final=False)
         self.assertEqual(parse(first + empty * (MAX_FRAGMENTS - 1)), [])
         self.assertEqual(parse(first + empty * MAX_FRAGMENTS), [("close", 1009)])
+
+    def test_a_message_is_reported_whole(self) -> None:
+        """However it is cut, and in how many frames; one with wrong UTF-8 never is."""
+        data = client_frame(b"par", final=False) + client_frame(b"p", PING) + client_frame(b"t", 0)
+        data += client_frame(b"") + client_frame(b"\xff", BINARY) + client_frame(b"\xff")
+        for pieces in ([data], [bytes([byte]) for byte in data]):
+            recorder = Recorder(keeps_messages=True)
+            parser = FrameParser(recorder)
+            for piece in pieces:
+                parser.feed(piece, FRAME_BURST)
+            self.assertEqual(
+                recorder.facts,
+                [
+                    ("ping", b"p"),
+                    ("text", b"part"),
+                    ("text", b""),
+                    ("binary", b"\xff"),
+                    ("close", 1007),
+                ],
+            )
+
+    def test_a_listener_may_take_longer_messages(self) -> None:
+        """Up to the bytes that it says."""
+        for size, end in ((70_000, "text"), (70_001, "close")):
+            recorder = Recorder(keeps_messages=True)
+            FrameParser(recorder, 70_000).feed(client_frame(b"x" * size), FRAME_BURST)
+            self.assertEqual([fact[0] for fact in recorder.facts], [end])
 
     def test_a_parser_is_idle_between_messages(self) -> None:
         """Then nothing is lost with it."""

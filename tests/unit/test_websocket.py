@@ -117,7 +117,8 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
             + client_frame(b"t", 0, final=False)
         )
         socket.client.send(client_frame(b"4", PING) + client_frame(b"s", 0))
-        self.assertEqual(socket.frames(), [(PONG, b"%d" % number) for number in (1, 2, 3, 4)])
+        found = [frame for frame in socket.frames() if frame[0] == PONG]
+        self.assertEqual(found, [(PONG, b"%d" % number) for number in (1, 2, 3, 4)])
 
     def test_frames_of_two_clients_do_not_mix(self) -> None:
         """Each client has a parser of its own."""
@@ -165,9 +166,9 @@ class WebSocketTests(ServerCase, SynchronousTestCase):
         made: list[tuple[FrameParser, object]] = []
         make = FrameParser.__init__
 
-        def note(parser: FrameParser, listener: FrameListener) -> None:
+        def note(parser: FrameParser, listener: FrameListener, longest: int) -> None:
             made.append((parser, listener))
-            make(parser, listener)
+            make(parser, listener, longest)
 
         self.patch(FrameParser, "__init__", note)
         sockets = [self.subscribe() for _ in range(3)]
