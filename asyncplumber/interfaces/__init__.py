@@ -15,7 +15,7 @@ from asyncplumber.interfaces.authority import (
     IAuthority,
     Verified,
 )
-from asyncplumber.interfaces.callback_urls import CallbackUrl, ICallbackUrls
+from asyncplumber.interfaces.callback_urls import REMEMBERED_URL, CallbackUrl, ICallbackUrls
 from asyncplumber.interfaces.registry_listing import (
     COUNTED_HOOKS,
     MAX_MEMBERS,
@@ -66,6 +66,7 @@ __all__ = [
     "MAX_MEMBERS",
     "MAX_REVOCATIONS",
     "PAGE_BYTES",
+    "REMEMBERED_URL",
     "Appended",
     "AwaitsBody",
     "CallbackUrl",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
+REMEMBERED_URL = 86_400.0  # seconds for which an expired URL can be told from one that never was
+
 
 @dataclass(frozen=True, slots=True)
 class CallbackUrl:
@@ -28,7 +30,7 @@ class CallbackUrl:
         id: By what it can be listed and removed; it is no secret.
     """
 
-    digest: bytes
+    digest: bytes = field(repr=False)
     account: str
     expires_at: float
     task: str = ""

@@ -74,7 +74,11 @@ class ITasks(Interface):
         """Return a task; None if nobody knows it."""
 
     def of_account(account: str, limit: int, *, live_only: bool = False) -> Deferred[list[Task]]:
-        """Return tasks of an account: the live ones first, in each part the newest first."""
+        """
+        Return tasks of an account: the live ones first, in each part the newest first.
+
+        The newest is that whose run was submitted last.  All are without their input.
+        """
 
     def change(
         task: Task,
@@ -124,14 +128,16 @@ class ITasks(Interface):
         Note that an instance is there, and move the deadlines if none was for some time.
 
         Nobody is lost because the servers were away.  The gap is added once to all deadlines, by
-        the instance that finds it first.
+        the instance that finds it first.  When this returns, it was added, whoever found it: so
+        call `overdue` after it.
 
         Args:
             seconds: Until the next call.
             longer_than: A gap that is shorter, in seconds, counts as none.
 
         Returns:
-            The seconds by which the deadlines were moved, 0 as a rule.
+            The seconds by which this call moved the deadlines, 0 as a rule.  It is negative if the
+            store's clock was set back by more than ``longer_than``.
         """
 
     def forget(age: float, limit: int) -> Deferred[int]:

@@ -10,11 +10,16 @@ from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from asyncplumber.clocks import TimeSource
-from asyncplumber.interfaces import CallbackUrl, Claim, Claimed, ICallbackUrls, ITasks
-from asyncplumber.stores.task_changes import claimed, with_changes
-from asyncplumber.task import NEVER, Task
-
-_DAY = 86_400.0  # seconds that an expired callback URL is remembered
+from asyncplumber.interfaces import (
+    REMEMBERED_URL,
+    CallbackUrl,
+    Claim,
+    Claimed,
+    ICallbackUrls,
+    ITasks,
+)
+from asyncplumber.stores.task_changes import can_follow, claimed, is_same, moved_by, with_changes
+from asyncplumber.task import Task
 
 
 @implementer(ITasks)
@@ -43,11 +48,11 @@ class MemoryTasks:
         self, account: str, limit: int, *, live_only: bool = False
     ) -> Deferred[list[Task]]:
         found = [
-            task
+            replace(task, input=None)
             for (owner, _), task in self._tasks.items()
             if owner == account and not (live_only and task.is_done)
         ]
-        found.sort(key=lambda task: (task.is_done, -task.updated_at, task.key))
+        found.sort(key=lambda task: (task.is_done, -task.submitted_at, task.key))
         return succeed(found[:limit])
 
     def change(
@@ -61,9 +66,7 @@ class MemoryTasks:
     ) -> Deferred[Task | None]:
         now, place = self._clock.seconds(), (task.account, task.key)
         found = self._tasks.get(place)
-        if found is None or (found.run, found.state) != (task.run, task.state):
-            return succeed(None)
-        if overdue_only and not (found.deadline is not None and found.deadline < now):
+        if found is None or not is_same(found, task, now if overdue_only else None):
             return succeed(None)
         if lease is not None:
             self._leases[place] = now + lease
@@ -87,7 +90,7 @@ class MemoryTasks:
         places = [
             place
             for place, task in self._tasks.items()
-            if task.input is not None and not task.is_done and self._leases.get(place, 0.0) <= now
+            if task.input is not None and self._leases.get(place, 0.0) <= now
         ][:limit]
         for place in places:
             self._leases[place] = now + lease
@@ -100,18 +103,19 @@ class MemoryTasks:
             for task in self._tasks.values()
             if not task.is_announced and task.updated_at <= horizon
         ]
+        found.sort(key=lambda task: (task.updated_at, task.account, task.key))
         return succeed(found[:limit])
 
     def extend(self, seconds: float, longer_than: float) -> Deferred[float]:
-        now, until = self._clock.seconds(), self._present_until
-        self._present_until = max(now + seconds, until or 0.0)
-        gap = 0.0 if until is None else now - until
-        if gap <= longer_than:
-            return succeed(NEVER)
-        for place, task in self._tasks.items():
-            if task.deadline is not None:
-                self._tasks[place] = replace(task, deadline=task.deadline + gap)
-        return succeed(gap)
+        now = self._clock.seconds()
+        self._present_until, moved = moved_by(self._present_until, now, seconds, longer_than)
+        if moved:
+            for place, task in self._tasks.items():
+                if task.deadline is not None:
+                    self._tasks[place] = replace(task, deadline=task.deadline + moved)
+        if moved < 0:
+            self._leases = {place: until + moved for place, until in self._leases.items()}
+        return succeed(moved)
 
     def forget(self, age: float, limit: int) -> Deferred[int]:
         horizon = self._clock.seconds() - age
@@ -161,7 +165,7 @@ class MemoryCallbackUrls:
         return succeed(None)
 
     def sweep(self) -> Deferred[int]:
-        horizon = self._clock.seconds() - _DAY
+        horizon = self._clock.seconds() - REMEMBERED_URL
         old = [digest for digest, url in self._urls.items() if url.expires_at < horizon]
         for digest in old:
             del self._urls[digest]

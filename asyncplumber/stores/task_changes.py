@@ -29,6 +29,25 @@ def claimed(claim: Claim, former: Task | None, now: float) -> Task:
     )
 
 
+def can_follow(found: Task) -> bool:
+    """Return whether a claim may replace this row; see `ITasks.claim`."""
+    return found.is_done and found.is_announced
+
+
+def is_same(found: Task, known: Task, overdue_at: float | None = None) -> bool:
+    """
+    Return whether a row may be changed; see `ITasks.change`.
+
+    Args:
+        found: The row.
+        known: What the caller knows of it.
+        overdue_at: The time at which its deadline must have passed; None if that does not matter.
+    """
+    if overdue_at is not None and not (found.deadline is not None and found.deadline < overdue_at):
+        return False
+    return found.run == known.run and found.state is known.state
+
+
 def with_changes(
     task: Task, changes: Mapping[str, Any], now: float, deadline_in: float | None
 ) -> Task:
@@ -42,3 +61,26 @@ def with_changes(
     if state is not None and state.is_done:
         more.update(ended_at=now, deadline=None, input=None)
     return replace(task, **{**more, **changes})
+
+
+def moved_by(
+    until: float | None, now: float, seconds: float, longer_than: float
+) -> tuple[float, float]:
+    """
+    Return until when an instance is there, and by how much the deadlines move.
+
+    If the clock was set back by more than ``longer_than``, they move back: they were set by it.
+
+    Args:
+        until: When the last instance was to be there again; None if none ever was.
+        now: Seconds since 1970.
+        seconds: See `ITasks.extend`.
+        longer_than: See `ITasks.extend`.
+    """
+    if until is None:
+        return now + seconds, 0.0
+    if now - until > longer_than:
+        return now + seconds, now - until
+    if until - now - seconds > longer_than:
+        return now + seconds, now + seconds - until
+    return max(until, now + seconds), 0.0

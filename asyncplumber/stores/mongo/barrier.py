@@ -59,19 +59,41 @@ class Barrier:
             read: Reads something.  It is called again if the server may have forgotten something.
             cursors: Returns the cursors that must be durable, by account, of what was read.
         """
+
+        def is_durable(found: T) -> bool:
+            return all(self._is_durable(*each) for each in cursors(found).items())
+
+        def mark_durable(found: T) -> None:
+            self.mark_durable(cursors(found).items())
+
+        return await self.read_flushed(deadline, read, is_durable, mark_durable)
+
+    async def read_flushed(
+        self,
+        deadline: float,
+        read: Callable[[], Awaitable[T]],
+        is_durable: Callable[[T], bool],
+        flushed: Callable[[T], None] = lambda _: None,
+    ) -> T:
+        """
+        Return what `read` finds, once it is durable.
+
+        Args:
+            deadline: When the time is up.
+            read: Reads something.  It is called again if the server may have forgotten something.
+            is_durable: Returns whether what was read is known to be durable.
+            flushed: Called with what was read if it is durable only now.
+        """
         while True:
             generation = self._link.reader_generation
             found = await read()
-            needed = cursors(found)
-            if self._link.replicated or all(
-                self._is_durable(account, cursor) for account, cursor in needed.items()
-            ):
+            if self._link.replicated or is_durable(found):
                 return found
             # A flush that is under way may have begun before what we read was written.
             await self._link.limited(self._flushing.run(), deadline)
             # If the server was killed in between, it forgot what was to be flushed.
             if self._link.reader_generation == generation:
-                self.mark_durable(needed.items())
+                flushed(found)
                 return found
 
     async def _flush(self) -> None:

@@ -1,5 +1,5 @@
 """
-History, registry and revocations in MongoDB, for any number of instances on any number of machines.
+All that a store keeps, in MongoDB, for any number of instances on any number of machines.
 
 This needs MongoDB 4.4 or later.  Accepted events are in the journal of a single server, or
 acknowledged by a majority of a replica set.
@@ -19,13 +19,16 @@ from zope.interface import implementer
 from asyncplumber.clocks import SteadyClock, TimeSource, WallClock
 from asyncplumber.event import Draft
 from asyncplumber.interfaces import LEASE, Appended, IStore
-from asyncplumber.stores.memory_tasks import MemoryCallbackUrls, MemoryTasks
+from asyncplumber.stores.mongo.callback_urls import INDEXES as CALLBACK_URL_INDEXES
+from asyncplumber.stores.mongo.callback_urls import MongoCallbackUrls
 from asyncplumber.stores.mongo.history import MongoHistory, indexes
 from asyncplumber.stores.mongo.link import DUPLICATE_KEY, MongoLink
 from asyncplumber.stores.mongo.pool import Pool
 from asyncplumber.stores.mongo.registry import INDEXES, MongoRegistry, kept_secret
 from asyncplumber.stores.mongo.revocations import INDEXES as REVOCATION_INDEXES
 from asyncplumber.stores.mongo.revocations import MongoRevocations
+from asyncplumber.stores.mongo.task_documents import INDEXES as TASK_INDEXES
+from asyncplumber.stores.mongo.tasks import MongoTasks
 from asyncplumber.stores.mongo.uri import Address
 from asyncplumber.stores.recipients import with_recipients
 from asyncplumber.stores.retention import Retention
@@ -40,7 +43,7 @@ _PING = {
 
 @implementer(IStore)
 class MongoStore:
-    """History, registry and revocations in one MongoDB database."""
+    """All that a store keeps, in one MongoDB database."""
 
     shared = True
 
@@ -70,14 +73,20 @@ class MongoStore:
         Raises:
             ValueError: `uri` cannot be used.  The message is a sentence for the user.
         """
-        wanted = [*indexes(retention), *INDEXES, *REVOCATION_INDEXES]
+        wanted = [
+            *indexes(retention),
+            *INDEXES,
+            *REVOCATION_INDEXES,
+            *TASK_INDEXES,
+            *CALLBACK_URL_INDEXES,
+        ]
         self._link = MongoLink(uri, reactor, wanted, steady, connect)
         self.figures = self._link.outage.figures
         self.history = MongoHistory(self._link, retention, wall, uniform)
         self.registry = MongoRegistry(self._link, lease)
         self.revocations = MongoRevocations(self._link, wall)
-        self.tasks = MemoryTasks(wall)  # replaced by the next change
-        self.callback_urls = MemoryCallbackUrls(wall)
+        self.tasks = MongoTasks(self._link)
+        self.callback_urls = MongoCallbackUrls(self._link, wall)
         self._steady = steady
         self._pinged: float | None = None  # when a ping last succeeded
 

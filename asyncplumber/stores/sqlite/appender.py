@@ -10,7 +10,6 @@ changes the file.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +21,7 @@ from asyncplumber.stores.account_state import AccountState
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite.connect import Connection
 from asyncplumber.stores.sqlite.epochs import Epochs
+from asyncplumber.stores.sqlite.file import ROW_ERRORS
 
 # Rows in one statement.  More gain little, and each number of rows is a different statement in the
 # cache of statements.
@@ -55,14 +55,6 @@ _SIZES = "SELECT seq, length(payload) FROM events WHERE account = ? AND seq > ? 
 _SIZE_BELOW = "SELECT coalesce(sum(length(payload)), 0) FROM events WHERE account = ? AND seq <= ?"
 _RAISE = "UPDATE accounts SET floor = max(floor, ?), bytes = bytes - ? WHERE number = ?"
 _INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-# Errors of one draft alone; all others are errors of the file.
-_DRAFT_ERRORS = (
-    sqlite3.DataError,
-    sqlite3.IntegrityError,
-    sqlite3.InterfaceError,
-    UnicodeError,
-    OverflowError,
-)
 
 
 @cache
@@ -179,7 +171,7 @@ class Appender:
         """
         try:
             return self._append_new(connection, drafts, now)
-        except _DRAFT_ERRORS:
+        except ROW_ERRORS:
             # A draft is a duplicate, or cannot be stored: find out which, one by one.
             connection.rollback()
             self.forget()
@@ -291,7 +283,7 @@ class Appender:
                 if account not in known:
                     known[account] = self._read(connection, account, now)
                 stored.append(self._append_one(connection, known[account], draft, now))
-            except _DRAFT_ERRORS:
+            except ROW_ERRORS:
                 stored.append(PlumberError("this event cannot be stored"))
         connection.executemany(
             "UPDATE accounts SET head = ?, touched = ?, bytes = ? WHERE number = ?",

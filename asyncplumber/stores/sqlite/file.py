@@ -8,10 +8,12 @@ than an append.
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +23,7 @@ from twisted.python.failure import Failure
 
 from asyncplumber.clocks import SteadyClock, TimeSource
 from asyncplumber.concurrency import Waiters
-from asyncplumber.errors import IllegalTransition, Unavailable
+from asyncplumber.errors import IllegalTransition, PlumberError, Unavailable
 from asyncplumber.stores.outage import Outage
 from asyncplumber.stores.sqlite.checkpoint import Checkpoints
 from asyncplumber.stores.sqlite.connect import (
@@ -37,6 +39,15 @@ T = TypeVar("T")
 # Seconds that a call waits behind other calls, at most.  After them it may wait as long for a lock
 # (`connect.LOCK_TIMEOUT`): 5 in all.
 QUEUE_TIMEOUT = 2.5
+GROUP = 256  # writes in one transaction, at most: others wait for the file meanwhile
+# Errors of what was to be written alone; all others are errors of the file.
+ROW_ERRORS = (
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    UnicodeError,
+    OverflowError,
+)
 
 
 class State(Enum):
@@ -63,6 +74,47 @@ class _Call(NamedTuple):
     work: Callable[[Connection], Any]
     done: Deferred[Any]
     asked: float  # seconds of the steady clock
+    is_write: bool  # whether it may share a transaction
+
+
+def _results(calls: list[_Call], connection: Connection) -> list[Any]:
+    """
+    Do one call, or several writes in one transaction.
+
+    Returns:
+        For each call its result, or the `Failure` of this write alone.
+
+    Raises:
+        sqlite3.Error: Nothing was written.
+    """
+    if not calls[0].is_write:
+        return [calls[0].work(connection)]
+    results: list[Any] = []
+    connection.execute("BEGIN IMMEDIATE")
+    for call in calls:
+        try:
+            results.append(call.work(connection))
+        except ROW_ERRORS:
+            results.append(Failure(PlumberError("this cannot be stored")))
+        except sqlite3.Error:
+            raise
+        except Exception:
+            results.append(Failure())
+    connection.execute("COMMIT")
+    return results
+
+
+def _succeed(calls: list[_Call], results: list[Any]) -> None:
+    for call, result in zip(calls, results, strict=True):
+        if isinstance(result, Failure):
+            call.done.errback(result)
+        else:
+            call.done.callback(result)
+
+
+def _fail(calls: list[_Call], failure: Failure) -> None:
+    for call in calls:
+        call.done.errback(failure)
 
 
 class SqliteFile:
@@ -150,10 +202,29 @@ class SqliteFile:
             Unavailable: The file cannot be used now.  Through the Deferred, like anything that
                 `work` raises.
         """
+        return self._put(work, is_write=False)
+
+    def write(self, work: Callable[[Connection], T]) -> Deferred[T]:
+        """
+        Call `work` in a transaction, which it shares with all other writes that wait as well.
+
+        One commit costs more than many rows.
+
+        Args:
+            work: Takes the connection, and begins and commits nothing.  Its last statement is its
+                only one that writes: if it fails, there is nothing to take back.
+
+        Raises:
+            Unavailable: Nothing was written.  Through the Deferred, as are `ROW_ERRORS` of this
+                work alone, which become a `PlumberError`.
+        """
+        return self._put(work, is_write=True)
+
+    def _put(self, work: Callable[[Connection], T], *, is_write: bool) -> Deferred[T]:
         if self._state not in TAKES_CALLS:
             return fail(Unavailable())
         done: Deferred[T] = Deferred()
-        self._calls.put(_Call(work, done, self._clock.seconds()))
+        self._calls.put(_Call(work, done, self._clock.seconds(), is_write))
         return done.addCallbacks(self._succeeded, self.translated)
 
     def _succeeded(self, result: T) -> T:
@@ -186,24 +257,56 @@ class SqliteFile:
             self._path, lambda: connect_for_checkpoints(self._path, self._synchronous)
         )
         tell(self._opened, opened)
-        while (call := self._calls.get()) is not None:
+        waiting: deque[_Call | None] = deque()
+        while calls := self._next_calls(waiting):
+            oldest = self._clock.seconds() - QUEUE_TIMEOUT
+            if late := [call for call in calls if call.asked < oldest]:
+                tell(_fail, late, Failure(Unavailable()))
+                calls = [call for call in calls if call.asked >= oldest]
+            if not calls:
+                continue
             try:
-                if self._clock.seconds() - call.asked > QUEUE_TIMEOUT:
-                    raise Unavailable
-                result = self._checked(connection, identity, call.work)
+                results = self._checked(connection, identity, partial(_results, calls))
             except BaseException:
-                tell(call.done.errback, Failure())
+                tell(_fail, calls, Failure())
                 # If this fails, so does the next BEGIN, which is a failure of that call and not
                 # the end of the thread.
                 with suppress(sqlite3.Error):
                     connection.rollback()
             else:
-                tell(call.done.callback, result)
+                tell(_succeed, calls, results)
                 checkpoints.note(connection.total_changes, identity.log_size)
         close = Connection.close if identity.may_close else abandon
         checkpoints.stop(close)
         close(connection)
         tell(self._enter, State.CLOSED)
+
+    def _next_calls(self, waiting: deque[_Call | None]) -> list[_Call]:
+        """
+        Wait for a call, and return it; if it is a write, with the other writes that wait.
+
+        Args:
+            waiting: What was taken from the queue, and is not done yet.
+
+        Returns:
+            The calls; none if the file is to be closed.
+        """
+        if not waiting:
+            waiting.append(self._calls.get())
+        with suppress(Empty):
+            while True:
+                waiting.append(self._calls.get_nowait())
+        call = waiting.popleft()
+        if call is None:
+            return []
+        calls = [call]
+        if call.is_write:
+            others = list(waiting)
+            waiting.clear()
+            for other in others:
+                is_next = other is not None and other.is_write and len(calls) < GROUP
+                (calls if is_next else waiting).append(other)  # type: ignore[arg-type]
+        return calls
 
     def _checked(
         self, connection: Connection, identity: FileIdentity, work: Callable[[Connection], T]

@@ -34,8 +34,34 @@ ALTER TABLE accounts ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
 UPDATE accounts SET bytes = (SELECT coalesce(sum(length(payload)), 0) FROM events
     WHERE events.account = accounts.number)
 """
+# The columns of `tasks` are the attributes of `Task`, the large ones last: SQLite reads a row from
+# its begin.  Indexes have rows only of the tasks that their reader looks for.
+_TASKS = """
+CREATE TABLE tasks (account TEXT NOT NULL, key TEXT NOT NULL, run TEXT NOT NULL,
+    state TEXT NOT NULL, submitted_at REAL NOT NULL, updated_at REAL NOT NULL, started_at REAL,
+    ended_at REAL, deadline REAL, patience REAL NOT NULL, progressed_at REAL NOT NULL,
+    epoch TEXT, seq INTEGER, is_announced INTEGER NOT NULL, is_late INTEGER NOT NULL,
+    is_cancel_requested INTEGER NOT NULL, attempts INTEGER NOT NULL, leased_until REAL,
+    end_id TEXT NOT NULL, former TEXT NOT NULL, digest BLOB NOT NULL, input_type TEXT NOT NULL,
+    result_type TEXT NOT NULL, error BLOB, progress BLOB, result BLOB, input BLOB,
+    PRIMARY KEY (account, key));
+CREATE INDEX tasks_of_account
+    ON tasks (account, (ended_at IS NOT NULL), submitted_at DESC, key);
+CREATE INDEX tasks_deadline ON tasks (deadline) WHERE deadline IS NOT NULL;
+CREATE INDEX tasks_leased ON tasks (leased_until) WHERE leased_until IS NOT NULL;
+CREATE INDEX tasks_unannounced ON tasks (updated_at) WHERE is_announced = 0;
+CREATE INDEX tasks_ended ON tasks (ended_at) WHERE ended_at IS NOT NULL;
+CREATE TABLE task_presence (number INTEGER PRIMARY KEY, until REAL NOT NULL);
+CREATE TABLE callback_urls (digest BLOB PRIMARY KEY, account TEXT NOT NULL, expires REAL NOT NULL,
+    task TEXT NOT NULL, run TEXT NOT NULL, ends INTEGER NOT NULL, scheme TEXT NOT NULL,
+    secret TEXT NOT NULL, pointer TEXT NOT NULL, type_prefix TEXT NOT NULL, id TEXT NOT NULL)
+    WITHOUT ROWID;
+CREATE INDEX callback_urls_id ON callback_urls (account, id);
+CREATE INDEX callback_urls_run ON callback_urls (account, task, run);
+CREATE INDEX callback_urls_expires ON callback_urls (expires)
+"""
 # What leads from each version of the schema to the next.
-_STEPS = (_FIRST, _REVOCATIONS, _BYTES)
+_STEPS = (_FIRST, _REVOCATIONS, _BYTES, _TASKS)
 SCHEMA_VERSION = len(_STEPS)
 
 

@@ -1,5 +1,5 @@
 """
-History, registry and revocations in one SQLite file: the embedded default, for one machine.
+All that a store keeps, in one SQLite file: the embedded default, for one machine.
 
 Several processes may share the file, on a local disk.  Accepted events survive the death of any
 process; with ``?synchronous=full`` they also survive a power cut.
@@ -19,15 +19,16 @@ from asyncplumber.clocks import SteadyClock, TimeSource, WallClock
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Draft, Instance, Stored
 from asyncplumber.interfaces import LEASE, Appended, IStore
-from asyncplumber.stores.memory_tasks import MemoryCallbackUrls, MemoryTasks
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite.appender import probe
+from asyncplumber.stores.sqlite.callback_urls import SqliteCallbackUrls
 from asyncplumber.stores.sqlite.connect import Connection
 from asyncplumber.stores.sqlite.disk import Disk
 from asyncplumber.stores.sqlite.file import SqliteFile
 from asyncplumber.stores.sqlite.history import SqliteHistory
 from asyncplumber.stores.sqlite.registry import SqliteRegistry, find_instances, kept_secret
 from asyncplumber.stores.sqlite.revocations import SqliteRevocations
+from asyncplumber.stores.sqlite.tasks import SqliteTasks
 
 # Seconds for which a successful ping answers for others: they must not keep the disk busy.
 PING_LIFETIME = 1.0
@@ -57,7 +58,7 @@ def _parsed(uri: str) -> tuple[str, str]:
 @implementer(IStore)
 class SqliteStore:
     """
-    History, registry and revocations in one file.
+    All that a store keeps, in one file.
 
     Attributes:
         file: Runs statements in the file's thread.
@@ -97,8 +98,8 @@ class SqliteStore:
         self.history = SqliteHistory(self.file, retention, wall)
         self.registry = SqliteRegistry(self.file, lease, wall)
         self.revocations = SqliteRevocations(self.file, wall)
-        self.tasks = MemoryTasks(wall)  # replaced by the next change
-        self.callback_urls = MemoryCallbackUrls(wall)
+        self.tasks = SqliteTasks(self.file, wall)
+        self.callback_urls = SqliteCallbackUrls(self.file, wall)
 
     def append(self, drafts: Sequence[Draft]) -> Deferred[Appended]:
         now = self._wall.seconds()
