@@ -49,11 +49,11 @@ class DelayedStore:
         self.tasks: Any = _Delayed(self, store.tasks)
         self.callback_urls: Any = _Delayed(self, store.callback_urls)
 
-    def delayed(self, method: Any, *args: Any) -> Deferred[Any]:
+    def delayed(self, method: Any, *args: Any, **options: Any) -> Deferred[Any]:
         """Call it later, and answer later."""
         self.pending += 1
         called: Deferred[Any] = self._later(None)
-        called.addCallback(lambda _: maybeDeferred(method, *args))
+        called.addCallback(lambda _: maybeDeferred(method, *args, **options))
         called.addBoth(self._later)
         return called.addBoth(self._answered)
 

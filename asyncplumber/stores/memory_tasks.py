@@ -35,7 +35,7 @@ class MemoryTasks:
     def claim(self, claim: Claim) -> Deferred[Claimed]:
         now, place = self._clock.seconds(), (claim.account, claim.key)
         found = self._tasks.get(place)
-        if found is not None and not (found.is_done and found.is_announced):
+        if found is not None and not can_follow(found):
             return succeed(Claimed(found, False))
         task = self._tasks[place] = claimed(claim, found, now)
         self._leases[place] = now + claim.lease

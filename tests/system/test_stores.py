@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from asyncplumber.errors import Unavailable
 from asyncplumber.event import Cursor, Instance, Stored
-from asyncplumber.interfaces import LEASE
+from asyncplumber.interfaces import LEASE, Claim
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite import appender as sqlite_append
@@ -74,6 +74,7 @@ class SqliteTests(
         await self.store.stop()
         other = self.other()
         other.executescript(
+            "DROP TABLE tasks; DROP TABLE task_presence; DROP TABLE callback_urls;"
             "DROP TABLE revocations; DROP TABLE tickets; ALTER TABLE accounts DROP COLUMN bytes;"
             "PRAGMA user_version = 1;"
         )
@@ -83,6 +84,7 @@ class SqliteTests(
         self.assertEqual(sizes, [(2 * len(drafts(1)[0].payload),)])
         row = await store.revocations.revoke(self.row())
         self.assertEqual(await store.revocations.revocations(), [row])
+        self.assertTrue((await store.tasks.claim(Claim("a", "k", "r"))).began)
         self.assertEqual(seqs(await self.everything(history=store.history)), [1, 2])
 
     async def test_a_draft_that_cannot_be_stored_fails_alone(self) -> None:

@@ -107,9 +107,7 @@ def as_task(row: Document) -> Task:
 def claim_pipeline(claim: Claim, by: ObjectId) -> list[Document]:
     """Return what begins a run, or leaves the document as it is, see `ITasks.claim`."""
     is_new = {"$eq": [{"$type": "$run"}, "missing"]}
-    is_kept = {
-        "$and": [{"$not": [is_new]}, {"$not": [{"$and": ["$is_done", "$is_announced"]}]}]
-    }
+    is_kept = {"$and": [{"$not": [is_new]}, {"$not": [{"$and": ["$is_done", "$is_announced"]}]}]}
     former = {"$concatArrays": [["$run"], "$former"]}
     fields = Task(
         claim.account,

@@ -12,13 +12,10 @@ from asyncplumber.interfaces import REMEMBERED_URL, CallbackUrl, ICallbackUrls
 from asyncplumber.stores.sqlite.connect import Connection
 from asyncplumber.stores.sqlite.file import SqliteFile
 
-# In the order of the table and of the attributes.
-_COLUMNS = "digest, account, expires, task, run, ends, scheme, secret, pointer, type_prefix, id"
-_ADD = f"INSERT OR REPLACE INTO callback_urls ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_GET = f"SELECT {_COLUMNS} FROM callback_urls WHERE digest = ?"
-_OF_ACCOUNT = (
-    f"SELECT {_COLUMNS} FROM callback_urls WHERE account = ? AND expires > ? ORDER BY id LIMIT ?"
-)
+# The order of the columns is that of the attributes.
+_ADD = "INSERT OR REPLACE INTO callback_urls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_GET = "SELECT * FROM callback_urls WHERE digest = ?"
+_OF_ACCOUNT = "SELECT * FROM callback_urls WHERE account = ? AND expires > ? ORDER BY id LIMIT ?"
 _REMOVE = "DELETE FROM callback_urls WHERE account = ? AND id = ?"
 _EXPIRE = (
     "UPDATE callback_urls SET expires = ?1"

@@ -31,24 +31,30 @@ _COLUMNS = (
     " former, digest, input_type, result_type, error, progress, result, input"
 )
 _NAMES = _COLUMNS.replace(" ", "").split(",")
-_SELECT = "SELECT " + _COLUMNS + " FROM tasks "
+
+
+def _sql(*parts: str) -> str:
+    """Return a statement with the names of all columns in it."""
+    return " ".join(parts).replace("{columns}", _COLUMNS)
+
+
+_SELECT = "SELECT {columns} FROM tasks"
 # A list has no inputs: nobody is shown them, and they may be large.
-_SELECT_SHORT = _SELECT.replace(", input FROM", ", NULL FROM")
-_GET = _SELECT + "WHERE account = ? AND key = ?"
-_PUT = (
-    f"INSERT OR REPLACE INTO tasks ({_COLUMNS}, leased_until)"
-    f" VALUES ({', '.join('?' * (len(_NAMES) + 1))})"
+_SELECT_SHORT = _sql(_SELECT).replace(", input FROM", ", NULL FROM")
+_GET = _sql(_SELECT, "WHERE account = ? AND key = ?")
+_VALUES = ", ".join("?" * (len(_NAMES) + 1))
+_PUT = _sql("INSERT OR REPLACE INTO tasks ({columns}, leased_until) VALUES (", _VALUES, ")")
+_ORDER = "ORDER BY (ended_at IS NOT NULL), submitted_at DESC, key LIMIT ?"
+_OF_ACCOUNT = _sql(_SELECT_SHORT, "WHERE account = ?", _ORDER)
+_LIVE = _sql(_SELECT_SHORT, "WHERE account = ? AND (ended_at IS NOT NULL) = 0", _ORDER)
+_OVERDUE = _sql(_SELECT, "WHERE deadline < ? ORDER BY deadline LIMIT ?")
+_UNDISPATCHED = _sql(
+    "UPDATE tasks SET leased_until = ? WHERE rowid IN (SELECT rowid FROM tasks",
+    "WHERE leased_until <= ? ORDER BY leased_until LIMIT ?) RETURNING {columns}",
 )
-_ORDER = " ORDER BY (ended_at IS NOT NULL), submitted_at DESC, key LIMIT ?"
-_OF_ACCOUNT = _SELECT_SHORT + "WHERE account = ?" + _ORDER
-_LIVE = _SELECT_SHORT + "WHERE account = ? AND (ended_at IS NOT NULL) = 0" + _ORDER
-_OVERDUE = _SELECT + "WHERE deadline < ? ORDER BY deadline LIMIT ?"
-_UNDISPATCHED = (
-    "UPDATE tasks SET leased_until = ? WHERE rowid IN (SELECT rowid FROM tasks"
-    f" WHERE leased_until <= ? ORDER BY leased_until LIMIT ?) RETURNING {_COLUMNS}"
-)
-_UNANNOUNCED = (
-    _SELECT + "WHERE is_announced = 0 AND updated_at <= ? ORDER BY updated_at, account, key LIMIT ?"
+_UNANNOUNCED = _sql(
+    _SELECT,
+    "WHERE is_announced = 0 AND updated_at <= ? ORDER BY updated_at, account, key LIMIT ?",
 )
 _PRESENT_UNTIL = "SELECT until FROM task_presence WHERE number = 1"
 _PRESENT = "INSERT OR REPLACE INTO task_presence VALUES (1, ?)"
@@ -83,10 +89,8 @@ def _values(task: Task) -> dict[str, Any]:
 @cache
 def _update(names: tuple[str, ...]) -> str:
     """Return the statement that changes these columns.  There are few different ones."""
-    return (
-        f"UPDATE tasks SET {', '.join(f'{name} = ?' for name in names)}"
-        " WHERE account = ? AND key = ?"
-    )
+    columns = ", ".join(f"{name} = ?" for name in names)
+    return _sql("UPDATE tasks SET", columns, "WHERE account = ? AND key = ?")
 
 
 def _found(connection: Connection, account: str, key: str) -> Task | None:
