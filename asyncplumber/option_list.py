@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from asyncplumber.relays.peer_networks import parse_peer_networks
 from asyncplumber.server.logs import format_of, level_of
 from asyncplumber.server.loopback import private_endpoint
 from asyncplumber.server.units import count, duration, size
+from asyncplumber.starters.address import parse_address
 from asyncplumber.stores.retention import HISTORY_BYTES
 
 PREFIX = "ASYNCPLUMBER_"
@@ -27,11 +27,8 @@ FLAGS = {
     "log-requests": "Log each request: method, path without query, status, size, time, address.",
     "page": "Serve the page at /, with a field for a token, also where clients are authenticated.",
 }
-# After which option, in the groups below, the help shows them.
-_FLAGS_AFTER = {"workers": ("insecure", "page"), "log-level": ("log-requests",)}
 _MOST_BYTES = 2**40
 _DAY = 86400
-_WIDTH = 80  # columns of the help
 
 
 def variable_of(name: str) -> str:
@@ -188,6 +185,39 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             duration(1, 10 * 366 * _DAY),
         ),
     ),
+    "Tasks": (
+        Option(
+            "starter",
+            "ADDRESS",
+            "",
+            "What starts tasks: a URL of your application, to which they are POSTed, or a task of "
+            "Celery as celery:MODULE:APP#TASK.  Without it, tasks are only reported.",
+            parse_address,
+        ),
+        Option(
+            "starter-secret-file",
+            "FILE",
+            "",
+            "File with secrets of Standard Webhooks, one a line: whsec_ and base64.  Each signs "
+            "the POSTs of --starter.",
+        ),
+        Option(
+            "starter-timeout",
+            "DURATION",
+            "10s",
+            "Time in which --starter has to answer.  Later than that, the task is started again "
+            "with the same run.",
+            duration(0.1, 600),
+        ),
+        Option(
+            "public-url",
+            "URL",
+            "",
+            "URL at which applications and other services reach this server: callback URLs begin "
+            "with it.  Default: that of --advertise-url, or of the port.",
+            _url,
+        ),
+    ),
     "Cluster": (
         Option(
             "advertise-url",
@@ -341,41 +371,3 @@ GROUPS: Mapping[str, Sequence[Option]] = {
 OPTIONS: Mapping[str, Option] = {
     option.name: option for options in GROUPS.values() for option in options
 }
-
-
-def help_text(description: str) -> str:
-    """Return the help: the options by groups, in the units that they take."""
-    lines = [textwrap.fill(description, _WIDTH), ""]
-    for title, options in GROUPS.items():
-        lines.append(f"{title}:")
-        for option in options:
-            lines += _help(option)
-            for name in _FLAGS_AFTER.get(option.name, ()):
-                lines += _entry(f"    --{name}", FLAGS[name])
-        lines.append("")
-    lines += [
-        textwrap.fill(
-            "DURATION is a number with ms, s, min, h or d, and SIZE one with kB, MB, KiB or "
-            "MiB; without a unit they are seconds and bytes.  Every option can be given in the "
-            f"environment: --history-age is {PREFIX}HISTORY_AGE.",
-            _WIDTH,
-        ),
-        "",
-        *_entry("    --version", "Print the version and exit."),
-        *_entry("    --help", "Print this help and exit."),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _help(option: Option) -> list[str]:
-    short = f"-{option.short}, " if option.short else "    "
-    text = option.text + (f"  Default: {option.default}" if option.default else "")
-    return _entry(f"{short}--{option.name}{option.value and f'={option.value}'}", text)
-
-
-def _entry(name: str, text: str) -> list[str]:
-    """Lay out one option: its name on the left, its sentence on the right."""
-    indent = 34  # two spaces more than the longest name
-    lines = textwrap.wrap(text, _WIDTH - indent)
-    return [f"  {name:<{indent - 2}}{lines[0]}", *(" " * indent + line for line in lines[1:])]

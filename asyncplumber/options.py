@@ -22,16 +22,18 @@ from asyncplumber.auth.keys import parse_keys
 from asyncplumber.auth.networks import Networks, parse_address
 from asyncplumber.auth.secret_files import SecretFile, read_or_inherit
 from asyncplumber.auth.tokens.signing_keys import parse_secrets
+from asyncplumber.option_help import help_text
 from asyncplumber.option_list import (
     FLAGS,
     OPTIONS,
     PREFIX,
     STORES,
-    help_text,
     variable_of,
 )
 from asyncplumber.server.descriptors import most_connections
 from asyncplumber.server.loopback import LOCAL, is_local
+from asyncplumber.starters.address import WebhookAddress
+from asyncplumber.starters.secrets import parse_starter_secrets
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 
@@ -40,6 +42,7 @@ CREDENTIALS = {
     "peer-secret-file": "asyncplumber.peer-secret",
     "jwt-secret-file": "asyncplumber.jwt-secret",
     "publisher-key-file": "asyncplumber.publisher-key",
+    "starter-secret-file": "asyncplumber.starter-secret",
 }
 SHORTEST_SECRET = 16  # bytes
 AUTHENTICATION = ("auth", "jwt-secret-file", "publisher-key-file")  # files
@@ -62,6 +65,7 @@ class Options(usage.Options):
     )
     sources: Sources
     configured: Configured  # what is in the sources
+    starter_secrets: SecretFile | None
     optFlags = [[name, None, text] for name, text in FLAGS.items()]
     optParameters = [
         [option.name, option.short, option.default, option.text] for option in OPTIONS.values()
@@ -151,6 +155,7 @@ class Options(usage.Options):
             self["listen"] = f"tcp:{self['port']}:interface=127.0.0.1:backlog=4096"
         self._find_secret()
         self._read_authentication()
+        self._read_starter()
         self._check_endpoint()
         self._check_peers()
         self._check_peer_networks()
@@ -176,6 +181,7 @@ class Options(usage.Options):
         files = {
             "jwt-secret-file": self.sources.jwt_secrets,
             "publisher-key-file": self.sources.publisher_keys,
+            "starter-secret-file": self.starter_secrets,
         }
         return {
             _handed(name): b64encode(file.text).decode("ascii")
@@ -227,14 +233,29 @@ class Options(usage.Options):
         path = os.path.join(folder, CREDENTIALS[option])
         return path if os.path.isabs(path) and os.path.exists(path) else ""
 
+    def _find_file(self, name: str) -> None:
+        """Let an option be the file that systemd gives for it, and its path an absolute one."""
+        if not self[name] and name in CREDENTIALS:
+            self[name] = self._given[name] = self._credential(name)
+        if self[name]:
+            # The process may change its folder, and reads the files again when they change.
+            self[name] = self._given[name] = os.path.abspath(self[name])
+
+    def _read_starter(self) -> None:
+        """Read the secrets that requests to the application are signed with."""
+        name = "starter-secret-file"
+        self._find_file(name)
+        if self[name] and not isinstance(self["starter"], WebhookAddress):
+            raise usage.UsageError(f"--{name}: only what is POSTed to a --starter URL is signed")
+        try:
+            self.starter_secrets = self._secrets(name, parse_starter_secrets)
+        except ValueError as error:
+            raise usage.UsageError(str(error)) from None
+
     def _read_authentication(self) -> None:
         """Read all that says who may do what, and keep it in ``configured``."""
         for name in AUTHENTICATION:
-            if not self[name] and name in CREDENTIALS:
-                self[name] = self._given[name] = self._credential(name)
-            if self[name]:
-                # The process may change its folder, and reads the files again when they change.
-                self[name] = self._given[name] = os.path.abspath(self[name])
+            self._find_file(name)
         if not self["audience"]:
             raise usage.UsageError("--audience: it is a text, and not empty")
         try:

@@ -98,6 +98,8 @@ class Plumber(Service):
         client_policy: Whom to believe about addresses, and what each client may do at most.
         peer_networks: Where other instances may be; nothing else is sent to.  None are all
             networks but link-local ones.
+        public_url: Where applications and other services reach ``resource``: callback URLs begin
+            with it.  Empty: ``advertise_url``.
         starter: Executes tasks; None: they are only reported.
         task_settings: How long tasks are waited for, and kept.
         carrier: Makes, for the id of this instance, what carries events to the other instances.
@@ -111,6 +113,8 @@ class Plumber(Service):
 
     #: Its number among the workers of one server, from 1; None if it is alone.
     worker: int | None = None
+    #: Where callback URLs are; empty for `advertise_url`.  Set it before the start.
+    public_url: str
 
     def __init__(
         self,
@@ -132,6 +136,7 @@ class Plumber(Service):
         log_requests: bool = False,
         client_policy: ClientPolicy = DEFAULT_POLICY,
         peer_networks: Sequence[Network] = (),
+        public_url: str = "",
         starter: IStarter | None = None,
         task_settings: TaskSettings = DEFAULT_SETTINGS,
         carrier: Callable[[str], ICarrier] | None = None,
@@ -140,11 +145,10 @@ class Plumber(Service):
     ) -> None:
         """Make the instance; it does nothing before it is started."""
         self._reactor = reactor = reactor or global_reactor()
-        self._peers = restricted(reactor, peer_networks)
-        self._wall, self._body_limit = wall, body_limit
+        self._wall, self._body_limit, self.public_url = wall, body_limit, public_url
         if isinstance(store, str):
             store = open_store(store, retention or Retention(), reactor, wall, lease=lease)
-        self.store = store
+        self.store, self._peers = store, restricted(reactor, peer_networks)
         signer = PeerSigner(secret, store)
         requests = RequestLog(reactor.seconds, every=log_requests)
         clients = client_policy.apply(reactor.seconds, authority)

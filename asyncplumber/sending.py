@@ -21,6 +21,11 @@ Key = str | int | UUID  # an account or an id: databases have numbers and UUIDs 
 Time = datetime | str
 
 DEFAULT_TYPE = "result"
+# The headers of a message that starts a task by a queue: whose task it is, and how it is reported.
+# The id of the message is the run.  Not ``task``: in Celery that is the name of the task.
+ACCOUNT_HEADER = "account"
+TASK_HEADER = "plumber_task"
+CALLBACK_HEADER = "plumber_callback"
 _HEADER_VALUE = re.compile("[!-~]([ -~]*[!-~])?")
 
 

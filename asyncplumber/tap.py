@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.endpoints import serverFromString
@@ -12,6 +13,7 @@ from asyncplumber.auth.build import build_authority
 from asyncplumber.clocks import WallClock, steady
 from asyncplumber.http.clients import ClientPolicy
 from asyncplumber.http.ports import Port
+from asyncplumber.interfaces import IStarter
 from asyncplumber.option_list import PREFIX
 from asyncplumber.options import Options
 from asyncplumber.plumber import Plumber
@@ -21,6 +23,8 @@ from asyncplumber.server.logs import LoggedService, configure_twist, observer_fo
 from asyncplumber.server.service import Place, Server
 from asyncplumber.server.worker import make_worker
 from asyncplumber.server.workers import Supervisor
+from asyncplumber.starters import open_starter
+from asyncplumber.starters.secrets import parse_starter_secrets
 from asyncplumber.stores.retention import Retention
 
 __all__ = ["Options", "makeService"]
@@ -84,8 +88,27 @@ def _private(options: Options, reactor: Any) -> Place | None:
     return Place(serverFromString(reactor, name), name, Port.PRIVATE) if name else None
 
 
+def _starter(options: Options, reactor: Any) -> IStarter | None:
+    if options["starter"] is None:
+        return None
+    secrets = options.starter_secrets
+    try:
+        return open_starter(
+            options["starter"],
+            reactor,
+            WallClock.seconds,
+            secrets=parse_starter_secrets(secrets.text) if secrets is not None else (),
+            timeout=options["starter-timeout"],
+            answer_limit=options["max-body"],
+        )
+    except ValueError as error:
+        raise SystemExit(f"asyncplumber: --starter: {error}") from None
+
+
 def _plumber(options: Options, reactor: Any) -> Plumber:
     insecure = bool(options["insecure"])
+    starter = _starter(options, reactor)
+    public = filter(None, [urlsplit(options["public-url"]).hostname])
     try:
         return Plumber(
             options["store"],
@@ -100,7 +123,7 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
             body_limit=options["max-body"],
             unsent_limit=options["max-unsent"],
             origins=options["allow-origin"],
-            hosts=(*options["host"], *options.configured.config.hosts),
+            hosts=(*options["host"], *options.configured.config.hosts, *public),
             authority=build_authority(
                 options.sources, reactor, WallClock.seconds, options.configured
             ),
@@ -110,6 +133,8 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
             ),
             peer_networks=options["peer-networks"],
             log_requests=bool(options["log-requests"]),
+            starter=starter,
+            public_url=options["public-url"],
             reactor=reactor,
         )
     except ValueError as error:

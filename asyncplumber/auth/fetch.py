@@ -1,5 +1,5 @@
 """
-Requests that authentication sends out: to an issuer for its keys, to the application for a grant.
+Requests to servers that the operator names: to an issuer for its keys, to the application.
 
 The URLs come from the operator's configuration, never from a token or another request.  What
 answers is not trusted to be small, quick or honest: no redirect is followed, the time and the bytes
@@ -8,7 +8,7 @@ of a response are limited, nothing is unpacked, and no cookie is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -16,16 +16,14 @@ from urllib.parse import urlsplit
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Protocol as TwistedProtocol
-from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
-from twisted.web.http import PotentialDataLoss
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseNeverReceived
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 from zope.interface import implementer
 
-from asyncplumber._twisted_compat import abort_response
+from asyncplumber._twisted_compat import RequestNotSent
+from asyncplumber.http_bodies import BodyTooLong, BytesProducer, ResponseBody, drop
 
 BODY_LIMIT = 64 * 1024  # bytes
 MAX_PER_HOST = 64  # connections that are kept open to one host
@@ -39,11 +37,14 @@ class FetchFailed(Exception):
     Attributes:
         reason: One of a few words, for metrics: ``timeout``, ``too-large``, ``encoded`` or
             ``connection``.
+        head: The response without its body, where only that cannot be used; None if there is no
+            response at all.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, head: Reply | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.head = head
 
 
 class Reply(NamedTuple):
@@ -75,6 +76,20 @@ class Fetch(Protocol):
 
     def __call__(
         self, url: str, headers: Mapping[bytes, bytes], *, timeout: float, limit: int = BODY_LIMIT
+    ) -> Deferred[Reply]: ...
+
+
+class Post(Protocol):
+    """A POST: `Fetcher.post`, or a fake of a test."""
+
+    def __call__(
+        self,
+        url: str,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        *,
+        timeout: float,
+        limit: int = BODY_LIMIT,
     ) -> Deferred[Reply]: ...
 
 
@@ -144,50 +159,10 @@ class _PlainAgent:
     def _check(response: IResponse) -> IResponse:
         coding = response.headers.getRawHeaders(b"content-encoding", [b"identity"])
         if [name.strip().lower() for name in coding] != [b"identity"]:
-            _drop(response)
-            raise FetchFailed("encoded", "the response is compressed, and nobody asked for that")
+            drop(response)
+            message = "the response is compressed, and nobody asked for that"
+            raise FetchFailed("encoded", message, _reply(response, b""))
         return response
-
-
-class _Body(TwistedProtocol):
-    """Collects a body, and hangs up if it is longer than the limit."""
-
-    def __init__(self, limit: int) -> None:
-        #: Fires with the body.  Cancelled, it closes the connection.
-        self.complete: Deferred[bytes] = Deferred(lambda _: self._hang_up())
-        self._left = limit
-        self._parts: list[bytes] = []
-
-    def _hang_up(self) -> None:
-        self._parts = []
-        if self.transport is not None:
-            abort_response(self.transport)
-
-    def dataReceived(self, data: bytes) -> None:
-        if self.complete.called:
-            return
-        self._left -= len(data)
-        if self._left < 0:
-            self._hang_up()
-            self.complete.errback(FetchFailed("too-large", "the response is too long"))
-        else:
-            self._parts.append(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.complete.called:
-            return
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.complete.callback(b"".join(self._parts))
-        else:
-            self.complete.errback(reason)
-
-
-def _drop(response: IResponse) -> None:
-    """Close the connection of a response whose body is not wanted."""
-    body = _Body(0)
-    body.complete.addErrback(lambda _: None)
-    response.deliverBody(body)
-    body.complete.cancel()
 
 
 class Fetcher:
@@ -235,29 +210,79 @@ class Fetcher:
             A Deferred of the response, whatever its status is.  Fails with `FetchFailed`, and with
             nothing else unless it is cancelled.
         """
-        fetched = Deferred.fromCoroutine(self._get(url, headers, limit))
+        return self._bounded(self._exchange("GET", url, headers, None, limit), timeout)
+
+    def post(
+        self,
+        url: str,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        *,
+        timeout: float,
+        limit: int = BODY_LIMIT,
+    ) -> Deferred[Reply]:
+        """
+        Send a POST that may arrive twice.
+
+        It is sent again, at once, if the connection ends before there is a response: most likely
+        the other side has closed it while it was idle.
+
+        Args:
+            url: From the configuration, see `check_url`.
+            headers: All that are sent beside ``Host``, ``Content-Length`` and ``Accept-Encoding``.
+            body: The body.
+            timeout: Seconds until the whole response must be there.
+            limit: The most bytes of the response's body.
+
+        Returns:
+            As `get`.
+        """
+        return self._bounded(self._post(url, headers, body, limit), timeout)
+
+    def _bounded(self, exchange: Coroutine[Any, Any, Reply], timeout: float) -> Deferred[Reply]:
+        fetched = Deferred.fromCoroutine(exchange)
         fetched.addTimeout(timeout, self._clock, self._timed_out)
         return fetched.addErrback(self._failed)
 
-    async def _get(self, url: str, headers: Mapping[bytes, bytes], limit: int) -> Reply:
+    async def _post(
+        self, url: str, headers: Mapping[bytes, bytes], body: bytes, limit: int
+    ) -> Reply:
+        try:
+            return await self._exchange("POST", url, headers, body, limit)
+        except (ResponseNeverReceived, RequestNotSent) as error:
+            reasons = error.reasons if isinstance(error, ResponseNeverReceived) else ()
+            if any(reason.check(CancelledError, FetchFailed) for reason in reasons):
+                raise
+            return await self._exchange("POST", url, headers, body, limit)
+
+    async def _exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[bytes, bytes],
+        data: bytes | None,
+        limit: int,
+    ) -> Reply:
         # A client has a jar: with one client for all requests, the cookies that the application
         # sets for one user would be sent for the next.
-        client = HTTPClient(self._agent)
-        response: IResponse = await client.get(
+        client = HTTPClient(self._agent, data_to_body_producer=BytesProducer)
+        response: IResponse = await client.request(
+            method,
             url,
             headers=Headers({name: [value] for name, value in headers.items()}),
+            data=data,
             allow_redirects=False,
             unbuffered=True,
         )
-        body = _Body(limit)
+        body = ResponseBody(limit)
         if isinstance(response.length, int) and response.length > limit:
-            _drop(response)
-            raise FetchFailed("too-large", "the response is too long")
+            drop(response)
+            raise _too_large(response)
         response.deliverBody(body)
-        found = {
-            name.lower(): b", ".join(values) for name, values in response.headers.getAllRawHeaders()
-        }
-        return Reply(response.code, found, await body.complete)
+        try:
+            return _reply(response, await body.complete)
+        except BodyTooLong:
+            raise _too_large(response) from None
 
     @staticmethod
     def _timed_out(result: Any, timeout: float) -> Any:
@@ -285,3 +310,14 @@ class Fetcher:
             return succeed(None)
         closed: Deferred[None] = self._pool.closeCachedConnections()
         return closed
+
+
+def _reply(response: IResponse, body: bytes) -> Reply:
+    found = {
+        name.lower(): b", ".join(values) for name, values in response.headers.getAllRawHeaders()
+    }
+    return Reply(response.code, found, body)
+
+
+def _too_large(response: IResponse) -> FetchFailed:
+    return FetchFailed("too-large", "the response is too long", _reply(response, b""))

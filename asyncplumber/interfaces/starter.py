@@ -52,11 +52,22 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The application will never do this: the run has failed."""
+    """
+    The application will never do this, or its answer is of no use: the run has failed.
+
+    Attributes:
+        status: Of the answer.
+        content_type: Of what it says.
+        body: What it says.
+        type: The type of the run's error.
+        message: Its message; empty for one that has the status.
+    """
 
     status: int
     content_type: str
     body: bytes
+    type: str = "refused"
+    message: str = ""
 
 
 class StarterFailed(Exception):
@@ -86,3 +97,10 @@ class IStarter(Interface):
 
     def cancel(account: str, task: str, run: str) -> Deferred[None]:
         """Tell that a run is not wanted any more.  Best effort; never fails."""
+
+
+class IStoppableStarter(IStarter):
+    """A starter that keeps something open."""
+
+    def stop() -> Deferred[None]:
+        """Close it.  The instance has stopped to dispatch, and may begin again."""

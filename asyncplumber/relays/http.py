@@ -22,8 +22,8 @@ from asyncplumber._twisted_compat import RequestNotSent
 from asyncplumber.auth.signatures import PeerSigner, batch_target
 from asyncplumber.errors import Gone, Unavailable
 from asyncplumber.event import Event, Instance
+from asyncplumber.http_bodies import BytesProducer, ResponseBody
 from asyncplumber.interfaces import Deliver, ICarrier, InstanceGone, RelayFailed
-from asyncplumber.relays.http_bodies import BytesProducer, ResponseBody
 from asyncplumber.wire.event_batch import CONTENT_TYPE, pack, unpack
 
 CONNECT_TIMEOUT = 5.0  # seconds

@@ -16,8 +16,8 @@ from twisted.web.client import Agent
 from asyncplumber.auth.signatures import PeerSigner, question_target
 from asyncplumber.concurrency import Semaphore
 from asyncplumber.event import Instance
+from asyncplumber.http_bodies import ResponseBody
 from asyncplumber.rate_limited_log import RateLimitedLog
-from asyncplumber.relays.http_bodies import ResponseBody
 
 TIMEOUT = 2.0  # seconds
 MAX_ANSWER = 4 * 1024 * 1024  # bytes: a page of accounts with the longest names is below 1 MiB

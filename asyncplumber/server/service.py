@@ -151,8 +151,12 @@ class Server(MultiService):
     def startService(self) -> None:
         if not self._ports:
             self.privilegedStartService()  # ``twist`` does not call it
-        if not self._plumber.advertise_url:
-            self._plumber.advertise_url = own_url(self._ports[-1])
+        plumber = self._plumber
+        if not plumber.public_url and (not plumber.advertise_url or len(self._ports) > 1):
+            # Where there are several ports, the advertised URL is for the other instances only.
+            plumber.public_url = own_url(self._ports[0])
+        if not plumber.advertise_url:
+            plumber.advertise_url = own_url(self._ports[-1])
         self._listener.start()
         self._plumber.when_running().addCallbacks(self._serve, self._cannot_open)
         super().startService()  # the plumber as well

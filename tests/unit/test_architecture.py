@@ -20,17 +20,18 @@ PACKAGE = "asyncplumber"
 # From the bottom up.  A module or package imports only from lines above its own.
 LAYERS = (
     ("errors", "sending", "_twisted_compat", "clocks", "rate_limited_log", "log_text", "figures"),
-    ("event", "concurrency"),
+    ("event", "concurrency", "http_bodies"),
     ("grant", "task"),
     ("wire",),
     ("interfaces",),
     ("auth",),
     ("core",),
-    ("stores", "relays", "transports"),
+    ("stores", "relays", "transports", "starters"),
     ("http",),
     ("plumber", "own_authority"),
     ("server",),
     ("option_list",),
+    ("option_help",),
     ("options",),
     ("tap", "testing", "new_epoch"),
     ("commands",),
@@ -38,7 +39,7 @@ LAYERS = (
     ("__main__",),
 )
 # Although the core is below them, these know only values, interfaces and bytes.
-APART = {"stores": ("auth", "core"), "relays": ("core",)}
+APART = {"stores": ("auth", "core"), "relays": ("core",), "starters": ("core",)}
 # What runs on the sender's side.  With the server it shares only `sending`: what a program says
 # about an event.
 CLIENT_LAYERS = (("sending",), ("client",), ("integrations",))
@@ -47,6 +48,7 @@ FAKES = "testing"  # stands for both programs, and knows both
 # Each library is imported by one module, or by the modules of one package; a tuple has a few.
 LIBRARIES: dict[str, str | tuple[str, ...]] = {
     "autobahn": "transports.frame_parser",
+    "celery": "starters.celery",
     "bson": "stores.mongo",
     "cryptography": "auth.senders.ed25519",
     "httptools": "http.reader",

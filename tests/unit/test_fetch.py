@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from treq.testing import RequestTraversalAgent
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import ResponseNeverReceived
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -31,6 +34,8 @@ class Issuer(Resource):
     def render_GET(self, request: Any) -> Any:
         self.requests.append(request)
         return self.respond(request)
+
+    render_POST = render_GET
 
 
 class FetcherTests(SynchronousTestCase):
@@ -135,6 +140,29 @@ class FetcherTests(SynchronousTestCase):
         fetched.cancel()
         self.failureResultOf(fetched, CancelledError, FetchFailed)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_post_on_a_connection_that_was_closed_is_sent_again(self) -> None:
+        """Once, and at once: the other side had closed it while it was idle."""
+        real, failures = self.agent, [ConnectionDone(), ConnectionDone()]
+
+        class Stale:
+            def request(self, *arguments: Any) -> Deferred[Any]:
+                if failures:
+                    return fail(ResponseNeverReceived([Failure(failures.pop())]))
+                return real.request(*arguments)
+
+        self.issuer.respond = lambda request: request.content.read()
+        fetcher = Fetcher(Stale(), self.clock)  # type: ignore[arg-type]
+
+        def post() -> Deferred[Reply]:
+            fetched = fetcher.post(URL, {}, b"[3,4]", timeout=3)
+            for _ in range(3):
+                real.flush()
+            return fetched
+
+        self.assertEqual(self.failed(post()), "connection")
+        failures.append(ConnectionDone())
+        self.assertEqual(self.successResultOf(post()).body, b"[3,4]")
 
     def test_a_cookie_that_is_set_is_not_sent_with_the_next_request(self) -> None:
         """It belongs to the user for whom the first request was."""

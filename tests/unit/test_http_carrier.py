@@ -22,9 +22,9 @@ from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.errors import Unavailable
 from asyncplumber.event import Event, Instance
 from asyncplumber.http.webhook import Webhook
+from asyncplumber.http_bodies import BytesProducer
 from asyncplumber.interfaces import InstanceGone, RelayFailed
 from asyncplumber.relays.http import HttpCarrier
-from asyncplumber.relays.http_bodies import BytesProducer
 from asyncplumber.wire import event_batch as batches
 from asyncplumber.wire.event_batch import unpack
 from harness.core import CoreCase, FaultProxy, event

@@ -12,9 +12,9 @@ from twisted.trial.unittest import TestCase
 
 from asyncplumber.auth.signatures import PeerSigner
 from asyncplumber.event import Instance
+from asyncplumber.http_bodies import BytesProducer
 from asyncplumber.interfaces import ICarrier
 from asyncplumber.relays.http import HttpCarrier
-from asyncplumber.relays.http_bodies import BytesProducer
 from asyncplumber.relays.memory import MemoryNetwork
 from harness.carriers import PeerSite
 from tests.relay_contracts import CarrierContract

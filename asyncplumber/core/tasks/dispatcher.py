@@ -23,7 +23,7 @@ from asyncplumber.core.tasks.errors import Superseded, TaskEnded
 from asyncplumber.core.tasks.journal import Journal
 from asyncplumber.core.tasks.outcomes import Reported
 from asyncplumber.core.tasks.settings import TaskSettings
-from asyncplumber.errors import to_client_error
+from asyncplumber.errors import BadRequest, to_client_error
 from asyncplumber.event import Draft, new_id, timestamp
 from asyncplumber.interfaces import Dispatch, Finished, IStarter, Later, Refused, StarterFailed
 from asyncplumber.rate_limited_log import RateLimitedLog
@@ -145,12 +145,7 @@ class Dispatcher:
         if isinstance(answer, Later):
             await self._accepted(task, answer)
             return
-        state = TaskState.COMPLETED
-        if isinstance(answer, Finished):
-            content_type, payload = payload_of(answer.content_type, answer.body)
-        else:
-            state, content_type = TaskState.FAILED, "application/json"
-            payload = json_member(json.dumps(_error(answer)).encode())
+        state, content_type, payload = _end_of(answer)
         id, time = new_id(), timestamp(self._now())
         draft = Draft(task.account, id, id, "", time, content_type, payload)
         # It may have been canceled, or have reported its end itself.
@@ -173,11 +168,28 @@ class Dispatcher:
             changed = await self._journal.tasks.change(row, taken)
 
 
+def _end_of(answer: Finished | Refused) -> tuple[TaskState, str, bytes]:
+    """Return how an answer ends the run: the state, and the content type and payload of the end."""
+    error: dict[str, Any]
+    if isinstance(answer, Refused):
+        error = _error(answer)
+    else:
+        try:
+            return TaskState.COMPLETED, *payload_of(answer.content_type, answer.body)
+        except BadRequest as problem:
+            message = f"the answer is not what its content type says: {problem.message}"
+            error = {"type": "malformed", "message": message}
+    payload = json_member(json.dumps(error).encode())
+    return TaskState.FAILED, "application/json", payload
+
+
 def _error(answer: Refused) -> dict[str, Any]:
     """Return the error of a run that the application refused, with what it said."""
+    if answer.type != "refused":
+        return {"type": answer.type, "message": answer.message}
     error: dict[str, Any] = {
-        "type": "refused",
-        "message": f"the application refused it with status {answer.status}",
+        "type": answer.type,
+        "message": answer.message or f"the application refused it with status {answer.status}",
         "status": answer.status,
     }
     try:

@@ -32,7 +32,7 @@ from asyncplumber.core.tasks.sweeper import FORGET_INTERVAL, SWEEP_INTERVAL, Swe
 from asyncplumber.core.tasks.turns import Turns
 from asyncplumber.event import Cursor, new_id
 from asyncplumber.grant import OPEN, Action, Grant
-from asyncplumber.interfaces import Claim, CursorLost, IStarter, IStore
+from asyncplumber.interfaces import Claim, CursorLost, IStarter, IStoppableStarter, IStore
 from asyncplumber.task import Report, StartRequest, Task, TaskState, digest_of, new_run
 from asyncplumber.wire.tasks import ended, without_member
 
@@ -362,6 +362,8 @@ class Tasks:
             hold.give_up()
         if self._dispatcher is not None:
             self._dispatcher.stop()
+        if IStoppableStarter.providedBy(self._starter):
+            await IStoppableStarter(self._starter).stop()
         await self._progress.flush()
         await self._journal.stop()
 

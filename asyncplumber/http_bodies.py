@@ -1,4 +1,4 @@
-"""The bodies of a POST from instance to instance: of the request, and of the response."""
+"""The bodies of requests that we send: of the request, and of the response."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import IBodyProducer
+from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
+
+from asyncplumber._twisted_compat import abort_response
 
 
 class BodyTooLong(Exception):
@@ -56,17 +58,19 @@ class ResponseBody(Protocol):
         self._room = limit
 
     def _hang_up(self, _: Deferred[bytes]) -> None:
+        self._parts = []
         if self.transport is not None:
-            self.transport.loseConnection()
+            abort_response(self.transport)
 
     def dataReceived(self, data: bytes) -> None:
+        if self.complete.called:
+            return
         self._room -= len(data)
         if self._room >= 0:
             self._parts.append(data)
-        elif not self.complete.called:
-            self._parts.clear()
-            self.complete.errback(BodyTooLong())
+        else:
             self._hang_up(self.complete)
+            self.complete.errback(BodyTooLong())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.complete.called:
@@ -75,3 +79,11 @@ class ResponseBody(Protocol):
             self.complete.callback(b"".join(self._parts))
         else:
             self.complete.errback(reason)
+
+
+def drop(response: IResponse) -> None:
+    """Close the connection of a response whose body is not wanted."""
+    body = ResponseBody(0)
+    body.complete.addErrback(lambda _: None)
+    response.deliverBody(body)
+    body.complete.cancel()
