@@ -2,8 +2,10 @@
 Sending from a program that must neither wait nor fail because of it.
 
 An ``Outbox`` is a bounded queue in memory, and a thread that sends from it in order.  An event is
-lost if it does not fit, if the plumber refuses it, or if it is still there when the process ends.
-Losses are counted, and logged in one line per interval.
+lost if it does not fit, if the plumber refuses it, if the plumber is away for too long, or if it is
+still there when the process ends.  Losses are counted, and logged in one line per interval.
+
+Reports of tasks wait in the same queue.  `waiting` says what gives way when it is full.
 """
 
 from __future__ import annotations
@@ -13,48 +15,32 @@ import logging
 import os
 import ssl
 import sys
-import threading
 import time as time_module
-from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from weakref import WeakSet
 
+from asyncplumber.client.beats import Beats
 from asyncplumber.client.losses import Losses
 from asyncplumber.client.request import Endpoint, Request
-from asyncplumber.client.response import Refused
-from asyncplumber.client.retry import RetryPolicy, Undelivered
+from asyncplumber.client.retry import RetryPolicy
 from asyncplumber.client.send import Sender, from_environment
+from asyncplumber.client.sending_thread import SendingThread
+from asyncplumber.client.task import BEAT_INTERVAL, DEADLINE, TaskRun
+from asyncplumber.client.task_errors import UNSUITABLE
+from asyncplumber.client.waiting import Entry, Kind, WaitingEntries
 from asyncplumber.sending import DEFAULT_TYPE, Key, Time
 
 MAX_EVENTS = 1000  # that wait in one process
 MAX_BYTES = 16 * 1024 * 1024  # of their bodies: what an absent plumber may cost each process
 RETRY_POLICY = RetryPolicy(deadline=300.0)  # for each event: a deployment takes minutes
+END_DEADLINE = 3600.0  # seconds for the end of a task: nobody repeats it
+PROGRESS_DEADLINE = 60.0  # seconds for a progress or a beat: a newer one says more
 EXIT_TIMEOUT = 10.0  # seconds that a process which ends waits for its outbox
-INLINE_TIMEOUT = 1.0  # seconds that ``Outbox.put`` waits for a response
-EXIT_PAUSE = 0.25  # seconds; the longest pause between attempts while a caller waits in ``flush``
-
-# What encoding raises for unsuitable data.  A task queue's time limit can interrupt us at any
-# moment; it is none of these, and reaches the task.
-_UNSUITABLE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 _log = logging.getLogger(__name__)
-
-
-class _Abandoned(Exception):
-    """The outbox was closed during the attempt; there is no further one."""
-
-    def __str__(self) -> str:
-        return "the outbox was closed"
 
 
 class Outbox:
@@ -73,9 +59,8 @@ class Outbox:
         max_events: The most events that wait.
         max_bytes: The most bytes of their bodies.
         exit_timeout: Seconds that an ending process waits until all is sent.
-        inline_timeout: Seconds that ``put`` waits for a response if it sends at once.
         clock: Returns seconds, and is monotonic.
-        sender_factory: Makes the senders.
+        sender_factory: Makes the sender.
 
     Raises:
         ValueError: The URL, the token or a header cannot be used.
@@ -92,7 +77,6 @@ class Outbox:
         max_events: int = MAX_EVENTS,
         max_bytes: int = MAX_BYTES,
         exit_timeout: float = EXIT_TIMEOUT,
-        inline_timeout: float = INLINE_TIMEOUT,
         clock: Callable[[], float] = time_module.monotonic,
         sender_factory: Callable[..., Any] = Sender,
     ) -> None:
@@ -100,9 +84,8 @@ class Outbox:
         url, token = from_environment(url, token)
         self.endpoint = Endpoint(url, token, headers)
         options = {"token": token, "headers": headers, "tls": tls}
-        once = RetryPolicy(timeout=inline_timeout, attempts=1, deadline=inline_timeout)
-        self._inline_sender = sender_factory(url, retry_policy=once, **options)
         self._sender = sender_factory(url, retry_policy=retry_policy, sleep=self._pause, **options)
+        self._deadline = retry_policy.deadline
         self._max_events, self._max_bytes = max_events, max_bytes
         self._exit_timeout = exit_timeout
         self._clock = clock
@@ -111,15 +94,15 @@ class Outbox:
 
     def _reset(self) -> None:
         """Begin empty, also in a forked process: threads and locks do not outlive a fork."""
-        self._queue: deque[Request] = deque()
-        self._queued_bytes = 0
-        self._sending: Request | None = None  # the first of the queue, while the thread sends it
-        self._abandoned: Request | None = None  # was being sent when the outbox was closed
-        self._changed = threading.Condition()
-        self._hurry = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._has_finalizer = False
         self._losses = Losses(self._clock)
+        self._has_finalizer = False
+        self._thread = SendingThread(
+            self._sender.exchange,
+            WaitingEntries(self._max_events, self._max_bytes),
+            self._losses,
+            self._clock,
+            self._register_finalizer,
+        )
 
     @property
     def dropped(self) -> int:
@@ -151,40 +134,80 @@ class Outbox:
                 content_type=content_type,
                 time=datetime.now(UTC) if time is None else time,
             )
-        except _UNSUITABLE as error:
+        except UNSUITABLE as error:
             self._losses.report(id, f"{error.__class__.__name__}: {error}")
             return
-        self._enqueue(request)
+        self.put(request)
 
-    def put(self, request: Request, *, inline: bool) -> None:
+    def put(self, request: Request, *, wait: float = 0.0) -> bool:
         """
-        Send now, or as soon as the plumber responds.
-
-        Raises nothing of its own.  A time limit of the caller's may interrupt it; the event is
-        queued then.
+        Send a request that was built before, soon.  Raises nothing of its own.
 
         Args:
             request: What to send.
-            inline: Whether to try it here and now, if nothing is waiting before it.
+            wait: Seconds to wait at most until it is sent; less if the plumber is known to be away.
+                A time limit of the caller's may interrupt it; the event goes on waiting then.
+
+        Returns:
+            Whether it was sent or refused in that time.
         """
-        settled = False  # whether it is sent, refused or queued
-        try:
-            if inline and not self._queue:
-                try:
-                    self._inline_sender.deliver(request)
-                    settled = True
-                    return
-                except Refused as error:
-                    settled = True
-                    self._losses.report(request.id, str(error))
-                    return
-                except Undelivered as error:
-                    _log.warning("%s; it goes to the outbox", error)
-            self._enqueue(request)
-            settled = True
-        finally:
-            if not settled:  # interrupted; to the plumber a second copy is the same event
-                self._enqueue(request)
+        return self._thread.put(Entry(request, expires=self._clock() + self._deadline), wait)
+
+    def report(self, entry: Entry, *, wait: float = 0.0) -> bool:
+        """Send a report of a task, soon; ``TaskRun`` does.  The result is that of ``put``."""
+        seconds = {Kind.END: END_DEADLINE, Kind.BEGIN: self._deadline}
+        entry.expires = self._clock() + seconds.get(entry.kind, PROGRESS_DEADLINE)
+        return self._thread.put(entry, wait)
+
+    def lose(self, id: object, reason: str) -> None:
+        """Count something that cannot be sent as lost."""
+        self._losses.report(id, reason)
+
+    def task(
+        self,
+        account: Any,
+        key: Any,
+        *,
+        run: str | None = None,
+        deadline: float = DEADLINE,
+        beat_interval: float = BEAT_INTERVAL,
+        tracebacks: bool = False,
+        clock: Any = None,
+    ) -> TaskRun:
+        """
+        Return a run of a task, for ``with``, for ``async with``, or as a decorator.
+
+        The block begins a run, or joins the live one.  From then on a thread reports that it goes
+        on; with ``async with``, the event loop does, of asyncio or of Twisted.
+
+        Nothing of it waits for the plumber, raises because of it, or changes what the block does.
+
+        Args:
+            account: Who waits for the task.  For a decorator it may be a function of the arguments
+                of the call, and so may ``key``.
+            key: The name of the task within the account.
+            run: The id of the run, if whoever started it has given one; None joins the live run, or
+                begins a new one.
+            deadline: Seconds without a report after which the plumber counts the run as lost; 0 is
+                never.
+            beat_interval: Seconds between two reports that it goes on; 0 is for none.
+            tracebacks: Whether a failure includes its traceback, which shows your code to browsers.
+            clock: A clock of Twisted for the beats; None finds the loop.
+        """
+        return TaskRun(
+            self,
+            account,
+            key,
+            run=run,
+            deadline=deadline,
+            beat_interval=beat_interval,
+            tracebacks=tracebacks,
+            clock=clock,
+        )
+
+    def beats(self, beat: Callable[[], None], interval: float) -> Beats:
+        """Return beats of the thread of this outbox, once per ``interval`` seconds."""
+        return self._thread.beats(beat, interval)
 
     def flush(self, timeout: float | None = None) -> bool:
         """
@@ -200,7 +223,7 @@ class Outbox:
             Whether nothing is waiting any more.
         """
         seconds = self._exit_timeout if timeout is None else timeout
-        waiting = self._wait_until_sent(seconds)
+        waiting = self._thread.wait_until_sent(seconds)
         if waiting:
             verb = "event is" if waiting == 1 else "events are"
             _log.warning("%d %s not sent within %g seconds", waiting, verb, seconds)
@@ -216,87 +239,18 @@ class Outbox:
         Returns:
             Whether everything was sent.
         """
-        waiting = self._wait_until_sent(self._exit_timeout if timeout is None else timeout)
-        with self._changed:
-            self._abandoned = sending = self._sending
-            kept = deque([] if sending is None else [sending])
-            # Swapped first: a signal handler that sends from now on finds the new queue.
-            dropped, self._queue = self._queue, kept
-            self._queued_bytes = sum(len(request.body) for request in kept)
-            for request in dropped:
-                if request is not sending:
-                    self._losses.add(request.id, "the outbox was closed")
+        waiting = self._thread.wait_until_sent(self._exit_timeout if timeout is None else timeout)
+        lost = self._thread.close()
         self._losses.log(now=True)
-        if sending is not None:
-            _log.error("event %s is lost unless the attempt under way succeeds", sending.id)
-        for sender in (self._inline_sender, self._sender):
-            sender.close()
+        if lost is not None:
+            _log.error("event %s is lost unless the attempt under way succeeds", lost)
+        self._sender.close()
         return not waiting
 
-    def _wait_until_sent(self, seconds: float) -> int:
-        """Return how many events are left after so many seconds, or earlier if that is 0."""
-        self._hurry.set()
-        with self._changed:
-            self._ensure_thread()  # a process that could start no thread may have left events
-            self._changed.wait_for(lambda: not self._queue, seconds)
-            waiting = len(self._queue)
-        self._hurry.clear()
-        return waiting
-
-    # The queue
-
-    def _enqueue(self, request: Request) -> None:
-        with self._changed:
-            size = len(request.body)
-            is_full = len(self._queue) >= self._max_events
-            if is_full or self._queued_bytes + size > self._max_bytes:
-                self._losses.report(request.id, "the outbox is full")
-                return
-            self._queue.append(request)
-            # Read only now: a signal handler may have sent something since the check.
-            self._queued_bytes += size
-            self._ensure_thread()
-
-    def _ensure_thread(self) -> None:
-        """Start the thread if there is work for it.  The caller holds the lock."""
-        if not self._queue or (self._thread is not None and self._thread.is_alive()):
-            return
-        self._register_finalizer()
-        self._thread = threading.Thread(target=self._run, name="asyncplumber-outbox", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            # There are too many, or the interpreter ends.  The next call tries again.
-            _log.warning("the outbox has no thread now: %s", error)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._queue:
-                    self._thread = None
-                    self._changed.notify_all()
-                    return
-                # It stays in the queue while it is sent, so that no other event overtakes it.
-                self._sending = request = self._queue[0]
-            lost = ""
-            try:
-                self._sender.deliver(request)
-            except Exception as error:
-                lost = str(error) or error.__class__.__name__
-            with self._changed:
-                self._sending = self._abandoned = None
-                self._queue.popleft()
-                self._queued_bytes -= len(request.body)
-                if lost:
-                    self._losses.report(request.id, lost)
-            self._losses.log()
+    # Of a process
 
     def _pause(self, seconds: float) -> None:
-        """Wait between two attempts, for a moment only while a caller waits in ``flush``."""
-        if self._abandoned is None and self._hurry.wait(seconds):
-            time_module.sleep(min(seconds, EXIT_PAUSE))
-        if self._abandoned is not None:
-            raise _Abandoned
+        self._thread.pause(seconds)
 
     def _register_finalizer(self) -> None:
         """Have a child of ``multiprocessing`` close the outbox: it ends without ``atexit``."""
@@ -306,6 +260,20 @@ class Outbox:
             util = sys.modules.get("multiprocessing.util")
             if process is not None and util is not None and process.parent_process() is not None:
                 util.Finalize(None, self.close, exitpriority=0)
+
+
+@lru_cache(maxsize=4)
+def _outbox(url: str, token: str | None) -> Outbox:
+    return Outbox(url, token=token)
+
+
+def task(account: Any, key: Any, **options: Any) -> TaskRun:
+    """
+    Return a run of a task that is reported to the plumber that the environment names.
+
+    That is the plumber of ``send``.  Arguments and result are those of ``Outbox.task``.
+    """
+    return _outbox(*from_environment()).task(account, key, **options)
 
 
 #: The outboxes of this process that are still in use; a thread that sends keeps its own alive.

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from asyncplumber.sending import DEFAULT_TYPE, Key, Time, is_header_value, message
+from asyncplumber.sending import DEFAULT_TYPE, Key, Time, is_header_value, key_text, message
 
 _VISIBLE = re.compile("[!-~]+")
 
 
 class Request(NamedTuple):
-    """One event as a POST, the same in each attempt."""
+    """One event or report as a POST, the same in each attempt."""
 
     id: str
     path: str
@@ -83,3 +83,50 @@ class Endpoint:
         event = message(account, data, id=id, type=type, content_type=content_type, time=time)
         path = f"{self._prefix}/hooks/{quote(event.account, safe='')}"
         return Request(event.id, path, {**self._headers, **event.headers}, event.body)
+
+    def report(
+        self,
+        account: Key,
+        key: Key,
+        state: str,
+        data: Any = b"",
+        *,
+        content_type: str | None = None,
+        deadline: float | None = None,
+        time: Time | None = None,
+    ) -> Request:
+        """
+        Build the request for one report of a task.
+
+        Args:
+            account: Who waits for the task.
+            key: The name of the task.
+            state: How far it is: ``started``, ``running``, ``completed``, ``failed``, ``canceled``.
+            data: Its progress, its result or its error.  Empty bytes say only that it goes on.
+            content_type: As for ``request``.
+            deadline: Seconds without a report after which the task counts as lost; 0 is never.
+                None leaves it to the server.
+            time: When it happened; None is when it arrives.
+
+        Raises:
+            ValueError, TypeError: It cannot be sent.
+        """
+        name = key_text("key", key)
+        if not name or any(character < " " or character == "\x7f" for character in name):
+            raise ValueError("the key of a task has characters, and none of them is control")
+        request = self.request(account, data, content_type=content_type, time=time)
+        headers = {**request.headers, "Task": _utf_8(name), "Task-State": state}
+        del headers["Event-Type"]  # the state says it
+        if deadline is not None:
+            headers["Task-Deadline"] = f"{deadline:g}"
+        return request._replace(headers=headers)
+
+
+def with_run(request: Request, run: str) -> Request:
+    """Return the report with the id of the run that it means."""
+    return request._replace(headers={**request.headers, "Task-Run": _utf_8(run)})
+
+
+def _utf_8(text: str) -> str:
+    """Return the text that ``http.client``, which encodes headers in latin-1, sends as UTF-8."""
+    return text.encode().decode("latin-1")

@@ -25,11 +25,15 @@ class Refused(Exception):
         status: The HTTP status of the response.
         code: A word for programs, such as ``bad-account``.
         message: The reason for a reader.
+        task: The task object of a report that is refused; empty for others.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, task: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(status, code, message)
         self.status, self.code, self.message = status, code, message
+        self.task: Mapping[str, Any] = task or {}
 
     def __str__(self) -> str:
         return f"refused with {self.status} ({self.code}): {self.message}"
@@ -50,6 +54,21 @@ class TryLater(NamedTuple):
     delay: float  # seconds that the response asks to wait at least
 
 
+class Noted(NamedTuple):
+    """
+    The answer to a report of a task.
+
+    Attributes:
+        run: The id of the run that the report belongs to; empty if the answer does not say.
+        state: The state of the task; empty if the answer does not say.
+        is_cancel_requested: Whether somebody asked the task to stop.
+    """
+
+    run: str
+    state: str
+    is_cancel_requested: bool
+
+
 def interpret(response: Response) -> Receipt | TryLater:
     """
     Say what a response means.
@@ -64,11 +83,41 @@ def interpret(response: Response) -> Receipt | TryLater:
         except KeyError:
             reason = "the response is no receipt: is this the URL of a plumber?"
             raise Refused(response.status, "no-receipt", reason) from None
+    return _failed(response, body)
+
+
+def interpret_report(response: Response) -> Noted | TryLater:
+    """
+    Say what the response to a report of a task means.
+
+    Raises:
+        Refused: Another attempt would be refused as well.
+    """
+    body = _json_object(response.body)
+    if not 200 <= response.status < 300:
+        return _failed(response, body)
+    if body.get("status") != "ok":
+        reason = "the response is no receipt: is this the URL of a plumber?"
+        raise Refused(response.status, "no-receipt", reason)
+    task = _object(body.get("task"))
+    cancel = task.get("cancel") is True or body.get("cancel") is True
+    return Noted(_text(task.get("run")), _text(task.get("state")), cancel)
+
+
+def _failed(response: Response, body: dict[str, Any]) -> TryLater:
     code, message = _problem(response.status, body)
     if response.status in _TRANSIENT or response.status >= 500:
         reason = f"{response.status} ({code}): {message}"
         return TryLater(reason, _retry_after(response.headers))
-    raise Refused(response.status, code, message)
+    raise Refused(response.status, code, message, _object(body.get("task")))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _json_object(data: bytes) -> dict[str, Any]:

@@ -7,12 +7,14 @@ Knows no socket and no clock: times are seconds on a monotonic clock, which the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from asyncplumber.client.response import Response, TryLater, interpret
 from asyncplumber.sending import Receipt
 
 MAX_RETRY_AFTER = 60.0  # seconds; a server that asks for a longer pause is asked again after this
+
+Answer = TypeVar("Answer")  # that to an event, or that to a report
 
 
 class Undelivered(Exception):
@@ -121,7 +123,18 @@ class RetryState:
             Refused: The event is refused for good.
             Undelivered: There is no next attempt.
         """
-        outcome = interpret(response)
+        return self.understood(interpret(response), now)
+
+    def understood(self, outcome: Answer | TryLater, now: float) -> Answer | float:
+        """
+        Note what the response to an attempt means.
+
+        Returns:
+            The answer, or the seconds to wait before the next attempt.
+
+        Raises:
+            Undelivered: There is no next attempt.
+        """
         if isinstance(outcome, TryLater):
             return self.failed(outcome.reason, now, delay=outcome.delay)
         return outcome

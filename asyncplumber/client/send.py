@@ -18,8 +18,8 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Self
 
 from asyncplumber.client.request import Endpoint, Request
-from asyncplumber.client.response import BODY_LIMIT, Response
-from asyncplumber.client.retry import RetryPolicy, RetryState
+from asyncplumber.client.response import BODY_LIMIT, Response, TryLater, interpret
+from asyncplumber.client.retry import Answer, RetryPolicy, RetryState
 from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time
 
 IDLE_CONNECTIONS = 8  # kept open per process; more threads than this open a new one each time
@@ -111,7 +111,29 @@ class Sender:
         Raises:
             Refused, Undelivered: As ``send`` does.
         """
-        state = RetryState(self._retry_policy, request.id, self._clock(), self._random)
+        return self.exchange(request, interpret)
+
+    def exchange(
+        self,
+        request: Request,
+        understand: Callable[[Response], Answer | TryLater],
+        deadline: float | None = None,
+    ) -> Answer:
+        """
+        Send a request until there is an answer.
+
+        Args:
+            request: The request.
+            understand: Says what a response means.
+            deadline: Seconds for all attempts; None takes those of the retry policy.
+
+        Raises:
+            Refused, Undelivered: As ``send`` does.
+        """
+        policy = self._retry_policy
+        if deadline is not None:
+            policy = policy._replace(deadline=deadline)
+        state = RetryState(policy, request.id, self._clock(), self._random)
         while True:
             try:
                 response = self._exchange(request, state.timeout(self._clock()))
@@ -120,8 +142,8 @@ class Sender:
             except (OSError, HTTPException) as error:
                 pause = state.failed(_description(error), self._clock())
             else:
-                outcome = state.responded(response, self._clock())
-                if isinstance(outcome, Receipt):
+                outcome = state.understood(understand(response), self._clock())
+                if not isinstance(outcome, float):
                     return outcome
                 pause = outcome
             self._sleep(pause)

@@ -31,11 +31,12 @@ from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 from kombu.utils.json import JSONEncoder
 
-from asyncplumber.client.outbox import EXIT_TIMEOUT, INLINE_TIMEOUT, RETRY_POLICY, Outbox
+from asyncplumber.client.outbox import EXIT_TIMEOUT, RETRY_POLICY, Outbox
 from asyncplumber.client.retry import RetryPolicy
 from asyncplumber.sending import Key, json_text
 
 ACCOUNT_HEADER = "account"
+INLINE_TIMEOUT = 1.0  # seconds that a task waits for a response
 TEXT_LENGTH = 1000  # characters of an error's message, or of the repr of what JSON cannot express
 
 _log = get_logger(__name__)
@@ -83,9 +84,8 @@ def announce(
         headers=headers,
         retry_policy=retry_policy,
         exit_timeout=exit_timeout,
-        inline_timeout=inline_timeout,
     )
-    announcer = Announcer(app, outbox, tracebacks)
+    announcer = Announcer(app, outbox, tracebacks, inline_timeout)
     announcer.connect()
     return announcer
 
@@ -93,10 +93,13 @@ def announce(
 class Announcer:
     """Turns the signals of Celery into events.  ``progress`` is for the tasks themselves."""
 
-    def __init__(self, app: Celery, outbox: Outbox, tracebacks: bool) -> None:
+    def __init__(
+        self, app: Celery, outbox: Outbox, tracebacks: bool, inline_timeout: float
+    ) -> None:
         self._app = app
         self._outbox = outbox
         self._tracebacks = tracebacks
+        self._inline_timeout = inline_timeout
         # Requests by task id, as long as Celery holds them.  Some failures are signalled without a
         # request: after the task, or by the main process for a child that cannot do it any more.
         self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -199,7 +202,7 @@ class Announcer:
             )
             # The main process of a worker must not wait for a response.
             inline = bool(current_task) and current_task.request.id == request.id
-            self._outbox.put(event, inline=inline)
+            self._outbox.put(event, wait=self._inline_timeout if inline else 0.0)
         except SoftTimeLimitExceeded:
             raise
         except Exception:  # must not change the outcome of the task

@@ -24,7 +24,8 @@ An application that sends gets a ``FakeSender`` in place of its sender::
     finish_order(sender, order)
     assert order["notified"] is False
 
-``FakeOutbox`` does the same for an ``Outbox``, and ``FakeTreqSender`` for a ``TreqSender``.
+``FakeOutbox`` does the same for an ``Outbox`` and its tasks, and ``FakeTreqSender`` for a
+``TreqSender``.
 
 An application that receives uses a ``MemoryServer``, which is all that ``twistd asyncplumber``
 starts::
@@ -54,7 +55,7 @@ A client of your own talks to it byte by byte::
 """
 
 from asyncplumber.testing.cluster import MemoryCluster
-from asyncplumber.testing.senders import FakeOutbox, FakeSender, FakeTreqSender
+from asyncplumber.testing.senders import FakeOutbox, FakeSender, FakeTreqSender, TaskReport
 from asyncplumber.testing.server import (
     NOW,
     ClientResponse,
@@ -74,5 +75,6 @@ __all__ = [
     "MemoryCluster",
     "MemoryServer",
     "RecordingSubscriber",
+    "TaskReport",
     "parse_responses",
 ]

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from json import loads
 from time import time as time_of_day
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+from urllib.parse import unquote
 
-from asyncplumber.client.response import Refused
+from asyncplumber.client.beats import Beats
+from asyncplumber.client.request import Endpoint
+from asyncplumber.client.response import Noted, Refused
+from asyncplumber.client.task import TaskRun
+from asyncplumber.client.waiting import Entry
 from asyncplumber.errors import PlumberError
 from asyncplumber.event import Event, checked_account, timestamp
 from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, message
 from asyncplumber.wire.parse import drafts_of
 
 EPOCH = "fake"  # the epoch of the cursors
+
+
+def _data(content_type: str, body: bytes) -> Any:
+    if content_type == "application/json":
+        return loads(body)
+    return body.decode() if content_type.startswith("text/") else body or None
 
 
 class _Recorder:
@@ -119,17 +131,69 @@ class FakeTreqSender(_Recorder):
         return self.record(account, data, options)
 
 
+class TaskReport(NamedTuple):
+    """
+    A report of a task that a ``FakeOutbox`` took.
+
+    Attributes:
+        account: Who waits for the task.
+        task: The key of the task.
+        state: ``started``, ``running``, ``completed``, ``failed`` or ``canceled``.
+        data: The progress, the result or the error; None if the report says nothing else.
+    """
+
+    account: str
+    task: str
+    state: str
+    data: Any
+
+
+class _NoBeats:
+    def stop(self) -> None:
+        """Nothing beats in a test."""
+
+
 class FakeOutbox(_Recorder):
     """
-    Stands for an ``asyncplumber.client.Outbox``.  Nothing waits in it.
+    Stands for an ``asyncplumber.client.Outbox``.  Nothing waits in it, and its tasks have no beats.
 
     Attributes:
         dropped: How many events were lost, because they cannot be sent or ``fail`` said so.
+        reports: What its tasks reported, in order.
+        to_cancel: The keys of the tasks that somebody wants to stop: their next report says so.
     """
+
+    endpoint = Endpoint("http://127.0.0.1:8080", None, None)
 
     def __init__(self, *, subscribers: int = 0, now: Callable[[], float] = time_of_day) -> None:
         super().__init__(subscribers=subscribers, now=now)
         self.dropped = 0
+        self.reports: list[TaskReport] = []
+        self.to_cancel: set[str] = set()
+
+    def task(self, account: Any, key: Any, **options: Any) -> TaskRun:
+        """Return a run of a task whose reports are remembered; the arguments are the real ones."""
+        return TaskRun(self, account, key, **options)
+
+    def report(self, entry: Entry, *, wait: float = 0.0) -> bool:
+        """Remember a report; a run calls it."""
+        request = entry.request
+        account = unquote(request.path.rpartition("/")[2])
+        key = request.headers["Task"].encode("latin-1").decode()
+        state = request.headers["Task-State"]
+        data = _data(request.headers["Content-Type"], request.body)
+        self.reports.append(TaskReport(account, key, state, data))
+        if entry.settle is not None:
+            entry.settle(Noted("fake", state, key in self.to_cancel))
+        return True
+
+    def lose(self, id: object, reason: str) -> None:
+        """Count what cannot be sent; a run calls it."""
+        self.dropped += 1
+
+    def beats(self, beat: Callable[[], None], interval: float) -> Beats:
+        """Return beats that never come; a run calls it."""
+        return _NoBeats()
 
     def send(
         self,

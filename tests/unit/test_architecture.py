@@ -70,7 +70,7 @@ CLIENT_LIBRARIES: dict[str, str | tuple[str, ...]] = {
 }
 EVERYWHERE = ("twisted", "zope", PACKAGE)
 # Who may name the global reactor, and only inside a function.
-REACTOR = ("options", "tap", "_twisted_compat", "client.twisted")
+REACTOR = ("options", "tap", "_twisted_compat", "client.twisted", "client.reactor_beats")
 
 LONGEST_MODULE = 400  # lines: beyond that a module is probably two
 LONGEST_FUNCTION = 50  # lines without its docstring

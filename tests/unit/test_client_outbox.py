@@ -9,12 +9,14 @@ from typing import Any
 from celery.exceptions import SoftTimeLimitExceeded
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.client import Outbox, Receipt, Refused, RetryPolicy, Undelivered
-from asyncplumber.client import outbox as outbox_module
+from asyncplumber.client import Outbox, Receipt, Refused, Undelivered
 from asyncplumber.client.request import Request
 
 LOG = "asyncplumber.client"
 LONG = 30.0  # seconds that a thread may take on a busy machine
+
+
+PAUSE = object()  # in a script: an attempt fails, and the next one is made when the plumber is back
 
 
 class Script:
@@ -23,14 +25,26 @@ class Script:
     def __init__(self, *outcomes: Any) -> None:
         self.outcomes = list(outcomes)
         self.tried: list[str] = []
+        self.requests: list[Request] = []
+        self.back = threading.Event()
 
-    def deliver(self, request: Request) -> Receipt:
+    def begin(self, pause: Any) -> Script:
+        self.pause = pause
+        return self
+
+    def exchange(self, request: Request, understand: Any, deadline: float | None = None) -> Any:
         self.tried.append(request.id)
+        self.requests.append(request)
         outcome = self.outcomes.pop(0) if self.outcomes else None
+        if outcome is PAUSE:
+            self.pause(0.0)
+            outcome = self.back
         if isinstance(outcome, threading.Event):
             outcome.wait(LONG)
-        elif outcome is not None:
+        elif isinstance(outcome, Exception):
             raise outcome
+        elif outcome is not None:
+            return outcome
         return Receipt(request.id, "e.1", False, 0, {})
 
     def close(self) -> None:
@@ -48,16 +62,13 @@ def down() -> Undelivered:
 class OutboxTestCase(SynchronousTestCase):
     """Outboxes whose senders follow a script."""
 
-    def outbox(
-        self, quick: Script, patient: Script, seconds: float = LONG, **options: Any
-    ) -> Outbox:
-        """Return an outbox with these senders."""
-
-        def make_sender(url: str, *, retry_policy: RetryPolicy, **_: Any) -> Script:
-            return quick if retry_policy.attempts == 1 else patient
-
+    def outbox(self, script: Script, seconds: float = LONG, **options: Any) -> Outbox:
+        """Return an outbox whose sender follows this script."""
         outbox = Outbox(
-            "http://127.0.0.1:1", exit_timeout=seconds, sender_factory=make_sender, **options
+            "http://127.0.0.1:1",
+            exit_timeout=seconds,
+            sender_factory=lambda *_, **options: script.begin(options["sleep"]),
+            **options,
         )
         self.addCleanup(outbox.close, 0.0)
         return outbox
@@ -66,83 +77,88 @@ class OutboxTestCase(SynchronousTestCase):
 class OutboxTests(OutboxTestCase):
     """A worker does not wait, and its events are not lost."""
 
-    def test_inline(self) -> None:
-        """Normally an event is sent before the call returns."""
-        quick, patient = Script(), Script()
-        self.outbox(quick, patient).put(request("a"), inline=True)
-        self.assertEqual((quick.tried, patient.tried), (["a"], []))
+    def test_a_caller_can_wait(self) -> None:
+        """Until the event is sent."""
+        script = Script()
+        self.assertTrue(self.outbox(script).put(request("a"), wait=LONG))
+        self.assertEqual(script.tried, ["a"])
 
-    def test_main_process(self) -> None:
-        """A process that may not wait does not try inline."""
-        quick, patient = Script(), Script()
-        outbox = self.outbox(quick, patient)
-        outbox.put(request("a"), inline=False)
-        outbox.flush()
-        self.assertEqual((quick.tried, patient.tried), ([], ["a"]))
-
-    def test_one_task_waits_and_not_each(self) -> None:
-        """While one event waits, the others wait behind it, and no task waits again."""
+    def test_a_caller_does_not_wait_by_itself(self) -> None:
+        """The event is sent in the background."""
         back = threading.Event()
-        quick, patient = Script(down()), Script(back)
-        outbox = self.outbox(quick, patient)
+        script = Script(back)
+        outbox = self.outbox(script)
+        self.assertFalse(outbox.put(request("a")))
+        back.set()
+        self.assertTrue(outbox.flush())
+        self.assertEqual(script.tried, ["a"])
+
+    def test_nobody_waits_for_a_plumber_that_is_away(self) -> None:
+        """The first caller waits until an attempt has failed, and nobody after it."""
+        script = Script(PAUSE)
+        outbox = self.outbox(script)
         for id in "abc":
-            outbox.put(request(id), inline=True)
-        self.assertEqual(quick.tried, ["a"])
+            self.assertFalse(outbox.put(request(id), wait=10 * LONG))
+        self.assertEqual(script.tried, ["a"])
+        script.back.set()
+        outbox.flush()
+        self.assertEqual(script.tried, ["a", "b", "c"])
+
+    def test_one_caller_waits_for_a_plumber_that_hangs(self) -> None:
+        """As long as it wants; the others do not."""
+        back = threading.Event()
+        script = Script(back)
+        outbox = self.outbox(script)
+        self.assertFalse(outbox.put(request("a"), wait=0.01))
+        for id in "bc":
+            self.assertFalse(outbox.put(request(id), wait=10 * LONG))
         back.set()
         outbox.flush()
-        self.assertEqual(patient.tried, ["a", "b", "c"])
+        self.assertEqual(script.tried, ["a", "b", "c"])
 
-    def test_inline_again(self) -> None:
-        """When the outbox is empty, events are sent inline again."""
-        quick, patient = Script(down()), Script()
-        outbox = self.outbox(quick, patient)
-        outbox.put(request("a"), inline=True)
+    def test_when_it_is_back_callers_wait_again(self) -> None:
+        """What a caller waits for is sent when the call returns."""
+        script = Script(down())
+        outbox = self.outbox(script)
+        outbox.put(request("a"), wait=LONG)
+        outbox.put(request("b"))
         outbox.flush()
-        outbox.put(request("b"), inline=True)
-        self.assertEqual((quick.tried, patient.tried), (["a", "b"], ["a"]))
+        self.assertTrue(outbox.put(request("c"), wait=LONG))
 
     def test_refused(self) -> None:
         """A refused event is not tried again, and does not delay the events behind it."""
-        quick, patient = (
-            Script(Refused(413, "too-large", "")),
-            Script(Refused(413, "too-large", "")),
-        )
-        outbox = self.outbox(quick, patient)
-        outbox.put(request("a"), inline=True)
+        script = Script(*[Refused(413, "too-large", "")] * 2)
+        outbox = self.outbox(script)
+        self.assertTrue(outbox.put(request("a"), wait=LONG))
         for id in "bc":
-            outbox.put(request(id), inline=False)
+            outbox.put(request(id))
         outbox.flush()
-        self.assertEqual((quick.tried, patient.tried), (["a"], ["b", "c"]))
+        self.assertEqual((script.tried, outbox.dropped), (["a", "b", "c"], 2))
 
-    def test_time_limit(self) -> None:
-        """A soft time limit during an attempt reaches the task, and the event is queued."""
-        quick, patient = Script(SoftTimeLimitExceeded()), Script()
-        outbox = self.outbox(quick, patient)
-        self.assertRaises(SoftTimeLimitExceeded, outbox.put, request("a"), inline=True)
-        outbox.flush()
-        self.assertEqual(patient.tried, ["a"])
-
-    def test_a_time_limit_during_the_log_line(self) -> None:
-        """The event is not lost between the failed attempt and the queue."""
+    def test_a_time_limit_interrupts_a_caller(self) -> None:
+        """It reaches the caller, and the event goes on waiting."""
+        back = threading.Event()
+        script = Script(back)
+        outbox = self.outbox(script)
 
         def interrupt(*_: Any) -> None:
             raise SoftTimeLimitExceeded
 
-        quick, patient = Script(down()), Script()
-        outbox = self.outbox(quick, patient)
-        self.patch(outbox_module._log, "warning", interrupt)
-        self.assertRaises(SoftTimeLimitExceeded, outbox.put, request("a"), inline=True)
+        self.patch(outbox._thread._changed, "wait_for", interrupt)
+        self.assertRaises(SoftTimeLimitExceeded, outbox.put, request("a"), wait=LONG)
+        del outbox._thread._changed.wait_for  # type: ignore[method-assign]
+        back.set()
         self.assertTrue(outbox.flush())
-        self.assertEqual(patient.tried, ["a"])
+        self.assertEqual(script.tried, ["a"])
 
     def test_bounded(self) -> None:
         """Events beyond the limit of events or bytes are lost."""
         back = threading.Event()
         self.addCleanup(back.set)
-        outbox = self.outbox(Script(), Script(back, back), seconds=0.0, max_events=3, max_bytes=10)
+        outbox = self.outbox(Script(back, back), seconds=0.0, max_events=3, max_bytes=10)
         with self.assertLogs(LOG, "ERROR") as logs:
             for id, size in (("a", 8), ("large", 3), ("b", 1), ("c", 1), ("full", 0)):
-                outbox.put(request(id, bytes(size)), inline=False)
+                outbox.put(request(id, bytes(size)))
             self.assertEqual(outbox.dropped, 2)
             back.set()
             self.assertTrue(outbox.flush(LONG))
@@ -153,21 +169,21 @@ class OutboxTests(OutboxTestCase):
         """Without options these are 1,000 events and 16 MiB."""
         back = threading.Event()
         self.addCleanup(back.set)
-        outbox = self.outbox(Script(), Script(back), seconds=0.0)
+        outbox = self.outbox(Script(back), seconds=0.0)
         with self.assertLogs(LOG, "ERROR"):
-            outbox.put(request("large", bytes(17 * 1024 * 1024)), inline=False)
+            outbox.put(request("large", bytes(17 * 1024 * 1024)))
             for number in range(1001):
-                outbox.put(request(str(number)), inline=False)
+                outbox.put(request(str(number)))
         self.assertEqual(outbox.dropped, 2)
 
     def test_losses_are_logged_once_per_interval(self) -> None:
         """The first loss is logged at once, and those within the interval in one line."""
         now = [100.0]
-        outbox = self.outbox(Script(), Script(), max_events=0, clock=lambda: now[0])
+        outbox = self.outbox(Script(), max_events=0, clock=lambda: now[0])
         for moment in (100.0, 101.0, 109.9, 110.0, 119.9):
             now[0] = moment
             with self.assertLogs(LOG, "ERROR") as logs:
-                outbox.put(request(str(moment)), inline=False)
+                outbox.put(request(str(moment)))
                 if moment in (101.0, 109.9, 119.9):
                     logging.getLogger(LOG).error("nothing")
             expected = {100.0: "event 100.0 is lost: the outbox is full"}
@@ -182,8 +198,8 @@ class OutboxTests(OutboxTestCase):
         """A process ends although the plumber is away, and logs what is lost."""
         back = threading.Event()
         self.addCleanup(back.set)
-        outbox = self.outbox(Script(), Script(back), seconds=0.01)
-        outbox.put(request("a"), inline=False)
+        outbox = self.outbox(Script(back), seconds=0.01)
+        outbox.put(request("a"))
         with self.assertLogs(LOG, "ERROR") as logs:
             outbox.close()
         self.assertIn("event a is lost", logs.output[0])
@@ -192,9 +208,9 @@ class OutboxTests(OutboxTestCase):
         """The attempt decides about it; only the events behind it are lost."""
         back = threading.Event()
         patient = Script(back)
-        outbox = self.outbox(Script(), patient)
+        outbox = self.outbox(patient)
         for id in "ab":
-            outbox.put(request(id), inline=False)
+            outbox.put(request(id))
         with self.assertLogs(LOG, "ERROR") as logs:
             self.assertFalse(outbox.close(0.01))
         self.assertEqual(
@@ -205,7 +221,7 @@ class OutboxTests(OutboxTestCase):
             ],
         )
         self.assertEqual(outbox.dropped, 1)
-        outbox.put(request("c"), inline=False)
+        outbox.put(request("c"))
         back.set()
         self.assertTrue(outbox.flush())
         self.assertEqual((patient.tried, outbox.dropped), (["a", "c"], 1))
@@ -214,8 +230,8 @@ class OutboxTests(OutboxTestCase):
         """What still waits is sent later, and the log says that it waits."""
         back = threading.Event()
         patient = Script(back)
-        outbox = self.outbox(Script(), patient)
-        outbox.put(request("a"), inline=False)
+        outbox = self.outbox(patient)
+        outbox.put(request("a"))
         with self.assertLogs(LOG, "WARNING") as logs:
             self.assertFalse(outbox.flush(0.01))
         self.assertIn("1 event is not sent within 0.01 seconds", logs.output[0])
@@ -226,7 +242,7 @@ class OutboxTests(OutboxTestCase):
     def test_no_thread_can_be_started(self) -> None:
         """If no thread can be started, the event waits for the next call."""
         patient = Script()
-        outbox = self.outbox(Script(), patient)
+        outbox = self.outbox(patient)
         start = threading.Thread.start
 
         def no_start(thread: threading.Thread) -> None:
@@ -245,7 +261,7 @@ class SendTests(OutboxTestCase):
 
     def test_what_cannot_be_sent_is_a_loss(self) -> None:
         """The log says what is wrong with an event; the caller is not told."""
-        outbox = self.outbox(Script(), Script())
+        outbox = self.outbox(Script())
         loop: list[Any] = []
         loop.append(loop)
         wrong: list[dict[str, Any]] = [
@@ -276,5 +292,5 @@ class SendTests(OutboxTestCase):
             def items(self) -> Any:
                 raise SoftTimeLimitExceeded
 
-        outbox = self.outbox(Script(), Script())
+        outbox = self.outbox(Script())
         self.assertRaises(SoftTimeLimitExceeded, outbox.send, "42", Late(a=1))

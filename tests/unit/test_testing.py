@@ -42,7 +42,7 @@ class FakeSenderTests(SynchronousTestCase):
     def test_it_has_the_methods_of_the_real_one(self) -> None:
         """Each public method of a sender or outbox that an application calls."""
         pairs = (
-            (FakeSender, client.Sender, {"deliver"}),
+            (FakeSender, client.Sender, {"deliver", "exchange"}),
             (FakeOutbox, client.Outbox, {"put"}),
             (FakeTreqSender, TreqSender, set()),
         )
@@ -135,6 +135,32 @@ class OtherSenderTests(SynchronousTestCase):
         self.assertEqual((outbox.dropped, [event.data for event in outbox.sent]), (4, [1]))
         self.assertTrue(outbox.flush(1.0))
         self.assertTrue(outbox.close())
+
+    def test_an_outbox_remembers_the_reports_of_tasks(self) -> None:
+        """In the words of the program; and a test can ask a task to stop."""
+        outbox = FakeOutbox()
+        with outbox.task(42, "invoice-7") as task:
+            task.progress({"done": 1})
+            outbox.to_cancel.add("invoice-7")
+            task.progress("half")
+            task.progress("more", raise_on_cancel=True)
+            self.fail("it is to stop")
+        told = [(report.state, report.data) for report in outbox.reports]
+        self.assertEqual(
+            told,
+            [
+                ("started", None),
+                ("running", {"done": 1}),
+                ("running", "half"),
+                ("running", "more"),
+                ("canceled", None),
+            ],
+        )
+        self.assertEqual(
+            {(each.account, each.task) for each in outbox.reports}, {("42", "invoice-7")}
+        )
+        outbox.task("42", object()).complete(1)
+        self.assertEqual(outbox.dropped, 1)
 
 
 class MemoryServerTests(SynchronousTestCase):
