@@ -20,11 +20,22 @@ globalThis.World = class {
     this.WebSocket = class {
       constructor(url, protocols) {
         this.url = url;
+        this.sent = []; // messages that no test has taken yet
         this.protocols = protocols;
         world.sockets.push(this);
       }
       say(...envelopes) {
         for (const each of envelopes) this.onmessage({ data: JSON.stringify(each) });
+      }
+      send(text) {
+        this.sent.push(JSON.parse(text));
+      }
+      /** Return the messages since the last call. */
+      asked() {
+        return this.sent.splice(0);
+      }
+      reply(id, status, data) {
+        this.say({ type: "plumber.reply", account: "a/b", cursor: null, id, status, data });
       }
       drop(code, reason = "") {
         this.onclose({ code, reason });
@@ -81,7 +92,7 @@ globalThis.World = class {
         return (text) => pipe.enqueue(new TextEncoder().encode(text));
       };
       const fail = () => reject(new TypeError("no network"));
-      options.signal.addEventListener("abort", () => reject(new Error("aborted")));
+      options.signal?.addEventListener("abort", () => reject(new Error("aborted")));
       this.requests.push({ url: String(url), ...options, answer, stream, fail });
     });
   }
@@ -128,6 +139,34 @@ World.event = (cursor, type = "result") => ({
   cursor,
   type,
   data: 1,
+});
+/** A task object. */
+World.row = (task, run, state, more = {}) => ({
+  account: "a/b",
+  task,
+  run,
+  state,
+  done: !["submitted", "running"].includes(state),
+  cursor: null,
+  ...more,
+});
+World.tasks = (cursor, ...tasks) => ({
+  type: "plumber.tasks",
+  account: "a/b",
+  cursor: null,
+  data: { cursor, more: false, tasks },
+});
+/** An event of a task. */
+World.news = (cursor, word, run, data = null, more = {}) => ({
+  ...World.event(cursor, `task.${word}`),
+  data,
+  task: {
+    task: "sum",
+    run,
+    state: { started: "running", progress: "running" }[word] ?? word,
+    done: !["submitted", "started", "progress"].includes(word),
+    ...more,
+  },
 });
 World.record = (envelope) => {
   const data = JSON.stringify(envelope);

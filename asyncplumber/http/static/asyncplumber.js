@@ -31,6 +31,11 @@
   const TOO_MANY_WAIT = 5;
   // Ids of events without a cursor that are remembered, to tell those that come twice.
   const REMEMBERED_IDS = 100;
+  // Characters of a message over WebSocket: what is longer goes by fetch(), which may be refused
+  // without an end of the connection.
+  const LONGEST_MESSAGE = 15000;
+  const REQUESTS_AT_ONCE = 8; // over one WebSocket; the server takes 16
+  const FORMER_RUNS = 16; // ids of runs that a task remembers, to know what is left of them
 
   const PROTOCOL = "plumber.v1";
   const BEARER = "plumber.bearer.";
@@ -40,6 +45,7 @@
     account: null, // if set, the URL is that of the server; if null, the URL is that of the events
     after: null, // the cursor to resume after, or "earliest"; null: only new events
     transports: ["websocket", "sse", "longpoll"], // the best first
+    tasks: false, // whether the event "tasks" tells all live tasks of the account
     token: null, // a string, or an (async) function that returns one, called before every attempt
     credentials: "same-origin", // as for fetch(): "include" sends cookies to another origin
     // The following are in milliseconds.
@@ -66,6 +72,166 @@
     const [[epoch, seq], [ours, seen]] = [cursor.split("."), reference.split(".")];
     if (epoch !== ours) return true; // the numbering began anew
     return seq.length !== seen.length ? seq.length > seen.length : seq > seen;
+  }
+
+  /** A promise, and the functions that settle it.  Nobody has to handle its rejection. */
+  function promised() {
+    const found = {};
+    found.promise = new Promise((resolve, reject) => Object.assign(found, { resolve, reject }));
+    found.promise.catch(() => {});
+    return found;
+  }
+
+  /** Something with handlers. */
+  class Emitter {
+    constructor() {
+      this._handlers = new Map();
+    }
+
+    /** Call `handler` for each event of this name.  Returns a function that removes the handler. */
+    on(name, handler) {
+      if (!this._handlers.has(name)) this._handlers.set(name, new Set());
+      this._handlers.get(name).add(handler);
+      return () => this._handlers.get(name).delete(handler);
+    }
+
+    _emit(name, value) {
+      for (const handler of [...(this._handlers.get(name) ?? [])]) {
+        try {
+          handler(value);
+        } catch (error) {
+          // An error of the page is reported like any other; the other handlers get their event.
+          (globalThis.reportError ?? console.error)(error);
+        }
+      }
+    }
+  }
+
+  /** Why a task has no result, or a request about it was refused. */
+  class TaskError extends Error {
+    /** `about` has `type` (or `code`) and `message`. */
+    constructor(state, about = {}, status = null) {
+      super(about.message || state);
+      this.name = "TaskError";
+      this.state = state; // failed, canceled, lost; or refused: nothing was begun
+      this.type = about.type ?? about.code ?? state;
+      this.error = about;
+      this.status = status; // of the request that was refused
+    }
+  }
+
+  /** The payload of an event, or of a member of a task object: any JSON value, or bytes. */
+  function payloadOf(object, name) {
+    const encoded = object[`${name}_base64`];
+    if (encoded === undefined) return object[name];
+    return Uint8Array.from(atob(encoded), (character) => character.charCodeAt(0));
+  }
+
+  /** What an event of a task says about it, in the words of a task object. */
+  function reportOf(event) {
+    const { task, type, cursor } = event;
+    const found = { ...task, cursor };
+    const payload = payloadOf(event, "data");
+    if (type === "task.completed") found.result = payload;
+    if (type === "task.progress" || (type === "task.started" && payload !== null)) {
+      found.progress = payload;
+    }
+    return found;
+  }
+
+  /**
+   * A task of the account, as far as its newest run is.  `Asyncplumber.task` and `.start` return it.
+   *
+   * What is known comes from three sides, in any order: events, snapshots and replies.  A run only
+   * goes forward (live, done, done late), so whatever says less than what is known is dropped.
+   */
+  class Task extends Emitter {
+    constructor(owner, key) {
+      super();
+      this.key = key;
+      this._owner = owner;
+      this._former = []; // runs before this one
+      this._reset(null);
+    }
+
+    /**
+     * A promise of the result.  Rejected with a TaskError if the run fails, is canceled or lost, or
+     * if the start was refused.
+     */
+    get result() {
+      return this._call?.promise ?? this._run.promise;
+    }
+
+    /** Ask that it stops.  Resolves when the request was taken; the task may still complete. */
+    async cancel() {
+      const found = await this._owner._ask("cancel", this);
+      this._merge(found);
+      if (found.run !== this.run || this.done || this.cancelRequested) return;
+      this.cancelRequested = true;
+      this._emit("change", this);
+    }
+
+    _reset(run) {
+      if (this.run) this._former = [this.run, ...this._former].slice(0, FORMER_RUNS);
+      this.run = run;
+      this.state = null; // null: not known yet
+      this.done = false;
+      this.late = false;
+      this.progress = null; // the last one
+      this.error = null; // {type, message} if it has no result
+      this.cancelRequested = false;
+      this._rank = -1; // how far the run is: what says less is dropped
+      this._seen = null; // the cursor of the newest event that is included
+      this._run = promised();
+    }
+
+    /** Take what somebody says about it.  `cursor`: up to where that includes all events. */
+    _merge(found, cursor = found.cursor) {
+      if (!found?.run || this._former.includes(found.run)) return;
+      const isNew = found.run !== this.run;
+      if (isNew) {
+        if (this.run || this.done) this._reset(found.run);
+        this.run = found.run;
+      }
+      const rank = found.done ? 2 + Boolean(found.late) : Number(found.state !== "submitted");
+      const isBehind = !isNew && cursor && this._seen && !isAfter(cursor, this._seen);
+      if (rank < this._rank || (rank === this._rank && (found.done || isBehind))) return;
+      if (cursor && !isBehind) this._seen = cursor;
+      const before = JSON.stringify([this.run, this.state, this.progress, this.cancelRequested]);
+      const wasDone = this.done;
+      this._rank = rank;
+      this.state = found.state;
+      this.done = found.done;
+      this.late = Boolean(found.late);
+      this.cancelRequested ||= Boolean(found.cancel_requested);
+      const progress = payloadOf(found, "progress");
+      if (progress !== undefined) this.progress = progress;
+      if (this.done) this._end(found, wasDone);
+      const after = JSON.stringify([this.run, this.state, this.progress, this.cancelRequested]);
+      if (before !== after || wasDone) this._emit("change", this);
+      if (this.done && !wasDone) this._emit("end", this);
+    }
+
+    _end(found, wasDone) {
+      // A run that was lost ends again, late: then there is another promise.
+      if (wasDone) this._run = promised();
+      this.error = found.error ?? null;
+      if (this.state !== "completed") {
+        this._run.reject(new TaskError(this.state, found.error ?? {}));
+      } else if ("result" in found || "result_base64" in found) {
+        this._run.resolve(payloadOf(found, "result"));
+      } else {
+        // It is too large for a list of tasks.
+        this._owner._fetchResult(this).then(this._run.resolve, this._run.reject);
+      }
+    }
+
+    /** A start was refused: its promise is rejected, and the task goes on as it is. */
+    _refuse(call, error) {
+      if (this._call === call) this._call = null;
+      call.reject(error);
+      this._emit("refused", error);
+    }
   }
 
   /** The HTTP status that an end stands for: close codes from 4400 to 4499 mirror it.  Or 0. */
@@ -151,6 +317,8 @@
       this.after = null; // the cursor that was sent
       this.mayBeBlocked = false; // a failure before it is open may be the fault of the transport
       this.retryAfter = 0; // seconds that the server asks to wait
+      this.asksTasks = owner.options.tasks || owner._tasks.size > 0;
+      this.socket = null;
       this.abort = new AbortController();
       this.expectWithin(owner.options.connectTimeout);
     }
@@ -234,6 +402,7 @@
       const { token } = connection;
       const protocols = token ? subprotocols(token) : [];
       const socket = new connection.owner.options.WebSocket(address.href, protocols);
+      connection.socket = socket;
       connection.abort.signal.addEventListener("abort", () => socket.close());
       socket.onmessage = ({ data }) => {
         endOnError(connection, () => connection.receive(JSON.parse(data)));
@@ -269,14 +438,19 @@
 
     async longpoll(connection, url) {
       // The first answer comes at once, with what was missed and with the cursor.
-      for (let wait = 0; !connection.isOver; wait = POLL_WAIT) {
+      let asksTasks = connection.asksTasks; // the first time, and after a gap
+      for (let wait = 0; !connection.isOver; wait = asksTasks ? 0 : POLL_WAIT) {
         if (wait) connection.expectWithin(wait * 1000 + POLL_GRACE);
+        connection.asksTasks = asksTasks;
         const response = await connection.fetch(url({ wait }), { Accept: "application/json" });
         if (!response) return;
+        asksTasks = false;
         const { events, cursor } = await response.json();
-        if (!events.length) connection.opened(cursor);
+        if (events.every(({ type }) => type.startsWith("plumber."))) connection.opened(cursor);
         for (const envelope of events) connection.receive(envelope);
         if (!connection.isOver) connection.owner._advanceTo(cursor);
+        const gap = events.findLastIndex(({ type }) => type === "plumber.gap");
+        asksTasks = gap >= 0 && !events.slice(gap).some(({ type }) => type === "plumber.tasks");
         if (connection.isClosing) {
           return connection.end({ reason: "the server asked to come back later" });
         }
@@ -296,12 +470,13 @@
     }
   }
 
-  class Asyncplumber {
+  class Asyncplumber extends Emitter {
     /**
      * Connect.  Handlers that are added in the same turn of the event loop miss nothing.
      * Throws a TypeError for a bad URL or transport.
      */
     constructor(url, options = {}) {
+      super();
       this.options = { ...DEFAULTS, ...options };
       const { account, transports, after, token } = this.options;
       const server = String(url).replace(/\/+$/, "");
@@ -316,8 +491,10 @@
       this.cursor = after; // of the last event or notice; store it to resume in another page
       this.state = "connecting"; // then "open", "waiting", "refused", "closed"
       this.transport = transports[0];
-      this._handlers = new Map();
       this._timers = {};
+      this._tasks = new Map(); // by key
+      this._requests = new Map(); // about tasks, by id: those that have no answer yet
+      this._lastId = 0;
       this._current = null; // the connection in use
       this._probe = null; // a second connection, which replaces the first one once it is open
       this._first = 0; // the index of the transport that the next attempt begins with
@@ -344,30 +521,55 @@
     }
 
     /**
-     * Call `handler` for "event", "event:<type>", "open", "gap", "bye", "refused", "state" or
-     * "close".
+     * Call `handler` for "event", "event:<type>", "open", "gap", "bye", "refused", "tasks", "state"
+     * or "close".
      * Returns a function that removes the handler.
      */
     on(name, handler) {
-      if (!this._handlers.has(name)) this._handlers.set(name, new Set());
-      this._handlers.get(name).add(handler);
-      return () => this._handlers.get(name).delete(handler);
+      return super.on(name, handler);
+    }
+
+    /** Return the task with this key.  It is the same object each time. */
+    task(key) {
+      const isNew = !this._tasks.has(key);
+      if (isNew) this._tasks.set(key, new Task(this, key));
+      const task = this._tasks.get(key);
+      if (isNew && this.state === "open") this._refresh(task);
+      return task;
+    }
+
+    /**
+     * Start a task, or join it if it is live, and return it.
+     *
+     * `input` is any JSON value; without it, whatever is live is joined.  Options: `contentType`, of
+     * an input that is a string and no JSON; `maxAge`, the seconds that a result may be old to be
+     * the answer.
+     */
+    start(key, input, { contentType = null, maxAge = null } = {}) {
+      if (!this._tasks.has(key)) this._tasks.set(key, new Task(this, key));
+      const task = this._tasks.get(key);
+      const call = promised();
+      task._call = call;
+      if (task.done && maxAge === null) {
+        task._reset(null);
+        task._emit("change", task);
+      }
+      const body = contentType === null ? JSON.stringify(input) : String(input);
+      this._ask("start", task, { body, contentType, maxAge }).then(
+        (found) => {
+          if (task._call === call) task._call = null;
+          if (task.run === null) task._former = task._former.filter((run) => run !== found.run);
+          task._merge(found);
+          task._run.promise.then(call.resolve, call.reject);
+        },
+        (error) => task._refuse(call, error),
+      );
+      return task;
     }
 
     /** Close the connection for good. */
     close() {
       this._finish({ code: 1000, reason: "closed here" });
-    }
-
-    _emit(name, value) {
-      for (const handler of [...(this._handlers.get(name) ?? [])]) {
-        try {
-          handler(value);
-        } catch (error) {
-          // An error of the page is reported like any other; the other handlers get their event.
-          (globalThis.reportError ?? console.error)(error);
-        }
-      }
     }
 
     _setState(state, more = {}) {
@@ -393,6 +595,7 @@
         const address = new URL(this.url);
         for (const [name, value] of Object.entries(query)) address.searchParams.set(name, value);
         if (this.cursor) address.searchParams.set("after", this.cursor);
+        if (connection.asksTasks) address.searchParams.set("tasks", "");
         connection.after = this.cursor;
         return address;
       };
@@ -404,6 +607,7 @@
       if (connection === this._probe) {
         // The new connection may repeat events of the old one; they are told by their cursors.
         [this._current, this._probe] = [connection, this._current];
+        this._unsent(this._probe);
         this._probe.stop();
         this._probe = null;
       }
@@ -424,6 +628,8 @@
         transport: this.transport,
         expiresIn: connection.lasts,
       });
+      if (!connection.asksTasks) this._refreshAll();
+      this._sendAll();
     }
 
     _receive(connection, envelope) {
@@ -433,16 +639,22 @@
         if (this.cursor !== connection.after && !isAfter(cursor, this.cursor)) return;
         this.cursor = cursor;
         this._emit("gap", data);
+        if (!connection.asksTasks && connection.transport !== "longpoll") this._refreshAll();
       } else if (type === "plumber.bye") {
         connection.isClosing = true;
         connection.retryAfter = Number(data?.reconnect_after) || 0;
         connection.isExpired = ["expired", "revoked"].includes(data?.reason);
         if (!connection.isExpired) this._shortWaits = SHORT_WAITS;
         if (connection === this._current) this._emit("bye", data);
+      } else if (type === "plumber.tasks") {
+        this._snapshot(data);
+      } else if (type === "plumber.reply") {
+        this._replied(envelope);
       } else if (!type.startsWith("plumber.") && this._isNew(envelope)) {
         this.cursor = cursor ?? this.cursor; // an event without a cursor is not in the history
         this._emit("event", envelope);
         this._emit(`event:${type}`, envelope);
+        if (envelope.task) this._tasks.get(envelope.task.task)?._merge(reportOf(envelope));
       }
     }
 
@@ -465,6 +677,7 @@
       const isUnauthorized = connection.isExpired || statusOf(failure) === 401;
       if (connection === this._probe) return this._probeEnded(connection, isUnauthorized);
       this._clearTimers("reset", "renewal");
+      this._unsent(connection);
       this._probe?.stop();
       this._probe = null;
       if (isUnauthorized) return this._unauthorized(connection, failure);
@@ -562,6 +775,7 @@
     /** A browser may freeze a page that was left: its connection would be open and never read. */
     _pageHidden() {
       this._stopAll();
+      this._unsent(this._current);
       this._isHidden = true;
       this._setState("waiting", { retryIn: null, reason: "the page is not shown" });
     }
@@ -582,6 +796,202 @@
       this._probe = null;
     }
 
+    // Tasks
+
+    /** What the server knows about the live tasks.  The rest has ended, or was never there. */
+    _snapshot({ cursor, tasks, more }) {
+      const listed = new Set();
+      for (const found of tasks) {
+        listed.add(found.task);
+        const isNewer = found.cursor && isAfter(found.cursor, cursor);
+        this._tasks.get(found.task)?._merge(found, isNewer ? found.cursor : cursor);
+      }
+      this._refreshAll((task) => !listed.has(task.key));
+      this._emit("tasks", { tasks, more });
+    }
+
+    _refreshAll(isWanted = () => true) {
+      for (const task of this._tasks.values()) {
+        if (!task.done && isWanted(task)) this._refresh(task);
+      }
+    }
+
+    /** Ask where a task is.  If nobody knows it, it stays as it is. */
+    _refresh(task) {
+      for (const { method, about } of this._requests.values()) {
+        if (about === task && method !== "cancel") return; // the answer is on its way
+      }
+      this._ask("get", task).then(
+        (found) => task._merge(found),
+        () => {},
+      );
+    }
+
+    /**
+     * Ask the server about a task: over the WebSocket, or by fetch() where there is none.
+     * Resolves with a task object.  What was not answered is asked again.
+     */
+    _ask(method, about, more = {}) {
+      const { promise, resolve, reject } = promised();
+      const id = ++this._lastId;
+      const request = { id, method, about, resolve, reject, failures: 0, sentBy: null, ...more };
+      if (this.state === "closed") {
+        reject(new TaskError("refused", { type: "closed", message: "the connection is closed" }));
+        return promise;
+      }
+      this._requests.set(id, request);
+      this._sendAll();
+      return promise;
+    }
+
+    _sendAll() {
+      if (this.state !== "open") return;
+      let room = REQUESTS_AT_ONCE;
+      for (const { sentBy } of this._requests.values()) room -= sentBy !== null;
+      for (const request of [...this._requests.values()]) {
+        if (request.sentBy !== null || request.isWaiting) continue;
+        if (room-- <= 0) return;
+        request.firstAt ??= Date.now();
+        const { socket } = this._current;
+        const message = socket && this._messageOf(request);
+        if (message && message.length <= LONGEST_MESSAGE) {
+          request.sentBy = this._current;
+          socket.send(message);
+        } else {
+          request.sentBy = "fetch"; // which does not end with the connection
+          this._fetchAbout(request);
+        }
+      }
+    }
+
+    /**
+     * The seconds that a result may be old.  A start that is repeated may have been taken the first
+     * time: then a result that is younger than that is its own.
+     */
+    _maxAge({ maxAge, failures, firstAt }) {
+      if (!failures) return maxAge;
+      return Math.max(maxAge ?? 0, Math.ceil((Date.now() - firstAt) / 1000));
+    }
+
+    _messageOf(request) {
+      const { id, method, about, body, contentType } = request;
+      const fields = { id, method, task: about.key };
+      if (method === "start") {
+        const maxAge = this._maxAge(request);
+        if (maxAge !== null) fields.max_age = maxAge;
+        if (contentType !== null) Object.assign(fields, { content_type: contentType, input: body });
+        // The server passes the text on as it is: the same bytes as by fetch().
+        else if (body !== undefined) return `${JSON.stringify(fields).slice(0, -1)},"input":${body}}`;
+      }
+      return JSON.stringify(fields);
+    }
+
+    _replied({ id, status, data }) {
+      const request = this._requests.get(id);
+      if (!request) return;
+      if (status < 400) this._settle(request, null, data);
+      else this._failed(request, status, data);
+    }
+
+    _urlOf(task, more = "") {
+      const events = new URL(this.url);
+      const path = events.pathname.replace(/\/events(\/[^/]+)\/?$/, "/tasks$1/");
+      if (path === events.pathname) throw new TaskError("refused", { message: "no such URL" });
+      events.pathname = path + encodeURIComponent(task.key) + more;
+      events.search = "";
+      return events;
+    }
+
+    async _fetchAt(url, method, headers = {}, body = undefined) {
+      const { fetch, credentials, token } = this.options;
+      let bearer = this._current.token;
+      for (let attempt = 0; ; attempt++) {
+        if (bearer) headers.Authorization = `Bearer ${bearer}`;
+        const options = { method, headers, body, credentials, cache: "no-store" };
+        const response = await fetch(url, options);
+        if (response.status !== 401 || attempt || typeof token !== "function") return response;
+        bearer = await token({ refused: true });
+      }
+    }
+
+    async _fetchAbout(request) {
+      const { method, about, body, contentType } = request;
+      try {
+        let response;
+        if (method === "start") {
+          const headers = { Prefer: "respond-async" };
+          if (body !== undefined) headers["Content-Type"] = contentType ?? "application/json";
+          const maxAge = this._maxAge(request);
+          if (maxAge !== null) headers["Cache-Control"] = `max-age=${maxAge}`;
+          response = await this._fetchAt(this._urlOf(about), "PUT", headers, body);
+          // 200 is a result that there was already.
+          if (response.status === 200) response = await this._fetchAt(this._urlOf(about), "GET");
+        } else if (method === "cancel") {
+          response = await this._fetchAt(this._urlOf(about, "/cancel"), "POST");
+        } else {
+          response = await this._fetchAt(this._urlOf(about), "GET");
+        }
+        if (!this._requests.has(request.id)) return;
+        const data = await response.json().catch(() => ({}));
+        if (response.ok) return this._settle(request, null, data);
+        const after = retryAfter(response.headers.get("Retry-After"));
+        this._failed(request, response.status, data, after);
+      } catch (error) {
+        if (error instanceof TaskError) this._settle(request, error);
+        else this._failed(request, 503, { error: { message: String(error) } }); // no network
+      }
+    }
+
+    async _fetchResult(task) {
+      const { run } = task;
+      const response = await this._fetchAt(this._urlOf(task, "/result"), "GET");
+      if (!response.ok || task.run !== run) {
+        throw new TaskError("completed", { type: "gone", message: "the result is not kept" });
+      }
+      const kind = response.headers.get("Content-Type") ?? "";
+      if (/\bjson\b/.test(kind)) return response.json();
+      return /^text\//.test(kind) ? response.text() : new Uint8Array(await response.arrayBuffer());
+    }
+
+    /** Ask again if that may help, and give up if not. */
+    _failed(request, status, data, after = 0) {
+      if (!isFinal({ status })) {
+        const [first, last] = this.options.backoff;
+        const ceiling = Math.min(last, first * 2 ** request.failures);
+        const seconds = after || Number(data?.error?.retry_after) || 0;
+        this._later(request, seconds * 1000 + this.options.random() * ceiling);
+        return;
+      }
+      if (request.method === "start" && data?.task?.run) request.about._merge(data.task);
+      this._settle(request, new TaskError("refused", data?.error, status));
+    }
+
+    _later(request, milliseconds) {
+      request.sentBy = null;
+      request.failures += 1;
+      request.isWaiting = true;
+      this.options.setTimeout(() => {
+        request.isWaiting = false;
+        this._sendAll();
+      }, milliseconds);
+    }
+
+    /** A connection is no more: what it did not answer is asked again by the next one. */
+    _unsent(connection) {
+      for (const request of this._requests.values()) {
+        if (request.sentBy !== connection) continue;
+        request.sentBy = null;
+        request.failures += 1;
+      }
+    }
+
+    _settle(request, error, found) {
+      this._requests.delete(request.id);
+      if (error) request.reject(error);
+      else request.resolve(found);
+      this._sendAll();
+    }
+
     _finish({ code = null, status = null, reason }) {
       if (this.state === "closed") return;
       for (const [name, listener] of Object.entries(this._listeners)) {
@@ -589,6 +999,9 @@
       }
       this._stopAll();
       this._setState("closed", { reason });
+      for (const request of [...this._requests.values()]) {
+        this._settle(request, new TaskError("refused", { type: "closed", message: reason }, status));
+      }
       if ([401, 403].includes(statusOf({ code, status }))) {
         this._emitRefused({ code, status, reason }, null);
       }
@@ -596,7 +1009,7 @@
     }
   }
 
-  Object.assign(Asyncplumber, { isAfter, isFinal, retryAfter, sseParser });
+  Object.assign(Asyncplumber, { TaskError, isAfter, isFinal, retryAfter, sseParser });
   globalThis.Asyncplumber = Asyncplumber;
   if (typeof module === "object" && module.exports) module.exports = Asyncplumber;
 })();
