@@ -42,18 +42,19 @@ from asyncplumber.core.leases import Leases
 from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import Status, account_statuses, peer_statuses
-from asyncplumber.core.tasks.service import Tasks
+from asyncplumber.core.tasks.application import TaskMethods
 from asyncplumber.core.tasks.settings import DEFAULT_SETTINGS, TaskSettings
 from asyncplumber.event import Instance, timestamp
 from asyncplumber.http.clients import DEFAULT_POLICY, ClientPolicy
 from asyncplumber.http.front import Core, Front
 from asyncplumber.http.gate import BODY_LIMIT, Gate
 from asyncplumber.http.request_log import RequestLog
-from asyncplumber.interfaces import LEASE, IAuthority, ICarrier, IStarter, IStore
+from asyncplumber.interfaces import LEASE, IAuthority, ICarrier, IStore
 from asyncplumber.relays.http import HttpCarrier
 from asyncplumber.relays.peer_networks import restricted
 from asyncplumber.relays.routing import Relay
 from asyncplumber.sending import DEFAULT_TYPE, Key, Receipt, Time, message
+from asyncplumber.starters.build import Starter, build_tasks
 from asyncplumber.stores import open_store
 from asyncplumber.stores.retention import Retention
 from asyncplumber.transports.send_buffer import MAX_UNSENT_BYTES
@@ -65,7 +66,7 @@ CHECK_INTERVAL = 3.0
 SWEEP_INTERVAL = 30.0  # seconds between sweeps of the history
 
 
-class Plumber(Service):
+class Plumber(TaskMethods, Service):
     """
     One instance: a store, a hub, a relay, and what it serves by HTTP.
 
@@ -100,7 +101,8 @@ class Plumber(Service):
             networks but link-local ones.
         public_url: Where applications and other services reach ``resource``: callback URLs begin
             with it.  Empty: ``advertise_url``.
-        starter: Executes tasks; None: they are only reported.
+        starter: Executes tasks: an `IStarter`, or a callable that is called with each `Run`.  None:
+            tasks are only reported.
         task_settings: How long tasks are waited for, and kept.
         carrier: Makes, for the id of this instance, what carries events to the other instances.
             None is HTTP.
@@ -137,7 +139,7 @@ class Plumber(Service):
         client_policy: ClientPolicy = DEFAULT_POLICY,
         peer_networks: Sequence[Network] = (),
         public_url: str = "",
-        starter: IStarter | None = None,
+        starter: Starter | None = None,
         task_settings: TaskSettings = DEFAULT_SETTINGS,
         carrier: Callable[[str], ICarrier] | None = None,
         reactor: IReactorTime | None = None,
@@ -191,9 +193,9 @@ class Plumber(Service):
             *getattr(store, "figures", ()),
         )
 
-    def _build_tasks(self, starter: IStarter | None, settings: TaskSettings) -> None:
-        now = self._wall.seconds
-        self.tasks = Tasks(self.store, self.hub, self.intake, self._reactor, now, starter, settings)
+    def _build_tasks(self, starter: Starter | None, settings: TaskSettings) -> None:
+        clock, now = self._reactor, self._wall.seconds
+        self.tasks = build_tasks(self.store, self.hub, self.intake, clock, now, starter, settings)
         self.figures.add(*self.tasks.figures.all)
 
     def _core(self) -> Core:

@@ -36,6 +36,15 @@ def with_member(payload: bytes, task: Task) -> bytes:
     return b"%b%b%b" % (payload, TASK_MEMBER, _encoded(member_of(task)).encode())
 
 
+def member_begins(key: str) -> bytes:
+    """
+    Return bytes that the payload of each event of a task contains.
+
+    Other payloads may contain them as well.
+    """
+    return _encoded({"task": key})[:-1].encode()
+
+
 def without_member(event: Event) -> bytes:
     """Return the payload of the runner in an event of a task, as it was before `with_member`."""
     task = event.task

@@ -39,7 +39,7 @@ LAYERS = (
     ("__main__",),
 )
 # Although the core is below them, these know only values, interfaces and bytes.
-APART = {"stores": ("auth", "core"), "relays": ("core",), "starters": ("core",)}
+APART = {"stores": ("auth", "core"), "relays": ("core",)}
 # What runs on the sender's side.  With the server it shares only `sending`: what a program says
 # about an event.
 CLIENT_LAYERS = (("sending",), ("client",), ("integrations",))

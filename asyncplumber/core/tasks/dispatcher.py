@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -18,12 +17,19 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.concurrency import Semaphore
+from asyncplumber.concurrency import PeriodicTask, Semaphore
 from asyncplumber.core.tasks.errors import Superseded, TaskEnded
+from asyncplumber.core.tasks.figures import TaskFigures
 from asyncplumber.core.tasks.journal import Journal
 from asyncplumber.core.tasks.outcomes import Reported
 from asyncplumber.core.tasks.settings import TaskSettings
-from asyncplumber.errors import BadRequest, to_client_error
+from asyncplumber.errors import (
+    BadRequest,
+    PlumberError,
+    TooManyRequests,
+    Unavailable,
+    to_client_error,
+)
 from asyncplumber.event import Draft, new_id, timestamp
 from asyncplumber.interfaces import Dispatch, Finished, IStarter, Later, Refused, StarterFailed
 from asyncplumber.rate_limited_log import RateLimitedLog
@@ -56,6 +62,7 @@ class Dispatcher:
         clock: IReactorTime,
         now: Callable[[], float],
         report: Callable[[Report], Any],
+        figures: TaskFigures,
         mint: Callable[[Task], Deferred[str]] = _no_callback,
     ) -> None:
         """
@@ -66,6 +73,7 @@ class Dispatcher:
             clock: Measures the time between tries.
             now: Returns the time in seconds since 1970.
             report: Takes the end of a run whose answer is the result; a coroutine function.
+            figures: Counts.
             mint: Returns the URL to which the run can be reported.
         """
         self._journal = journal
@@ -74,21 +82,24 @@ class Dispatcher:
         self._clock = clock
         self._now = now
         self._report = report
+        self._figures = figures
         self._mint = mint
         self._room = Semaphore(MAX_DISPATCHES)
-        self._under_way: set[Deferred[None]] = set()
+        self._under_way: dict[str, Deferred[None]] = {}  # by run
         self._warnings = RateLimitedLog(self._log, clock.seconds)
 
     def dispatch(self, task: Task) -> None:
-        """Dispatch a run that this instance has leased."""
-        under_way = Deferred.fromCoroutine(self._dispatch(task))
-        self._under_way.add(under_way)
+        """Dispatch a run that this instance has leased.  Harmless if that is under way."""
+        run = task.run
+        if run in self._under_way:
+            return
+        under_way = self._under_way[run] = Deferred.fromCoroutine(self._dispatch(task))
         under_way.addErrback(self._failed)
-        under_way.addBoth(lambda _: self._under_way.discard(under_way))
+        under_way.addBoth(lambda _: self._under_way.pop(run, None))
 
     def stop(self) -> None:
         """Give up what is under way.  Other instances take it over."""
-        for under_way in list(self._under_way):
+        for under_way in list(self._under_way.values()):
             under_way.cancel()
 
     def _failed(self, failure: Failure) -> None:
@@ -97,66 +108,95 @@ class Dispatcher:
             self._log.debug("a task could not be dispatched: {error}", error=error.message)
 
     async def _dispatch(self, task: Task) -> None:
-        delay = FIRST_DELAY
+        keeping = self._keep_lease(task)
+        try:
+            answer = await self._answer(task)
+            if answer is not None:
+                await self._answered(task, answer)
+        finally:
+            keeping.stop()
+
+    def _keep_lease(self, task: Task) -> PeriodicTask:
+        """Renew the lease while the run is dispatched, so that no other instance comes between."""
+
+        async def renew() -> None:
+            await self._journal.tasks.change(task, {}, lease=DISPATCH_LEASE)
+
+        keeping = PeriodicTask(renew, DISPATCH_LEASE / 3, self._clock)
+        keeping.start()
+        return keeping
+
+    async def _answer(self, task: Task) -> Answer | None:
+        """Ask until there is an answer; None if there is nothing to dispatch any more."""
+        delay = min(FIRST_DELAY * 2 ** min(task.attempts, 10), MAX_DELAY)
         current: Task | None = task
         while current is not None and current.input is not None and not current.is_done:
-            await self._room.acquire()
-            try:
-                answer = await self._ask(current)
-            finally:
-                self._room.release()
+            answer = await self._ask(current)
             if not isinstance(answer, StarterFailed):
-                await self._answered(current, answer)
-                return
+                return answer
+            self._figures.dispatch_failed()
             pause = delay if answer.retry_after is None else answer.retry_after
             delay = min(2 * delay, MAX_DELAY)
-            # The lease lasts over the pause, so that no other instance comes between.
-            changes = {"attempts": current.attempts + 1}
-            leased = await self._journal.tasks.change(
-                current, changes, lease=pause + DISPATCH_LEASE
-            )
-            if leased is None:
-                return  # somebody has reported it: it has begun
+            changes = {"attempts": current.attempts + 1, **_note(current)}
+            changed = await self._journal.tasks.change(current, changes, lease=DISPATCH_LEASE)
+            if changed is None:
+                return None  # somebody has reported it: it has begun, or has ended
             await deferLater(self._clock, pause, lambda: None)  # type: ignore[arg-type]
             found = await self._journal.tasks.get(task.account, task.key)
             current = found if found is not None and found.run == task.run else None
+        return None
 
     async def _ask(self, task: Task) -> Answer | StarterFailed:
-        dispatch = Dispatch(
-            task.account,
-            task.key,
-            task.run,
-            task.input_type,
-            task.input or b"",
-            await self._mint(task),
-        )
+        await self._room.acquire()
+        began = self._clock.seconds()
         try:
+            callback = await self._mint(task)
+            input = task.input or b""
+            dispatch = Dispatch(task.account, task.key, task.run, task.input_type, input, callback)
             return await self._starter.start(dispatch)
         except StarterFailed as error:
             self._warnings.warn(
                 "a task could not be started: {error}; it is tried again", error=str(error)
             )
             return error
+        except PlumberError as error:
+            return StarterFailed(error.message)
         except Exception:
             self._log.failure("a starter failed")
             return StarterFailed("the starter failed")
+        finally:
+            self._room.release()
+            self._figures.dispatched(self._clock.seconds() - began)
 
     async def _answered(self, task: Task, answer: Answer) -> None:
         if isinstance(answer, Later):
             await self._accepted(task, answer)
             return
+        report = self._report_of(task, answer)
+        delay = FIRST_DELAY
+        while True:
+            try:
+                await self._report(report)
+            except (TaskEnded, Superseded):
+                return  # it was canceled, or has reported its end itself
+            except (Unavailable, TooManyRequests):
+                # The result is here and nowhere else: to dispatch the run again would cost more.
+                await deferLater(self._clock, delay, lambda: None)  # type: ignore[arg-type]
+                delay = min(2 * delay, MAX_DELAY)
+            else:
+                return
+
+    def _report_of(self, task: Task, answer: Finished | Refused) -> Report:
         state, content_type, payload = _end_of(answer)
         id, time = new_id(), timestamp(self._now())
         draft = Draft(task.account, id, id, "", time, content_type, payload)
-        # It may have been canceled, or have reported its end itself.
-        with suppress(TaskEnded, Superseded):
-            await self._report(Report(draft, task.key, state, task.run))
+        return Report(draft, task.key, state, task.run)
 
     async def _accepted(self, task: Task, answer: Later) -> None:
         """Note that the application has taken the run over, and will report it."""
         seconds = answer.deadline_in
         seconds = self._settings.start_deadline if seconds is None else seconds
-        taken = {"input": None}
+        taken = {"input": None, **_note(task)}
         changed = await self._journal.tasks.change(task, taken, deadline_in=seconds)
         for _ in range(TRIES):
             if changed is not None:
@@ -165,7 +205,12 @@ class Dispatcher:
             row = await self._journal.tasks.get(task.account, task.key)
             if row is None or row.run != task.run or row.is_done or row.input is None:
                 return
-            changed = await self._journal.tasks.change(row, taken)
+            changed = await self._journal.tasks.change(row, {"input": None})
+
+
+def _note(task: Task) -> dict[str, Any]:
+    """Return the note that the beginning is announced, which is not worth a write of its own."""
+    return {"is_announced": True, "cursor": task.cursor} if task.is_announced else {}
 
 
 def _end_of(answer: Finished | Refused) -> tuple[TaskState, str, bytes]:

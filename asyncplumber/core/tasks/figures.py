@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from asyncplumber.figures import Gauge, LabelledCounter, Metric
+from asyncplumber.figures import Counter, Gauge, Histogram, LabelledCounter, Metric
 from asyncplumber.task import TaskState
 
 _ENDS = tuple(state.value for state in TaskState if state.is_done)
@@ -22,6 +22,13 @@ class TaskFigures:
         self._ends = LabelledCounter(
             "task_ends_total", "Runs whose end this instance took or found.", "state", _ENDS
         )
+        self._dispatches = Histogram(
+            "task_dispatch_seconds", "Time in which the starter has answered, or failed."
+        )
+        self._failures = Counter(
+            "task_dispatch_failures_total",
+            "Dispatches that failed, and are repeated.",
+        )
         self._held = Gauge(
             "task_holds", "Requests that are held until a task ends.", lambda: float(held())
         )
@@ -34,7 +41,15 @@ class TaskFigures:
         """Count the end of a run."""
         self._ends.add(state.value)
 
+    def dispatched(self, seconds: float) -> None:
+        """Note how long a starter has taken to answer."""
+        self._dispatches.observe(seconds)
+
+    def dispatch_failed(self) -> None:
+        """Count an answer that has to be asked for again."""
+        self._failures.add()
+
     @property
     def all(self) -> tuple[Metric, ...]:
         """All of them."""
-        return self._starts, self._ends, self._held
+        return self._starts, self._ends, self._held, self._dispatches, self._failures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from asyncplumber.core.channel import Channel
@@ -11,6 +11,7 @@ from asyncplumber.event import Cursor, Event, Position
 from asyncplumber.interfaces import PAGE_BYTES, ISubscriber
 from asyncplumber.task import TaskState
 from asyncplumber.wire.delivery import Delivery
+from asyncplumber.wire.tasks import member_begins
 
 _END_TYPES = frozenset({state.event_type for state in TaskState if state.is_done})
 
@@ -32,7 +33,11 @@ class Hold:
         self._run: str | None = None
         self._ends: dict[str, Event] = {}  # by run
         self._ended: Deferred[Event | None] | None = None
-        self._is_over = False  # whether it can hear nothing more
+        self._has_missed = False  # whether events were missed since the last `wait`
+        self.is_over = False  # whether it can hear nothing more
+        # Results may be large, and there may be many holds: most events are seen not to be meant
+        # without parsing them.
+        self._mark = member_begins(key)
         self._subscription = channel.subscribe(self)
         self._subscription.start(None)
 
@@ -40,19 +45,21 @@ class Hold:
         """
         Return a Deferred of the event of the end of this run.
 
-        It is None if the wait was given up, or if events were missed: then the row tells.
+        It is None if the wait was given up, or if events were missed: then the row tells, and the
+        wait can be taken up again unless `is_over`.
         """
         self._run = run
         self._ended = Deferred()
         event = self._ends.get(run)
-        if event is not None or self._is_over:
+        if event is not None or self.is_over or self._has_missed:
+            self._has_missed = False
             self._fire(event)
         return self._ended
 
     def give_up(self) -> None:
         """Wait no more.  Harmless if it has ended."""
         self.cancel()
-        self._is_over = True
+        self.is_over = True
         self._fire(None)
 
     def cancel(self) -> None:
@@ -70,7 +77,7 @@ class Hold:
 
     def deliver(self, batch: Delivery) -> None:
         for event in batch.events:
-            if event.type not in _END_TYPES:
+            if event.type not in _END_TYPES or self._mark not in event.payload:
                 continue
             about = event.task or {}
             if about.get("task") == self._key:
@@ -85,14 +92,13 @@ class Hold:
         pass
 
     def missed(self, cursor: Cursor, position: Position) -> None:
-        self._is_over = True
+        if self._ended is None or self._ended.called:
+            self._has_missed = True
         self._fire(None)
 
     def drained(self) -> Deferred[None]:
-        done: Deferred[None] = Deferred()
-        done.callback(None)
-        return done
+        return succeed(None)
 
     def end(self, error: PlumberError | None) -> None:
-        self._is_over = True
+        self.is_over = True
         self._fire(None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
 
+from asyncplumber.event import Event
 from asyncplumber.sending import Receipt
 from asyncplumber.task import Task
 
@@ -21,6 +23,21 @@ class Outcome(NamedTuple):
     task: Task
     joined: bool = False
     age: float | None = None
+
+    @property
+    def data(self) -> Any:
+        """The result: the value of JSON, str for text, bytes for all else; None without one."""
+        if self.task.result is None:
+            return None
+        return Event("", "", 0, "", "", "", self.task.result_type, self.task.result).data
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """Why there is no result, with ``type`` and ``message``; None unless that is certain."""
+        error: dict[str, Any] | None = None
+        if self.task.error is not None:
+            error = json.loads(self.task.error)
+        return error
 
 
 class Reported(NamedTuple):

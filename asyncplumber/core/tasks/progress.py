@@ -14,6 +14,8 @@ from asyncplumber.core.tasks.turns import Place
 from asyncplumber.errors import to_client_error
 from asyncplumber.task import Report
 
+MAX_WAITING_BYTES = 16 * 1024 * 1024  # of all progress that waits at one instance
+
 
 class Waiting(NamedTuple):
     """
@@ -44,6 +46,7 @@ class ConflatedProgress:
         self._clock = clock
         self._waiting: dict[Place, tuple[Waiting, IDelayedCall]] = {}
         self._stored: dict[Place, float] = {}  # when, for some time
+        self._size = 0  # bytes of the payloads that wait
         #: Stores the progress of a task whose time has come; it calls `take`.
         self.store: Callable[[Place], Coroutine[Any, Any, None]]
 
@@ -65,16 +68,26 @@ class ConflatedProgress:
         """Whether a progress of this task waits."""
         return place in self._waiting
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more progress may wait; if not, it is stored at once."""
+        return self._size < MAX_WAITING_BYTES
+
     def hold(self, place: Place, waiting: Waiting, delay: float) -> None:
         """Hold a progress for so many seconds, or for as long as the one whose place it takes."""
         former = self._waiting.get(place)
         call = self._clock.callLater(delay, self._due, place) if former is None else former[1]
         self._waiting[place] = waiting, call
+        self._size += _size(waiting) - (_size(former[0]) if former is not None else 0)
 
     def take(self, place: Place) -> Waiting | None:
         """Return the progress of a task that waits, and let it wait no more."""
-        waiting, call = self._waiting.pop(place, (None, None))
-        if call is not None and call.active():
+        found = self._waiting.pop(place, None)
+        if found is None:
+            return None
+        waiting, call = found
+        self._size -= _size(waiting)
+        if call.active():
             call.cancel()
         return waiting
 
@@ -86,9 +99,14 @@ class ConflatedProgress:
         self._log.debug("a progress was not stored: {error}", error=error.message)
 
     async def flush(self) -> None:
-        """Store all that waits."""
+        """Store all that waits; what the store does not take now is lost."""
         for place in list(self._waiting):
             try:
                 await self.store(place)
             except Exception:
                 self._not_stored(Failure())
+            self.take(place)
+
+
+def _size(waiting: Waiting) -> int:
+    return len(waiting.report.draft.payload) + 1000  # with what the objects around it take

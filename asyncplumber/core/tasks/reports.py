@@ -11,17 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 from asyncplumber.core.tasks.errors import Superseded, TaskEnded
-from asyncplumber.core.tasks.journal import NO_DATA, Journal
+from asyncplumber.core.tasks.journal import JSON, NO_DATA, Journal
 from asyncplumber.core.tasks.outcomes import Reported
 from asyncplumber.core.tasks.progress import ConflatedProgress, Waiting
+from asyncplumber.core.tasks.renewals import Renewals
 from asyncplumber.core.tasks.settings import TaskSettings
 from asyncplumber.core.tasks.turns import Place, Turns
 from asyncplumber.errors import TooLarge, Unavailable
+from asyncplumber.event import Draft
 from asyncplumber.interfaces import Claim
 from asyncplumber.sending import Receipt
 from asyncplumber.task import (
     MAX_PROGRESS_BYTES,
-    NEVER,
     PROGRESS_TYPE,
     Report,
     Task,
@@ -31,7 +32,6 @@ from asyncplumber.task import (
 from asyncplumber.wire.tasks import error_of
 
 TRIES = 10  # how often a report is taken up again because another one was faster
-RENEWALS = 3  # the deadline in a row is renewed at most so often in the time of its patience
 RETRY = 1.0  # seconds until a progress is stored again that the store did not take
 _NOBODY = {"ok": 0, "failed": 0}
 
@@ -44,6 +44,7 @@ class Reports:
         journal: Journal,
         turns: Turns,
         progress: ConflatedProgress,
+        renewals: Renewals,
         settings: TaskSettings,
         now: Callable[[], float],
     ) -> None:
@@ -52,12 +53,14 @@ class Reports:
             journal: Writes what happens.
             turns: Keeps the reports of one task in order.
             progress: Holds back what comes too fast.
+            renewals: Knows which beats have to be written.
             settings: How long tasks are waited for.
             now: Returns the time in seconds since 1970.
         """
         self._journal = journal
         self._turns = turns
         self._progress = progress
+        self._renewals = renewals
         self._settings = settings
         self._now = now
         progress.store = self._store_waiting
@@ -71,8 +74,7 @@ class Reports:
             TaskEnded: The run has ended.
             TooLarge: It is a progress with too many bytes.
         """
-        is_large = len(report.draft.payload) > MAX_PROGRESS_BYTES
-        if is_large and not report.state.is_done:
+        if not report.state.is_done and _size(report.draft.payload) > MAX_PROGRESS_BYTES:
             raise TooLarge(f"a progress has at most {MAX_PROGRESS_BYTES} bytes")
         place = report.draft.account, report.key
         return await self._turns.run(place, lambda: self._take(report))
@@ -138,30 +140,29 @@ class Reports:
     # Before the end
 
     async def _submitted(self, report: Report, row: Task) -> Reported | None:
-        if row.is_announced or row.state is not TaskState.SUBMITTED:
-            return Reported(row)
-        draft = report.draft._replace(payload=NO_DATA) if report.is_beat else report.draft
-        announced, receipt = await self._journal.announce(row, draft)
+        """Take a report that a run waits: it may be new, or it was put back into its queue."""
+        if row.state is not TaskState.SUBMITTED or row.is_announced:
+            return await self._goes_on(report, row)
+        announced, receipt = await self._journal.announce(row, _with_data(report))
         self._journal.note_soon(announced)
         return Reported(announced, receipt)
 
     async def _started(self, report: Report, row: Task) -> Reported | None:
-        patience = row.patience if report.patience is None else report.patience
+        patience = self._patience(report, row)
         changes: dict[str, Any] = {
             "state": TaskState.RUNNING,
             "patience": patience,
             "is_announced": False,
+            "input": None,  # nobody has to dispatch it any more
         }
-        draft = report.draft
-        if report.is_beat:
-            draft = draft._replace(payload=NO_DATA)
-        else:
-            changes.update(progress=draft.payload, progressed_at=self._now())
+        if not report.is_beat:
+            changes.update(progress=report.draft.payload, progressed_at=self._now())
         changed = await self._journal.tasks.change(row, changes, deadline_in=patience)
         if changed is None:
             return None
+        self._renewals.renewed(changed, patience)
         self._progress.stored((row.account, row.key), self._settings.progress_interval)
-        announced, receipt = await self._journal.announce(changed, draft)
+        announced, receipt = await self._journal.announce(changed, _with_data(report))
         self._journal.note_soon(announced)
         return Reported(announced, receipt)
 
@@ -170,7 +171,8 @@ class Reports:
             return await self._renewed(report, row)
         place, now = (row.account, row.key), self._now()
         wait = self._wait_of(row, place, now)
-        if not wait and not self._progress.holds(place):
+        has_former = self._progress.holds(place)
+        if not has_former and (not wait or not self._progress.has_room):
             return await self._store(report, row, now)
         renewed = await self._renewed(report, row)
         if renewed is None:
@@ -186,30 +188,39 @@ class Reports:
             there = 0.0  # a clock that was set back holds nothing back
         return max(there, self._progress.wait_of(place, interval), 0.0)
 
+    def _patience(self, report: Report, row: Task) -> float:
+        return row.patience if report.patience is None else report.patience
+
+    def _deadline_in(self, report: Report, row: Task) -> float:
+        """Return the seconds in which the next report has to come."""
+        if row.state is TaskState.SUBMITTED:
+            return self._start_deadline(report)
+        return self._patience(report, row)
+
     async def _renewed(self, report: Report, row: Task) -> Reported | None:
         """Move the deadline, unless that was done a short time ago."""
-        patience = row.patience if report.patience is None else report.patience
-        age = self._now() - row.updated_at
-        if patience == row.patience and 0 <= age < patience / RENEWALS:
+        patience, seconds = self._patience(report, row), self._deadline_in(report, row)
+        if not self._renewals.is_due(row, seconds):
             return Reported(row)
-        if patience == row.patience == NEVER:
-            return Reported(row)
-        changed = await self._journal.tasks.change(
-            row, {"patience": patience}, deadline_in=patience
-        )
-        return None if changed is None else Reported(changed)
+        changes = {"patience": patience}
+        changed = await self._journal.tasks.change(row, changes, deadline_in=seconds)
+        if changed is None:
+            return None
+        self._renewals.renewed(changed, seconds)
+        return Reported(changed)
 
     async def _store(self, report: Report, row: Task, came_at: float) -> Reported | None:
         """Store a progress and append its event."""
-        patience = row.patience if report.patience is None else report.patience
+        seconds = self._deadline_in(report, row)
         changes = {
-            "patience": patience,
+            "patience": self._patience(report, row),
             "progress": report.draft.payload,
             "progressed_at": came_at,
         }
-        changed = await self._journal.tasks.change(row, changes, deadline_in=patience)
+        changed = await self._journal.tasks.change(row, changes, deadline_in=seconds)
         if changed is None:
             return None
+        self._renewals.renewed(changed, seconds)
         self._progress.stored((row.account, row.key), self._settings.progress_interval)
         receipt = await self._journal.append(changed, PROGRESS_TYPE, report.draft)
         return Reported(changed, receipt)
@@ -232,7 +243,7 @@ class Reports:
         """Store a progress of a run that goes on, unless another instance had a newer one."""
         report = waiting.report
         row = await self._journal.tasks.get(report.draft.account, report.key)
-        if row is None or row.run != waiting.run or row.state is not TaskState.RUNNING:
+        if row is None or row.run != waiting.run or row.is_done:
             return
         if row.progressed_at <= waiting.came_at:
             await self._store(report, row, waiting.came_at)
@@ -246,19 +257,16 @@ class Reports:
         return await self._finish(report, row)
 
     async def _finish(self, report: Report, row: Task) -> Reported | None:
-        draft = report.draft
+        draft = _with_data(report)
         changes: dict[str, Any] = {"end_id": draft.id}
         if report.state is TaskState.COMPLETED:
             changes.update(result=draft.payload, result_type=draft.content_type)
         else:
             changes.update(error=error_of(report.state, draft))
-        if report.is_beat:
-            draft = draft._replace(payload=NO_DATA, content_type="application/json")
-            if report.state is TaskState.COMPLETED:
-                changes.update(result=NO_DATA, result_type=draft.content_type)
         changed = await self._journal.finish(row, report.state, changes)
         if changed is None:
             return None
+        self._renewals.ended(changed)
         announced, receipt = await self._journal.announce(changed, draft)
         self._journal.note_soon(announced)
         return Reported(announced, receipt)
@@ -277,3 +285,15 @@ class Reports:
             row, _ = await self._journal.announce(row)
             self._journal.note_soon(row)
         return Reported(row, Receipt(row.end_id, str(row.cursor), True, 0, _NOBODY))
+
+
+def _with_data(report: Report) -> Draft:
+    """Return the draft of a report; without a body its data is null."""
+    if not report.is_beat:
+        return report.draft
+    return report.draft._replace(payload=NO_DATA, content_type=JSON)
+
+
+def _size(payload: bytes) -> int:
+    """Return the bytes of the value in a payload."""
+    return len(payload) - payload.index(b":") - 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.core.hub import Hub
@@ -26,17 +26,28 @@ from asyncplumber.core.tasks.holds import Hold
 from asyncplumber.core.tasks.journal import Journal
 from asyncplumber.core.tasks.outcomes import Outcome, Reported
 from asyncplumber.core.tasks.progress import ConflatedProgress
+from asyncplumber.core.tasks.renewals import Renewals
 from asyncplumber.core.tasks.reports import Reports
 from asyncplumber.core.tasks.settings import DEFAULT_SETTINGS, MAX_LISTED, TaskSettings
 from asyncplumber.core.tasks.sweeper import FORGET_INTERVAL, SWEEP_INTERVAL, Sweeper
-from asyncplumber.core.tasks.turns import Turns
+from asyncplumber.core.tasks.turns import Turns, shielded
+from asyncplumber.errors import Unavailable
 from asyncplumber.event import Cursor, new_id
 from asyncplumber.grant import OPEN, Action, Grant
-from asyncplumber.interfaces import Claim, CursorLost, IStarter, IStoppableStarter, IStore
+from asyncplumber.interfaces import (
+    Claim,
+    CursorLost,
+    CursorMoved,
+    IStarter,
+    IStoppableStarter,
+    IStore,
+)
 from asyncplumber.task import Report, StartRequest, Task, TaskState, digest_of, new_run
 from asyncplumber.wire.tasks import ended, without_member
 
-Result = TypeVar("Result")
+# The digest of a run that was started without an input.  It is no digest of any input; the empty
+# one is that of a run that was only reported, whose input nobody knows here.
+_NO_INPUT = b"-"
 _CANCELED = b'{"type":"canceled","message":"the task was canceled before it began"}'
 
 
@@ -47,6 +58,8 @@ class Tasks:
     A Deferred that a method returns may be cancelled: the client has left.  What it has asked for
     goes on.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -77,27 +90,30 @@ class Tasks:
         self._now = now
         self._starter = starter
         self._settings = settings
-        self._journal = Journal(store.tasks, intake, now)
-        self._turns = Turns()
-        self._progress = ConflatedProgress(clock)
-        self._reports = Reports(self._journal, self._turns, self._progress, settings, now)
-        self._dispatcher: Dispatcher | None = None
-        if starter is not None:
-            minting = {} if mint is None else {"mint": mint}
-            self._dispatcher = Dispatcher(
-                self._journal, starter, settings, clock, now, self._take, **minting
-            )
         self._holds: set[Hold] = set()
         self._is_draining = False
         #: What is counted.
         self.figures = TaskFigures(lambda: len(self._holds))
+        self._journal = Journal(store.tasks, store.callback_urls, intake, now, self.figures.ended)
+        self._turns = Turns()
+        self._progress = ConflatedProgress(clock)
+        renewals = Renewals(clock.seconds)
+        self._reports = Reports(self._journal, self._turns, self._progress, renewals, settings, now)
+        self._dispatcher: Dispatcher | None = None
+        if starter is not None:
+            minting = {} if mint is None else {"mint": mint}
+            self._dispatcher = Dispatcher(
+                self._journal,
+                starter,
+                settings,
+                clock,
+                now,
+                self._reports.take,
+                self.figures,
+                **minting,
+            )
         sweeper = Sweeper(
-            self._journal,
-            self._turns,
-            self._dispatcher,
-            store.callback_urls,
-            settings,
-            lambda: self.figures.ended(TaskState.LOST),
+            self._journal, self._turns, self._dispatcher, store.callback_urls, settings
         )
         self._periodic = [
             PeriodicTask(sweeper.sweep, SWEEP_INTERVAL, clock, now=True),
@@ -135,10 +151,11 @@ class Tasks:
         if self._starter is None:
             raise NoStarter
         grant.check(Action.START, request.account)
+        until = self._until(wait, grant)
         hold = await self._hold(request.account, request.key) if wait > 0 else None
         try:
-            outcome = await _shielded(self._begin_or_join(request))
-            return await self._ended(outcome, hold, wait)
+            outcome = await shielded(self._begin_or_join(request))
+            return await self._ended(outcome, hold, until)
         finally:
             self._let_go(hold)
 
@@ -150,6 +167,8 @@ class Tasks:
             if request.only_if_cached:
                 raise NothingCached
         digest = digest_of(request.content_type, request.body)
+        if self._is_draining:
+            raise Unavailable("this instance is about to stop", retry_after=1)
         claim = Claim(
             request.account,
             request.key,
@@ -158,7 +177,7 @@ class Tasks:
             patience=self._settings.patience,
             input=request.body,
             input_type=request.content_type,
-            digest=digest,
+            digest=digest or _NO_INPUT,
         )
         task, began = await self._journal.claim(claim)
         self.figures.started(joined=not began)
@@ -166,7 +185,6 @@ class Tasks:
             self._check_input(task, digest)
             return Outcome(task, joined=True)
         task, _ = await self._journal.announce(task)
-        self._journal.note_soon(task)
         assert self._dispatcher is not None
         self._dispatcher.dispatch(task)
         return Outcome(task)
@@ -189,6 +207,9 @@ class Tasks:
         age = max(0.0, self._now() - task.ended_at)
         if request.max_age is not None and age > request.max_age:
             return None
+        digest = digest_of(request.content_type, request.body)
+        if digest and task.digest and digest != task.digest:
+            return None  # it is the result of another input
         return Outcome(task, joined=True, age=age)
 
     def get(
@@ -211,12 +232,13 @@ class Tasks:
     async def _get(self, account: str, key: str, wait: float, grant: Grant) -> Outcome:
         if not grant.allows(Action.START, account):
             grant.check(Action.SUBSCRIBE, account)
+        until = self._until(wait, grant)
         hold = await self._hold(account, key) if wait > 0 else None
         try:
             task = await self._tasks.get(account, key)
             if task is None:
                 raise UnknownTask
-            return await self._ended(Outcome(task, joined=True), hold, wait)
+            return await self._ended(Outcome(task, joined=True), hold, until)
         finally:
             self._let_go(hold)
 
@@ -231,22 +253,38 @@ class Tasks:
             self._holds.discard(hold)
             hold.cancel()
 
-    async def _ended(self, outcome: Outcome, hold: Hold | None, wait: float) -> Outcome:
+    def _until(self, wait: float, grant: Grant) -> float:
+        """Return the time of the clock at which a wait that begins now is over."""
+        if grant.until is not None:
+            wait = min(wait, grant.until - self._now())  # nothing is told after that
+        return self._clock.seconds() + max(wait, 0.0)
+
+    async def _ended(self, outcome: Outcome, hold: Hold | None, until: float) -> Outcome:
         """Return the outcome when its task has ended, or as it is when the wait is over."""
         task = outcome.task
-        if task.is_done or hold is None or self._is_draining:
+        if hold is None or task.is_done or self._is_draining:
             return outcome
-        waiting = hold.wait(task.run)
-        timer = self._clock.callLater(wait, hold.give_up)
+        timer = self._clock.callLater(max(until - self._clock.seconds(), 0.0), hold.give_up)
         try:
-            event = await waiting
+            event = await hold.wait(task.run)
+            while event is None:
+                row = await self._newest(task)
+                if row.is_done or hold.is_over:
+                    return outcome._replace(task=row)
+                event = await hold.wait(task.run)  # some events were missed, but not its end
         finally:
             if timer.active():
                 timer.cancel()
-        if event is not None:
-            return outcome._replace(task=replace(ended(task, event), ended_at=self._now()))
-        row = await self._tasks.get(task.account, task.key)
-        return outcome._replace(task=row) if row is not None and row.run == task.run else outcome
+        now = self._now()
+        return outcome._replace(task=replace(ended(task, event), updated_at=now, ended_at=now))
+
+    async def _newest(self, task: Task) -> Task:
+        """Return the row of a run as it is now, or as it was if the store is away."""
+        try:
+            row: Task | None = await self._tasks.get(task.account, task.key)
+        except Unavailable:
+            return task  # the client is told that it goes on, as it knew before
+        return row if row is not None and row.run == task.run else task
 
     # Look
 
@@ -274,7 +312,7 @@ class Tasks:
         before = Cursor(cursor.epoch, cursor.seq - 1)
         try:
             events = await self._history.read(task.account, before, cursor.seq, 1)
-        except CursorLost:
+        except (CursorLost, CursorMoved):
             raise ResultGone(task) from None
         if not events or events[0].id != task.end_id:
             raise ResultGone(task)
@@ -296,15 +334,9 @@ class Tasks:
 
     async def _report(self, report: Report, grant: Grant) -> Reported:
         grant.check(Action.PUBLISH, report.draft.account)
-        reported: Reported = await _shielded(self._take(report))
-        return reported
-
-    async def _take(self, report: Report) -> Reported:
-        reported = await self._reports.take(report)
-        receipt = reported.receipt
-        if report.state.is_done and receipt is not None and not receipt.duplicate:
-            self.figures.ended(report.state)
-        return reported
+        if self._is_draining:
+            raise Unavailable("this instance is about to stop", retry_after=1)
+        return await shielded(self._reports.take(report))
 
     def cancel(self, account: str, key: str) -> Deferred[Task]:
         """
@@ -317,13 +349,16 @@ class Tasks:
             UnknownTask: There is none.
             TaskEnded: It has ended.
         """
-        return Deferred.fromCoroutine(_shielded(self._cancel(account, key)))
+        return shielded(self._cancel(account, key))
 
     async def _cancel(self, account: str, key: str) -> Task:
         place = account, key
         task: Task = await self._turns.run(place, lambda: self._ask_to_stop(account, key))
         if self._starter is not None:
-            await self._starter.cancel(account, key, task.run)
+            # Nobody waits for that: it may take as long as the application likes.
+            self._starter.cancel(account, key, task.run).addErrback(
+                lambda failure: self._log.failure("a starter failed to cancel", failure)
+            )
         return task
 
     async def _ask_to_stop(self, account: str, key: str) -> Task:
@@ -337,7 +372,6 @@ class Tasks:
                 changes = {"error": _CANCELED, "end_id": new_id()}
                 changed = await self._journal.finish(task, TaskState.CANCELED, changes)
                 if changed is not None:
-                    self.figures.ended(TaskState.CANCELED)
                     changed, _ = await self._journal.announce(changed)
                     self._journal.note_soon(changed)
             else:
@@ -366,11 +400,3 @@ class Tasks:
             await IStoppableStarter(self._starter).stop()
         await self._progress.flush()
         await self._journal.stop()
-
-
-async def _shielded(work: Any) -> Any:
-    """Wait for work that goes on if the one who waits is cancelled."""
-    waiting: Deferred[Any] = Deferred()
-    done = Deferred.fromCoroutine(work)
-    done.addBoth(lambda result: None if waiting.called else waiting.callback(result))
-    return await waiting

@@ -1,14 +1,25 @@
-"""One at a time for each task: what is done with a task here happens in order."""
+"""
+How work on tasks is run: in order for each task, and to its end.
+
+What is done with one task at an instance happens one after the other.  A client that leaves stops
+nothing of what it has asked for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
 from asyncplumber.concurrency import Semaphore
+from asyncplumber.errors import to_client_error
 
 Place = tuple[str, str]  # an account, and the key of a task
 Result = TypeVar("Result")
+_log = Logger()
 
 
 class Turns:
@@ -33,3 +44,17 @@ class Turns:
                 del self._locks[place]
             else:
                 self._locks[place] = lock, users - 1
+
+
+def shielded(work: Coroutine[Any, Any, Result]) -> Deferred[Result]:
+    """Return a Deferred of the result of work that goes on even if the Deferred is cancelled."""
+    waiting: Deferred[Result] = Deferred()
+
+    def done(result: Result | Failure) -> None:
+        if not waiting.called:
+            waiting.callback(result)
+        elif isinstance(result, Failure):
+            to_client_error(result, _log, "what a client that has left asked for failed")
+
+    Deferred.fromCoroutine(work).addBoth(done)
+    return waiting
