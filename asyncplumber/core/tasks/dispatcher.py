@@ -94,8 +94,10 @@ class Dispatcher:
         if run in self._under_way:
             return
         under_way = self._under_way[run] = Deferred.fromCoroutine(self._dispatch(task))
-        under_way.addErrback(self._failed)
-        under_way.addBoth(lambda _: self._under_way.pop(run, None))
+        under_way.addErrback(self._failed).addCallback(lambda _: self._over(run))
+
+    def _over(self, run: str) -> None:
+        del self._under_way[run]
 
     def stop(self) -> None:
         """Give up what is under way.  Other instances take it over."""
