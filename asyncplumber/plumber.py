@@ -31,9 +31,7 @@ from asyncplumber.auth.origins import Origins
 from asyncplumber.auth.signatures import PeerSigner
 from asyncplumber.clocks import TimeSource, WallClock
 from asyncplumber.concurrency import PeriodicTask
-from asyncplumber.core.callbacks import Callback
-from asyncplumber.core.consumers import After, Consumers
-from asyncplumber.core.event_iterator import EventIterator
+from asyncplumber.core.consumers import ConsumerMethods, Consumers
 from asyncplumber.core.history_size import SIZE_INTERVAL, HistoryGauges
 from asyncplumber.core.hub import LINGER, MAX_SUBSCRIBERS, Hub
 from asyncplumber.core.instance_figures import instance_figures
@@ -66,7 +64,7 @@ CHECK_INTERVAL = 3.0
 SWEEP_INTERVAL = 30.0  # seconds between sweeps of the history
 
 
-class Plumber(TaskMethods, Service):
+class Plumber(ConsumerMethods, TaskMethods, Service):
     """
     One instance: a store, a hub, a relay, and what it serves by HTTP.
 
@@ -194,8 +192,10 @@ class Plumber(TaskMethods, Service):
         )
 
     def _build_tasks(self, starter: Starter | None, settings: TaskSettings) -> None:
-        clock, now = self._reactor, self._wall.seconds
-        self.tasks = build_tasks(self.store, self.hub, self.intake, clock, now, starter, settings)
+        core = self.store, self.hub, self.intake, self._reactor, self._wall.seconds
+        self.tasks = build_tasks(
+            *core, starter, settings, lambda: self.public_url or self.advertise_url
+        )
         self.figures.add(*self.tasks.figures.all)
 
     def _core(self) -> Core:
@@ -303,54 +303,6 @@ class Plumber(TaskMethods, Service):
         and the client script.  Mount it at the path of ``advertise_url``.
         """
         return self.front.resource()
-
-    def register(self, account: Key, callback: Callback, after: After = None) -> None:
-        """
-        Call ``callback`` with each ``Event`` of an account.
-
-        It may be called before the start, and lasts over a stop and a start.  What the callback
-        raises is logged.  A second registration of the same callback changes nothing.
-
-        Args:
-            account: Whose events.
-            callback: A callable, or an Autobahn WebSocket protocol, which is sent the envelope.  If
-                the callable returns an awaitable, that is awaited before the next event: a
-                Deferred, a coroutine, or on the asyncio reactor a future.
-            after: Where to begin: a ``Cursor`` or its text, ``"earliest"`` for all that is kept, or
-                None for now.  Now is when the store has answered, a moment after this call or after
-                the start: an event that is sent before that is not delivered.
-
-        Raises:
-            BadAccount: There can be no such account.
-            BadCursor: The cursor was never given out.
-            TypeError: The callback cannot be called.
-        """
-        self._consumers.register(account, callback, after)
-
-    def unregister(self, account: Key, callback: Callback) -> None:
-        """Call it no more.  Harmless if it is not registered."""
-        self._consumers.unregister(account, callback)
-
-    def events(self, account: Key, *, after: After = None) -> EventIterator:
-        """
-        Iterate over the events of an account: ``async for event in plumber.events("42")``.
-
-        The next event is handed over when the loop asks for it.  Leaving the loop unsubscribes.
-        To go on later, even in another process, begin ``after`` the ``cursor`` of the last event.
-        It may be called before the start; then the loop waits for that.
-
-        Args:
-            account: Whose events.
-            after: Where to begin: a ``Cursor`` or its text, ``"earliest"`` for all that is kept, or
-                None for now.
-
-        Raises:
-            BadAccount: There can be no such account.
-            BadCursor: The cursor was never given out.
-            EventsMissed: In the loop: some events cannot be replayed any more.
-            Unavailable: In the loop: the plumber stops.
-        """
-        return self._consumers.events(account, after)
 
     async def send(
         self,

@@ -85,3 +85,57 @@ class Consumers:
             subscriber.stop()
         for feed in list(self._feeds):
             feed.end(Unavailable("this instance is about to stop"))
+
+
+class ConsumerMethods:
+    """The methods of a `Plumber` that subscribe its application."""
+
+    _consumers: Consumers
+
+    def register(self, account: Key, callback: Callback, after: After = None) -> None:
+        """
+        Call ``callback`` with each ``Event`` of an account.
+
+        It may be called before the start, and lasts over a stop and a start.  What the callback
+        raises is logged.  A second registration of the same callback changes nothing.
+
+        Args:
+            account: Whose events.
+            callback: A callable, or an Autobahn WebSocket protocol, which is sent the envelope.  If
+                the callable returns an awaitable, that is awaited before the next event: a
+                Deferred, a coroutine, or on the asyncio reactor a future.
+            after: Where to begin: a ``Cursor`` or its text, ``"earliest"`` for all that is kept, or
+                None for now.  Now is when the store has answered, a moment after this call or after
+                the start: an event that is sent before that is not delivered.
+
+        Raises:
+            BadAccount: There can be no such account.
+            BadCursor: The cursor was never given out.
+            TypeError: The callback cannot be called.
+        """
+        self._consumers.register(account, callback, after)
+
+    def unregister(self, account: Key, callback: Callback) -> None:
+        """Call it no more.  Harmless if it is not registered."""
+        self._consumers.unregister(account, callback)
+
+    def events(self, account: Key, *, after: After = None) -> EventIterator:
+        """
+        Iterate over the events of an account: ``async for event in plumber.events("42")``.
+
+        The next event is handed over when the loop asks for it.  Leaving the loop unsubscribes.
+        To go on later, even in another process, begin ``after`` the ``cursor`` of the last event.
+        It may be called before the start; then the loop waits for that.
+
+        Args:
+            account: Whose events.
+            after: Where to begin: a ``Cursor`` or its text, ``"earliest"`` for all that is kept, or
+                None for now.
+
+        Raises:
+            BadAccount: There can be no such account.
+            BadCursor: The cursor was never given out.
+            EventsMissed: In the loop: some events cannot be replayed any more.
+            Unavailable: In the loop: the plumber stops.
+        """
+        return self._consumers.events(account, after)

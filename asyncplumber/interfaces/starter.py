@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
-from zope.interface import Interface
+from zope.interface import Attribute, Interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,10 @@ class StarterFailed(Exception):
 
 class IStarter(Interface):
     """Begins runs, at least once each."""
+
+    needs_callback = Attribute(
+        "bool: whether `Dispatch.callback` is wanted.  A starter without this attribute wants it"
+    )
 
     def start(dispatch: Dispatch) -> Deferred[Finished | Later | Refused]:
         """

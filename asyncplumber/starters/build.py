@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from asyncplumber.core.hub import Hub
 from asyncplumber.core.intake import Intake
+from asyncplumber.core.tasks.callback_urls import CallbackMint
 from asyncplumber.core.tasks.service import Tasks
 from asyncplumber.core.tasks.settings import TaskSettings
 from asyncplumber.interfaces import IStarter, IStore
@@ -25,6 +26,7 @@ def build_tasks(
     now: Callable[[], float],
     starter: Starter | None,
     settings: TaskSettings,
+    base: Callable[[], str],
 ) -> Tasks:
     """
     Return the tasks of an instance.
@@ -38,15 +40,17 @@ def build_tasks(
         starter: An `IStarter`, or a callable that is called with each `Run`; None: tasks are only
             reported.
         settings: How long tasks are waited for, and kept.
+        base: Returns the URL below which applications reach this server.
 
     Raises:
         TypeError: The starter is none.
     """
+    callbacks = CallbackMint(store.callback_urls, now, base)
     if starter is None or IStarter.providedBy(starter):
-        return Tasks(store, hub, intake, clock, now, starter, settings)
+        return Tasks(store, hub, intake, clock, now, starter, settings, callbacks)
     if not callable(starter):
         raise TypeError("a starter is a callable, or provides IStarter")
     in_process = InProcessStarter(starter, clock, now)
-    tasks = Tasks(store, hub, intake, clock, now, in_process, settings)
+    tasks = Tasks(store, hub, intake, clock, now, in_process, settings, callbacks)
     in_process.report = tasks.report
     return tasks

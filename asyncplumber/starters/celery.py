@@ -68,6 +68,8 @@ class CeleryStarter:
 
     _log = Logger()
 
+    needs_callback = True
+
     def __init__(
         self,
         app: Celery,

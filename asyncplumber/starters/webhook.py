@@ -55,6 +55,8 @@ class WebhookStarter:
 
     _log = Logger()
 
+    needs_callback = True
+
     def __init__(
         self,
         address: WebhookAddress,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -113,8 +114,15 @@ class Dispatcher:
         keeping = self._keep_lease(task)
         try:
             answer = await self._answer(task)
-            if answer is not None:
-                await self._answered(task, answer)
+            delay = FIRST_DELAY
+            while answer is not None:
+                try:
+                    await self._answered(task, answer)
+                    answer = None
+                except (Unavailable, TooManyRequests):
+                    # The answer is only here, and to dispatch the run again would cost more.
+                    await self._pause(delay)
+                    delay = min(2 * delay, MAX_DELAY)
         finally:
             keeping.stop()
 
@@ -127,6 +135,9 @@ class Dispatcher:
         keeping = PeriodicTask(renew, DISPATCH_LEASE / 3, self._clock)
         keeping.start()
         return keeping
+
+    def _pause(self, seconds: float) -> Deferred[None]:
+        return deferLater(self._clock, seconds, lambda: None)  # type: ignore[arg-type]
 
     async def _answer(self, task: Task) -> Answer | None:
         """Ask until there is an answer; None if there is nothing to dispatch any more."""
@@ -143,7 +154,7 @@ class Dispatcher:
             changed = await self._journal.tasks.change(current, changes, lease=DISPATCH_LEASE)
             if changed is None:
                 return None  # somebody has reported it: it has begun, or has ended
-            await deferLater(self._clock, pause, lambda: None)  # type: ignore[arg-type]
+            await self._pause(pause)
             found = await self._journal.tasks.get(task.account, task.key)
             current = found if found is not None and found.run == task.run else None
         return None
@@ -175,18 +186,9 @@ class Dispatcher:
             await self._accepted(task, answer)
             return
         report = self._report_of(task, answer)
-        delay = FIRST_DELAY
-        while True:
-            try:
-                await self._report(report)
-            except (TaskEnded, Superseded):
-                return  # it was canceled, or has reported its end itself
-            except (Unavailable, TooManyRequests):
-                # The result is here and nowhere else: to dispatch the run again would cost more.
-                await deferLater(self._clock, delay, lambda: None)  # type: ignore[arg-type]
-                delay = min(2 * delay, MAX_DELAY)
-            else:
-                return
+        # It may have been canceled, or have reported its end itself.
+        with suppress(TaskEnded, Superseded):
+            await self._report(report)
 
     def _report_of(self, task: Task, answer: Finished | Refused) -> Report:
         state, content_type, payload = _end_of(answer)

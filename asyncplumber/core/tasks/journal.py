@@ -16,16 +16,16 @@ from twisted.python.failure import Failure
 
 from asyncplumber.concurrency import Waiters
 from asyncplumber.core.intake import Intake
+from asyncplumber.core.tasks.callback_urls import CallbackMint
 from asyncplumber.errors import to_client_error
 from asyncplumber.event import Cursor, Draft, new_id, timestamp
-from asyncplumber.interfaces import Claim, Claimed, ICallbackUrls, ITasks
+from asyncplumber.interfaces import Claim, Claimed, ITasks
 from asyncplumber.sending import Receipt
 from asyncplumber.task import MAX_ROW_RESULT_BYTES, Task, TaskState, state_key
 from asyncplumber.wire.tasks import with_member
 
 JSON = "application/json"
 NO_DATA = b'"data":null'
-CALLBACKS_AFTER_END = 86_400.0  # seconds for which a run's callback URLs outlive its end
 
 
 class Journal:
@@ -36,24 +36,24 @@ class Journal:
     def __init__(
         self,
         tasks: ITasks,
-        callback_urls: ICallbackUrls,
         intake: Intake,
         now: Callable[[], float],
         on_end: Callable[[TaskState], object] = lambda state: None,
+        callbacks: CallbackMint | None = None,
     ) -> None:
         """
         Args:
             tasks: The rows.
-            callback_urls: Those of a run that has ended expire.
             intake: Takes the events.
             now: Returns the time in seconds since 1970.
             on_end: Called with each state in which a run was ended by this instance.
+            callbacks: Made the URLs to which runs are reported; None: there are none.
         """
         self.tasks = tasks
-        self._callback_urls = callback_urls
         self._intake = intake
         self._now = now
         self._on_end = on_end
+        self._callbacks = callbacks
         self._notes = 0  # under way
         self._all_noted = Waiters()
 
@@ -109,18 +109,13 @@ class Journal:
     def note_soon(self, task: Task) -> None:
         """Note in the row that it is announced, without waiting; a sweep makes up for a failure."""
         self._notes += 1
-        noted = Deferred.fromCoroutine(self._note_and_expire(task))
+        noted = Deferred.fromCoroutine(self.note(task))
         noted.addErrback(self._not_noted).addBoth(self._one_noted)
-
-    async def _note_and_expire(self, task: Task) -> None:
-        await self.note(task)
-        if task.is_done:
-            # Whoever repeats the last report for a day is told that it was taken.
-            at = self._now() + CALLBACKS_AFTER_END
-            await self._callback_urls.expire(task.account, task.key, task.run, at)
 
     async def note(self, task: Task) -> Task | None:
         """Note in the row that it is announced, and where; see `ITasks.change` for None."""
+        if self._callbacks is not None and task.is_done:
+            await self._callbacks.ended(task)  # before the note: a crash between leaves no URL
         more: dict[str, Any] = {"cursor": task.cursor, "is_announced": True}
         if task.result is not None and len(task.result) > MAX_ROW_RESULT_BYTES:
             more["result"] = None  # the history has it

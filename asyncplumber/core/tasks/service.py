@@ -12,12 +12,12 @@ from twisted.logger import Logger
 from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.core.hub import Hub
 from asyncplumber.core.intake import Intake
+from asyncplumber.core.tasks.callback_urls import CallbackMint
 from asyncplumber.core.tasks.dispatcher import Dispatcher
 from asyncplumber.core.tasks.errors import (
     NoStarter,
     NothingCached,
     OtherInput,
-    ResultGone,
     TaskEnded,
     UnknownTask,
 )
@@ -28,22 +28,21 @@ from asyncplumber.core.tasks.outcomes import Outcome, Reported
 from asyncplumber.core.tasks.progress import ConflatedProgress
 from asyncplumber.core.tasks.renewals import Renewals
 from asyncplumber.core.tasks.reports import Reports
+from asyncplumber.core.tasks.results import with_result
 from asyncplumber.core.tasks.settings import DEFAULT_SETTINGS, MAX_LISTED, TaskSettings
 from asyncplumber.core.tasks.sweeper import FORGET_INTERVAL, SWEEP_INTERVAL, Sweeper
 from asyncplumber.core.tasks.turns import Turns, shielded
 from asyncplumber.errors import Unavailable
-from asyncplumber.event import Cursor, new_id
+from asyncplumber.event import new_id
 from asyncplumber.grant import OPEN, Action, Grant
 from asyncplumber.interfaces import (
     Claim,
-    CursorLost,
-    CursorMoved,
     IStarter,
     IStoppableStarter,
     IStore,
 )
 from asyncplumber.task import Report, StartRequest, Task, TaskState, digest_of, new_run
-from asyncplumber.wire.tasks import ended, without_member
+from asyncplumber.wire.tasks import ended
 
 # The digest of a run that was started without an input.  It is no digest of any input; the empty
 # one is that of a run that was only reported, whose input nobody knows here.
@@ -70,7 +69,7 @@ class Tasks:
         now: Callable[[], float],
         starter: IStarter | None = None,
         settings: TaskSettings = DEFAULT_SETTINGS,
-        mint: Callable[[Task], Deferred[str]] | None = None,
+        callbacks: CallbackMint | None = None,
     ) -> None:
         """
         Args:
@@ -81,7 +80,7 @@ class Tasks:
             now: Returns the time in seconds since 1970.
             starter: Executes tasks; None: they are only reported.
             settings: How long tasks are waited for, and kept.
-            mint: Returns the URL to which a run can be reported; None: there is none.
+            callbacks: Makes the URLs to which runs are reported; None: there are none.
         """
         self._tasks = store.tasks
         self._history = store.history
@@ -94,21 +93,23 @@ class Tasks:
         self._is_draining = False
         #: What is counted.
         self.figures = TaskFigures(lambda: len(self._holds))
-        self._journal = Journal(store.tasks, store.callback_urls, intake, now, self.figures.ended)
+        self._journal = Journal(store.tasks, intake, now, self.figures.ended, callbacks)
         self._turns = Turns()
         self._progress = ConflatedProgress(clock)
         renewals = Renewals(clock.seconds)
         self._reports = Reports(self._journal, self._turns, self._progress, renewals, settings, now)
         self._dispatcher: Dispatcher | None = None
         if starter is not None:
-            minting = {} if mint is None else {"mint": mint}
+            minting = {}
+            if callbacks is not None and getattr(starter, "needs_callback", True):
+                minting = {"mint": callbacks.mint}
             self._dispatcher = Dispatcher(
                 self._journal,
                 starter,
                 settings,
                 clock,
                 now,
-                self._reports.take,
+                lambda report: shielded(self._reports.take(report)),
                 self.figures,
                 **minting,
             )
@@ -301,22 +302,7 @@ class Tasks:
         Raises:
             ResultGone: The history does not keep it any more.
         """
-        return Deferred.fromCoroutine(self._result(task))
-
-    async def _result(self, task: Task) -> Task:
-        if task.result is not None or task.state is not TaskState.COMPLETED:
-            return task
-        cursor = task.cursor
-        if cursor is None:
-            raise ResultGone(task)
-        before = Cursor(cursor.epoch, cursor.seq - 1)
-        try:
-            events = await self._history.read(task.account, before, cursor.seq, 1)
-        except (CursorLost, CursorMoved):
-            raise ResultGone(task) from None
-        if not events or events[0].id != task.end_id:
-            raise ResultGone(task)
-        return replace(task, result=without_member(events[0]))
+        return Deferred.fromCoroutine(with_result(task, self._history))
 
     # Report and cancel
 
