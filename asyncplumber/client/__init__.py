@@ -10,10 +10,11 @@ announces the results of Celery tasks.
 """
 
 from asyncplumber.client.outbox import Outbox, task
+from asyncplumber.client.reports import TaskCanceled
 from asyncplumber.client.response import Refused
 from asyncplumber.client.retry import RetryPolicy, Undelivered
 from asyncplumber.client.send import Sender, send
-from asyncplumber.client.task import TaskCanceled, TaskRun, current_task
+from asyncplumber.client.task import TaskRun, current_task
 from asyncplumber.sending import Receipt
 
 __all__ = [

@@ -24,11 +24,12 @@ from weakref import WeakSet
 
 from asyncplumber.client.beats import Beats
 from asyncplumber.client.losses import Losses
+from asyncplumber.client.reports import BEAT_INTERVAL, DEADLINE
 from asyncplumber.client.request import Endpoint, Request
 from asyncplumber.client.retry import RetryPolicy
 from asyncplumber.client.send import Sender, from_environment
 from asyncplumber.client.sending_thread import SendingThread
-from asyncplumber.client.task import BEAT_INTERVAL, DEADLINE, TaskRun
+from asyncplumber.client.task import TaskRun
 from asyncplumber.client.task_errors import UNSUITABLE
 from asyncplumber.client.waiting import Entry, Kind, WaitingEntries
 from asyncplumber.sending import DEFAULT_TYPE, Key, Time

@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from asyncplumber.sending import DEFAULT_TYPE, Key, Time, is_header_value, key_text, message
+from asyncplumber.sending import DEFAULT_TYPE, Key, Time, encode, is_header_value, key_text, message
 
 _VISIBLE = re.compile("[!-~]+")
 
 
 class Request(NamedTuple):
-    """One event or report as a POST, the same in each attempt."""
+    """One request, the same in each attempt: an event or a report as a POST, or a question."""
 
     id: str
     path: str
     headers: Mapping[str, str]
     body: bytes
+    method: str = "POST"
 
 
 class Endpoint:
@@ -83,6 +84,18 @@ class Endpoint:
         event = message(account, data, id=id, type=type, content_type=content_type, time=time)
         path = f"{self._prefix}/hooks/{quote(event.account, safe='')}"
         return Request(event.id, path, {**self._headers, **event.headers}, event.body)
+
+    def get(self, *segments: Key, query: str = "") -> Request:
+        """Build a GET of the path that has these segments, and this query."""
+        return Request("", self._path(segments) + query, self._headers, b"", "GET")
+
+    def post(self, *segments: Key, data: Any) -> Request:
+        """Build a POST of JSON to the path that has these segments."""
+        kind, body = encode(data)
+        return Request("", self._path(segments), {**self._headers, "Content-Type": kind}, body)
+
+    def _path(self, segments: tuple[Key, ...]) -> str:
+        return self._prefix + "".join(f"/{quote(str(each), safe='')}" for each in segments)
 
     def report(
         self,

@@ -193,7 +193,9 @@ class Sender:
             connection.sock.settimeout(timeout)
             # A server that refuses a large body may respond without reading it: read what it says.
             with suppress(BrokenPipeError, ConnectionResetError):
-                connection.request("POST", request.path, request.body, dict(request.headers))
+                connection.request(
+                    request.method, request.path, request.body or None, dict(request.headers)
+                )
             response = connection.getresponse()
             body = response.read(BODY_LIMIT)
         except BaseException:
