@@ -1,7 +1,7 @@
 """
 A MongoDB server in memory, in which a test decides what happens next.
 
-It knows the commands that the history and the revocations send, and what their promises rest on:
+It knows the commands that the history, the tasks and the revocations send, and what they rest on:
 unique indexes, inserts of several documents that are applied one by one, and a journal.  Each small
 step is taken when a test says so: a command arrives, a document is applied, the journal advances,
 an answer arrives, a connection opens.  So a test can kill the server between any two steps, lose an
@@ -25,19 +25,32 @@ from twisted.internet.task import Clock
 from txmongo.errors import TimeExceeded
 
 from asyncplumber.stores.mongo.pool import ConnectionChanged
+from harness.aggregation import Evaluation, piped
 
 Document = dict[str, Any]
 State = dict[str, dict[Any, Document]]  # collection -> _id -> document
 Change = Callable[[State], None]
 DUPLICATE = 11000
-COLLECTIONS = ("events", "accounts", "epochs", "revocations", "tickets", "versions", "pings")
+COLLECTIONS = (
+    "events", "accounts", "epochs", "revocations", "tickets", "versions", "pings", "tasks",
+    "task_presence", "callback_urls",
+)  # fmt: skip
 # The unique indexes of the events, in the order in which the server checks them.
 EVENT_INDEXES = (("_id",), ("account", "epoch", "seq"), ("account", "key"))
 
 
-def matches(document: Document, query: Document) -> bool:
-    """Return whether a document matches a query of equality and simple operators."""
+def matches(document: Document, query: Document, now: datetime | None = None) -> bool:
+    """
+    Return whether a document matches a query of equality and simple operators.
+
+    `now` is the server's time, for queries that need it.
+    """
     for name, wanted in query.items():
+        if name == "$expr":
+            assert now is not None
+            if not Evaluation(document, now).value(wanted):
+                return False
+            continue
         value = document.get(name)
         if not isinstance(wanted, dict):
             if value != wanted:
@@ -48,8 +61,10 @@ def matches(document: Document, query: Document) -> bool:
                 return False
             if operator == "$in":
                 right = value in operand
+            elif operator == "$exists":
+                right = (name in document) == operand
             elif operator == "$ne":
-                right = value != operand
+                right = operand not in value if isinstance(value, list) else value != operand
             elif operator == "$gt":
                 right = value > operand
             elif operator == "$gte":
@@ -67,7 +82,7 @@ def matches(document: Document, query: Document) -> bool:
 
 def _compares(operator: str, value: Any) -> bool:
     """Whether a comparison makes sense.  A field that is missing is neither more nor less."""
-    return value is not None or operator in ("$in", "$ne")
+    return value is not None or operator in ("$in", "$ne", "$exists")
 
 
 class Request:
@@ -296,6 +311,9 @@ class SimulatedMongod:
     def _run_update(self, request: Request) -> Document:
         collection, now = request.body["update"], self._now()
         for update in request.body["updates"]:
+            if isinstance(update["u"], list):
+                self._pipe(collection, update, now)
+                continue
             self._write(lambda state, update=update: self._update(state[collection], update, now))
         return {"n": len(request.body["updates"])}
 
@@ -314,10 +332,35 @@ class SimulatedMongod:
                 document[name] = max(document.get(name, value), value)
             for name, value in change.get("$inc", {}).items():
                 document[name] = document.get(name, 0) + value
+            for name, unwanted in change.get("$pull", {}).items():
+                document[name] = [each for each in document[name] if not matches(each, unwanted)]
+
+    def _pipe(self, collection: str, update: Document, now: datetime) -> list[Document]:
+        """Change documents by a pipeline, and return them as they are now."""
+        documents = self.state[collection]
+        found = [each for each in documents.values() if matches(each, update["q"], now)]
+        for name in update.get("sort", ()):
+            found.sort(key=lambda row, name=name: row[name])
+        if not found and update.get("upsert"):
+            found = [{"_id": update["q"]["_id"]}]
+        changed = []
+        for document in found if update.get("multi") else found[:1]:
+            new = piped(document, update["u"], now)
+            if new != document:
+                change: Change = lambda state, new=new: state[collection].update(  # noqa: E731
+                    {new["_id"]: deepcopy(new)}
+                )
+                self._write(change)
+            changed.append(new)
+        return changed
 
     def _run_findAndModify(self, request: Request) -> Document:
-        collection, now = request.body["findAndModify"], self._now()
-        update = {"q": request.body["query"], "u": request.body["update"], "upsert": True}
+        body, now = request.body, self._now()
+        collection = body["findAndModify"]
+        update = {"q": body["query"], "u": body["update"], "upsert": body.get("upsert")}
+        if isinstance(body["update"], list):
+            changed = self._pipe(collection, {**update, "sort": body.get("sort", {})}, now)
+            return {"value": deepcopy(changed[0]) if changed else None}
         self._write(lambda state: self._update(state[collection], update, now))
         return {"value": deepcopy(self.state[collection][update["q"]["_id"]])}
 
@@ -328,8 +371,8 @@ class SimulatedMongod:
     def _run_delete(self, request: Request) -> Document:
         collection, count = request.body["delete"], 0
         for delete in request.body["deletes"]:
-            documents = self.state[collection].values()
-            for id in [each["_id"] for each in documents if matches(each, delete["q"])]:
+            documents, now = self.state[collection].values(), self._now()
+            for id in [each["_id"] for each in documents if matches(each, delete["q"], now)]:
                 self._write(lambda state, id=id: state[collection].__delitem__(id))
                 count += 1
         return {"n": count}
@@ -341,12 +384,22 @@ class SimulatedMongod:
         return self.state
 
     def _run_find(self, request: Request) -> Document:
-        body = request.body
+        body, now = request.body, self._now()
         documents = self._seen(request)[body["find"]].values()
-        rows = [deepcopy(each) for each in documents if matches(each, body["filter"])]
+        rows = [deepcopy(each) for each in documents if matches(each, body["filter"], now)]
         for name, direction in reversed(body.get("sort", {}).items()):
             rows.sort(key=lambda row, name=name: row[name], reverse=direction < 0)
-        return {"cursor": {"firstBatch": rows[: body.get("limit", None)]}}
+        rows = rows[body.get("skip", 0) :][: body.get("limit", None)]
+        if "projection" in body:
+            rows = [self._projected(row, body["projection"], now) for row in rows]
+        return {"cursor": {"firstBatch": rows}}
+
+    @staticmethod
+    def _projected(row: Document, projection: Document, now: datetime) -> Document:
+        evaluation = Evaluation(row, now)
+        computed = {name: evaluation.value(each) for name, each in projection.items() if each != 1}
+        kept = {name: row[name] for name in ("_id", *projection) if name in row}
+        return {**kept, **computed}
 
     def _run_aggregate(self, request: Request) -> Document:
         state, body = self._seen(request), request.body

@@ -104,6 +104,8 @@ class MemoryHistory:
         self._clock = clock
         self._new_epoch = new_epoch
         self._logs: dict[str, _Log] = {}
+        #: Told of a new epoch, and of the positions before it.
+        self.epoch_began: Callable[[dict[str, Position], str], None] = lambda *_: None
         # The epochs of accounts without events, and when each began.
         self._epochs: list[tuple[str, float]] = []
 
@@ -206,6 +208,7 @@ class MemoryHistory:
         newest = max((log.epoch for log in self._logs.values()), default="")
         epoch = epoch_after(newest, now, self._new_epoch)
         self._epochs = [(epoch, now)]
+        self.epoch_began({name: log.position for name, log in self._logs.items()}, epoch)
         for log in self._logs.values():
             log.epoch = epoch
             log.events = deque(event._replace(epoch=epoch) for event in log.events)
@@ -360,6 +363,7 @@ class MemoryStore:
         self.registry = MemoryRegistry(lease, clock)
         self.revocations = MemoryRevocations(clock)
         self.tasks = MemoryTasks(clock)
+        self.history.epoch_began = self.tasks.follow
         self.callback_urls = MemoryCallbackUrls(clock)
         self.shared = shared
         self.figures: Sequence[Metric] = ()

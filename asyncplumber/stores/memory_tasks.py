@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from asyncplumber.clocks import TimeSource
+from asyncplumber.event import Position
 from asyncplumber.interfaces import (
     REMEMBERED_URL,
     CallbackUrl,
@@ -18,7 +19,14 @@ from asyncplumber.interfaces import (
     ICallbackUrls,
     ITasks,
 )
-from asyncplumber.stores.task_changes import can_follow, claimed, is_same, moved_by, with_changes
+from asyncplumber.stores.task_changes import (
+    can_follow,
+    claimed,
+    in_new_epoch,
+    is_same,
+    moved_by,
+    with_changes,
+)
 from asyncplumber.task import Task
 
 
@@ -116,6 +124,17 @@ class MemoryTasks:
         if moved < 0:
             self._leases = {place: until + moved for place, until in self._leases.items()}
         return succeed(moved)
+
+    def follow(self, positions: Mapping[str, Position], epoch: str) -> None:
+        """
+        Go on in a new epoch.
+
+        Args:
+            positions: How far the histories of accounts reached.
+            epoch: The new one.
+        """
+        for place, task in self._tasks.items():
+            self._tasks[place] = in_new_epoch(task, positions.get(task.account), epoch)
 
     def forget(self, age: float, limit: int) -> Deferred[int]:
         horizon = self._clock.seconds() - age

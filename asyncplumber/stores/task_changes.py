@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from asyncplumber.event import Cursor, Position
 from asyncplumber.interfaces import Claim
 from asyncplumber.task import FORMER_RUNS, NEVER, Task, TaskState
 
@@ -84,3 +85,24 @@ def moved_by(
     if until - now - seconds > longer_than:
         return now + seconds, now + seconds - until
     return max(until, now + seconds), 0.0
+
+
+def in_new_epoch(task: Task, before: Position | None, epoch: str) -> Task:
+    """
+    Return a row after its account was continued in a new epoch; see `IHistory.begin_epoch`.
+
+    A backup may have a row and not its event.  Then the row has no cursor, and its event is
+    announced again, unless only the event had the result.
+
+    Args:
+        task: The row.
+        before: How far the account's history reached; None if it has none.
+        epoch: The new one.
+    """
+    cursor = task.cursor
+    if cursor is None:
+        return task
+    if before is not None and cursor.epoch == before.epoch and cursor.seq <= before.head:
+        return replace(task, cursor=Cursor(epoch, cursor.seq))
+    is_repeatable = not task.is_done or task.result is not None or task.error is not None
+    return replace(task, cursor=None, is_announced=task.is_announced and not is_repeatable)

@@ -34,6 +34,7 @@ from tests.contracts import (
     seqs,
 )
 from tests.revocation_contracts import RevocationContract
+from tests.task_contracts import TaskContract
 
 
 class SqliteTests(
@@ -42,6 +43,7 @@ class SqliteTests(
     RegistryContract,
     RevocationContract,
     SecretContract,
+    TaskContract,
     UnusedNumberingsContract,
     TestCase,
 ):

@@ -24,6 +24,17 @@ def _moved(which: dict[str, Any], epoch: str) -> dict[str, Any]:
     return {"q": which, "u": {"$set": {"epoch": epoch}}, "multi": True}
 
 
+def _lost(epoch: str) -> dict[str, Any]:
+    """Return the update of tasks whose event is not in the history, see `in_new_epoch`."""
+    payloads = [{"$type": "$result"}, {"$type": "$error"}]
+    is_kept_elsewhere = {
+        "$and": ["$is_announced", "$is_done", {"$eq": [payloads, ["missing", "missing"]]}]
+    }
+    fields = {"is_announced": is_kept_elsewhere, "cursor": "$$REMOVE"}
+    which = {"cursor": {"$exists": True}, "cursor.epoch": {"$ne": epoch}}
+    return {"q": which, "u": [{"$set": fields}], "multi": True}
+
+
 class Epochs:
     """
     Returns the present epoch, and knows the recent ones.
@@ -75,6 +86,7 @@ class Epochs:
         noted = {"q": {"_id": _UNFINISHED}, "u": {"$addToSet": {"epochs": epoch}}, "upsert": True}
         await self._update("epochs", [noted])
         await self._move_accounts(unfinished, epoch)
+        await self._update("tasks", [_lost(epoch)])
         former = {"delete": "epochs", "deletes": [{"q": {}, "limit": 0}]}
         await self._link.call(self._link.change, former)
         await self._update("epochs", [self._began(epoch)])
@@ -104,7 +116,33 @@ class Epochs:
             ]
             await self._update("events", events)
             names = [row["_id"] for row in rows]
+            heads = await self._heads(names, epoch)
+            tasks = [
+                {
+                    "q": {
+                        "account": row["_id"],
+                        "cursor.epoch": {"$in": [row["epoch"], *unfinished]},
+                        "cursor.seq": {"$lte": max(row["floor"], heads.get(row["_id"], 0))},
+                    },
+                    "u": {"$set": {"cursor.epoch": epoch}},
+                    "multi": True,
+                }
+                for row in rows
+            ]
+            await self._update("tasks", tasks)
             await self._update("accounts", [_moved({"_id": {"$in": names}}, epoch)])
+
+    async def _heads(self, accounts: list[str], epoch: str) -> dict[str, int]:
+        """Return the largest number of each account that has events in this epoch."""
+        body = {
+            "aggregate": "events",
+            "pipeline": [
+                {"$match": {"account": {"$in": accounts}, "epoch": epoch}},
+                {"$group": {"_id": "$account", "seq": {"$max": "$seq"}}},
+            ],
+            "cursor": {"batchSize": len(accounts) + 1},
+        }
+        return {row["_id"]: row["seq"] for row in await self._find(body)}
 
     async def _find(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         return await self._link.call(lambda deadline: self._link.rows(deadline, body))

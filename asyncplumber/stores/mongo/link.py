@@ -163,8 +163,7 @@ class MongoLink:
             hello = await self._command(deadline, {"hello": 1}, self._reader, "admin")
         await self._command(deadline, {"hello": 1}, self._writer, "admin")
         self._agree(hello, self._address.options)
-        for collection, index in self._indexes:
-            await self._create_index(deadline, collection, index)
+        await self._create_indexes(deadline)
 
     def _agree(self, hello: Document, options: Document) -> None:
         """
@@ -180,6 +179,20 @@ class MongoLink:
             wanted = "majority"
         self._durable = {"w": wanted, "j": True, "wtimeout": int(CALL_TIMEOUT * 1000)}
         self._settled = {"level": "majority"}
+
+    async def _create_indexes(self, deadline: float) -> None:
+        wanted: dict[str, list[Document]] = {}
+        for collection, index in self._indexes:
+            wanted.setdefault(collection, []).append(index)
+        for collection, indexes in wanted.items():
+            create = {"createIndexes": collection, "indexes": indexes}
+            try:
+                await self._command(deadline, create, self._reader)
+            except OperationFailure as error:
+                if error.code != _INDEX_DIFFERS:
+                    raise
+                for index in indexes:
+                    await self._create_index(deadline, collection, index)
 
     async def _create_index(self, deadline: float, collection: str, index: Document) -> None:
         create = {"createIndexes": collection, "indexes": [index]}

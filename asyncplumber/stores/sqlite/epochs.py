@@ -14,6 +14,14 @@ from asyncplumber.stores.sqlite.connect import Connection
 
 _NEWEST = "SELECT epoch, began FROM epochs ORDER BY began DESC, epoch DESC LIMIT 1"
 _RECENT = "SELECT 1 FROM epochs WHERE epoch = ? AND began >= ?"
+# As `task_changes.in_new_epoch` says: rows whose event is not in the history, and then all others.
+_LOSE_CURSORS = """
+UPDATE tasks SET epoch = NULL, seq = NULL, is_announced = is_announced AND
+    ended_at IS NOT NULL AND result IS NULL AND error IS NULL
+WHERE epoch IS NOT NULL AND NOT EXISTS (SELECT 1 FROM accounts
+    WHERE account = tasks.account AND epoch = tasks.epoch AND head >= tasks.seq)
+"""
+_MOVE_CURSORS = "UPDATE tasks SET epoch = ? WHERE epoch IS NOT NULL"
 _LIVE_INSTANCE = "SELECT 1 FROM instances WHERE expires > ?"
 
 
@@ -60,6 +68,8 @@ class Epochs:
             raise InstancesRunning
         (newest,) = connection.execute("SELECT max(epoch) FROM accounts").fetchone()
         epoch = epoch_after(newest or "", now)
+        connection.execute(_LOSE_CURSORS)
+        connection.execute(_MOVE_CURSORS, (epoch,))
         # An event has no epoch of its own: it is the epoch of its account.
         connection.execute("UPDATE accounts SET epoch = ?", (epoch,))
         connection.execute("DELETE FROM epochs")

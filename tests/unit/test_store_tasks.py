@@ -1,0 +1,22 @@
+"""Tasks and callback URLs in memory, and in a MongoDB that is simulated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.trial.unittest import TestCase
+
+from asyncplumber.stores.memory import MemoryStore
+from asyncplumber.stores.retention import Retention
+from tests.task_contracts import TaskContract
+
+
+class MemoryTaskTests(TaskContract, TestCase):
+    """In memory, the same data is the same object."""
+
+    _store: MemoryStore | None = None
+
+    def make(self, retention: Retention, lease: float) -> Any:
+        if self._store is None:
+            self._store = MemoryStore(retention, self.reactor, lease=lease, shared=True)
+        return self._store
