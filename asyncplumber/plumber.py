@@ -41,6 +41,7 @@ from asyncplumber.core.lifecycle import Lifecycle
 from asyncplumber.core.relay_receiver import RelayReceiver
 from asyncplumber.core.status import Status, account_statuses, peer_statuses
 from asyncplumber.core.tasks.application import TaskMethods
+from asyncplumber.core.tasks.callback_urls import CallbackMint
 from asyncplumber.core.tasks.settings import DEFAULT_SETTINGS, TaskSettings
 from asyncplumber.event import Instance, timestamp
 from asyncplumber.http.clients import DEFAULT_POLICY, ClientPolicy
@@ -113,8 +114,6 @@ class Plumber(ConsumerMethods, TaskMethods, Service):
 
     #: Its number among the workers of one server, from 1; None if it is alone.
     worker: int | None = None
-    #: Where callback URLs are; empty for `advertise_url`.  Set it before the start.
-    public_url: str
 
     def __init__(
         self,
@@ -192,10 +191,11 @@ class Plumber(ConsumerMethods, TaskMethods, Service):
         )
 
     def _build_tasks(self, starter: Starter | None, settings: TaskSettings) -> None:
-        core = self.store, self.hub, self.intake, self._reactor, self._wall.seconds
-        self.tasks = build_tasks(
-            *core, starter, settings, lambda: self.public_url or self.advertise_url
-        )
+        now, clock, store = self._wall.seconds, self._reactor, self.store
+        rate, base = settings.callback_rate, lambda: self.public_url or self.advertise_url
+        self._mint = CallbackMint(store.callback_urls, now, base, rate, clock.seconds)
+        core = store, self.hub, self.intake, clock, now
+        self.tasks = build_tasks(*core, starter, settings, self._mint)
         self.figures.add(*self.tasks.figures.all)
 
     def _core(self) -> Core:
@@ -204,6 +204,7 @@ class Plumber(ConsumerMethods, TaskMethods, Service):
             self.hub,
             self.intake,
             self.tasks,
+            self._mint,
             self.figures,
             self.leases.instance.id,
             lambda: self._life.state,

@@ -47,12 +47,14 @@ _PATHS = {
     b"/page.css": _NOTHING,
     b"/favicon.svg": _NOTHING,
     b"/hooks": Need(Kind.PUBLISH),
+    b"/callbacks": Need(Kind.PUBLISH),
     b"/metrics": Need(Kind.METRICS),
     b"/revocations": Need(Kind.ADMIN),
 }
 # Events of any account for the admin page.  The gate takes the beginning off, which leaves a path
 # of `_ACCOUNTS`.
 ADMIN = b"/admin"
+CALLBACKS = b"/callbacks/"  # before a token, which is the credential
 OPERATED = (b"/admin/events/", b"/admin/hooks/")
 _ACCOUNTS = (
     (b"/hooks/", Kind.PUBLISH),
@@ -66,7 +68,7 @@ def action_of(need: Need) -> Action | None:
     return _ACTIONS.get(need.kind)
 
 
-def need_of(path: bytes) -> Need:
+def need_of(path: bytes, method: bytes = b"GET") -> Need:
     """
     Return what a request to this path needs.
 
@@ -74,10 +76,13 @@ def need_of(path: bytes) -> Need:
 
     Args:
         path: Below our root, as it was sent, without its query.
+        method: Of the request.
     """
     for prefix, kind in _ACCOUNTS:
         if path.startswith(prefix):
             return Need(kind, path[len(prefix) :])
+    if path.startswith(CALLBACKS):
+        return Need(Kind.PUBLISH) if method == b"DELETE" else _NOTHING
     known = _PATHS.get(path)
     if known is not None:
         return known

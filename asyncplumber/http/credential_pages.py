@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -14,6 +13,7 @@ from asyncplumber.auth.tickets import Tickets
 from asyncplumber.errors import BadRequest, NotFound, Unauthenticated, Unavailable
 from asyncplumber.event import checked_account, is_plain
 from asyncplumber.grant import Grant
+from asyncplumber.http.json_objects import members_of
 from asyncplumber.http.responses import Response, json_response
 from asyncplumber.interfaces import IRevocations, Revocation, RevocationKind
 
@@ -23,25 +23,6 @@ MAX_LIFETIME = 366 * 86400.0  # seconds
 _NO_STORE = (b"Cache-Control", b"no-store")
 # Clients that have shown no credential; their rights need no ticket.
 _WITHOUT_CREDENTIAL = ("none", "anonymous")
-
-
-def _members(body: bytes, names: tuple[str, ...]) -> dict[str, Any]:
-    """
-    Return the members of a JSON object.
-
-    Raises:
-        BadRequest: It is none, or has others than these.
-    """
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise BadRequest("the body is to be a JSON object")
-    for name in value:
-        if name not in names:
-            raise BadRequest(f"the members are {', '.join(names)}; {name[:40]!r} is none of them")
-    return value
 
 
 def _time(value: object, name: str) -> float:
@@ -84,7 +65,7 @@ def parse_revocation(body: bytes, now: float) -> Revocation:
     Raises:
         BadRequest: It cannot be understood; the message says what is wrong.
     """
-    members = _members(body, ("jti", "sub", "account", "before", "expires_at"))
+    members = members_of(body, ("jti", "sub", "account", "before", "expires_at"))
     kind, value = _named(members)
     expires_at = now + DEFAULT_LIFETIME
     if "expires_at" in members:
@@ -151,7 +132,7 @@ class CredentialPages:
             raise NotFound("no tickets are accepted here")
         if grant.mechanism in _WITHOUT_CREDENTIAL:
             raise Unauthenticated
-        members = _members(body, ("account", "origin"))
+        members = members_of(body, ("account", "origin"))
         account, origin = members.get("account"), members.get("origin")
         if not isinstance(account, str):
             raise BadRequest("account is the account that the ticket is for")

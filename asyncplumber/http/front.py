@@ -15,8 +15,12 @@ from asyncplumber.core.hub import Hub
 from asyncplumber.core.intake import Intake
 from asyncplumber.core.lifecycle import State
 from asyncplumber.core.status import Status
+from asyncplumber.core.tasks.callback_urls import CallbackMint
 from asyncplumber.core.tasks.service import Tasks
 from asyncplumber.figures import FigureSet
+from asyncplumber.http.callback_pages import CallbackPages
+from asyncplumber.http.callback_routes import CallbackRoutes
+from asyncplumber.http.callbacks import Callbacks
 from asyncplumber.http.credentials import Credentials
 from asyncplumber.http.gate import Gate
 from asyncplumber.http.metrics import Metrics
@@ -43,6 +47,7 @@ class Core(NamedTuple):
         hub: The channels of this instance.
         intake: Where posted events go.
         tasks: What the tasks are asked of.
+        callback_mint: The callback URLs.
         figures: What is counted.
         instance_id: The id of this instance, as it is in the registry.
         state: Returns where this instance is in its life.
@@ -56,6 +61,7 @@ class Core(NamedTuple):
     hub: Hub
     intake: Intake
     tasks: Tasks
+    callback_mint: CallbackMint
     figures: FigureSet
     instance_id: str
     state: Callable[[], State]
@@ -129,6 +135,7 @@ class Front:
             self.metrics,
             gate,
             self.subscribers,
+            _callback_routes(core, gate),
             OperatorPages(core.status, core.hub, core.store, gate, signer, questions, now),
             self.credentials.pages if self.credentials is not None else None,
             page=page,
@@ -164,6 +171,13 @@ class Front:
         await self.clients.drain()
         if self.credentials is not None:
             await self.credentials.stop()
+
+
+def _callback_routes(core: Core, gate: Gate) -> CallbackRoutes:
+    mint, tasks, now = core.callback_mint, core.tasks, core.now
+    callbacks = Callbacks(mint, tasks, core.intake, now, gate.requests.granted)
+    core.figures.add(callbacks.figure)
+    return CallbackRoutes(callbacks, CallbackPages(mint, tasks, gate.recheck, now))
 
 
 def _status_pages(core: Core, questions: Questions, credentials: Credentials | None) -> StatusPages:

@@ -28,7 +28,7 @@ from asyncplumber.errors import (
     to_client_error,
 )
 from asyncplumber.grant import ALL_ACCOUNTS, NOBODY, OPEN, OPERATOR, Grant
-from asyncplumber.http.access import ADMIN, OPERATED, Kind, Need, action_of, need_of
+from asyncplumber.http.access import ADMIN, CALLBACKS, OPERATED, Kind, Need, action_of, need_of
 from asyncplumber.http.client_address import Peer
 from asyncplumber.http.clients import Clients
 from asyncplumber.http.ports import Port, has_path
@@ -179,7 +179,7 @@ class Gate:
             return OPEN
         peer = peer or clients.peer_of(connection)
         clients.locate(request, peer)
-        need = need_of(path)
+        need = need_of(path, request.method)
         if authority is None:
             self._count(OPEN, need, request)
             return OPEN
@@ -327,6 +327,7 @@ class Gate:
         return (
             request.method == b"OPTIONS"
             and b"access-control-request-method" in request.headers
+            and not request.target.startswith(CALLBACKS)
             and self.origins.allows(request.headers)
         )
 
@@ -364,8 +365,10 @@ class Gate:
         """
         Return the headers with which the page that sent the request can read the response.
 
-        A URL with a ticket is not told to other sites.
+        A URL with a ticket is not told to other sites.  No page has a use for callback URLs.
         """
+        if request.target.startswith(CALLBACKS):
+            return _NO_REFERRER, _NO_STORE
         cors = self.origins.cors(request.headers)
         if not request.target.startswith(_EVENTS):
             return cors
@@ -375,7 +378,7 @@ class Gate:
     def readable(self, request: Request, response: Response) -> Response:
         """Return the response with the headers of `cors`; one to a ticket is not stored."""
         more = self.cors(request)
-        if _NO_REFERRER in more and _NO_STORE not in response.headers:
+        if _NO_REFERRER in more and _NO_STORE not in response.headers + more:
             more = (*more, _NO_STORE)
         return response._replace(headers=response.headers + more) if more else response
 

@@ -21,6 +21,7 @@ CODES = (
     "bad-account",
     "bad-cursor",
     "bad-request",
+    "callback-expired",
     "ended",
     "expired",
     "forbidden",
@@ -47,16 +48,32 @@ CODES = (
     "too-slow",
     "unauthenticated",
     "unavailable",
+    "unknown-callback",
     "unknown-task",
     "unsupported-media-type",
     "upgrade-required",
 )
 # What some errors say beyond their code.
-DETAILS = ("a signature where none is taken", "foreign origin", *LIMITS)
+DETAILS = (
+    "a signature where none is taken",
+    "foreign origin",
+    "posts_per_callback",
+    *LIMITS,
+)
 #: Why a request is refused: what is wrong with a credential, or else the code of the error.
 REASONS = tuple(dict.fromkeys([*CODES, *DETAILS, *map(str, Reason)]))
 #: Those of grants.
-MECHANISMS = ("none", "jwt", "key", "cookie", "ticket", "call-out", "sender", "anonymous")
+MECHANISMS = (
+    "none",
+    "jwt",
+    "key",
+    "cookie",
+    "ticket",
+    "call-out",
+    "sender",
+    "anonymous",
+    "callback",
+)
 # Of these, something else writes a line that says more.
 _LOGGED_ELSEWHERE = frozenset({"foreign origin"})
 _ACCESS = Logger("asyncplumber.requests")

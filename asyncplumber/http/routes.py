@@ -30,6 +30,7 @@ from asyncplumber.errors import (
     TooLarge,
     to_client_error,
 )
+from asyncplumber.http.callback_routes import CallbackRoutes
 from asyncplumber.http.credential_pages import CredentialPages
 from asyncplumber.http.gate import Gate, batches_path, granted
 from asyncplumber.http.metrics import Metrics
@@ -88,6 +89,12 @@ def _headers(request: Request) -> dict[bytes, bytes]:
     }
 
 
+def _query(request: Request) -> str:
+    """Return what follows the question mark."""
+    query: bytes = request.uri.partition(b"?")[2]
+    return query.decode("ascii", "replace")
+
+
 class _RawConverter(BaseConverter):
     """The rest of the path, as it was sent: it names an account, which may have a slash in it."""
 
@@ -121,6 +128,7 @@ class Routes:
         metrics: Metrics,
         gate: Gate,
         subscribers: Subscribers,
+        callbacks: CallbackRoutes,
         operators: OperatorPages,
         credentials: CredentialPages | None = None,
         *,
@@ -133,6 +141,7 @@ class Routes:
             metrics: Its figures.
             gate: What requests have passed.
             subscribers: Takes subscribers.
+            callbacks: Callback URLs.
             operators: What operators and other instances ask.
             credentials: Revocations and tickets; None if there is no authentication.
             page: Whether the page at ``/`` is served also where clients are authenticated.
@@ -144,6 +153,7 @@ class Routes:
         self._gate = gate
         self._subscribers = subscribers
         self._credentials = credentials
+        self._callbacks = callbacks
         self._operators = operators
         self._static = _static_responses()
 
@@ -259,17 +269,23 @@ class Routes:
             lambda _, body, decision: Deferred.fromCoroutine(pages.ticket(body, granted(decision))),
         )
 
+    @app.route("/callbacks", methods=["GET", "POST"])
+    @app.route("/callbacks/<raw:token>", methods=["DELETE", "GET", "OPTIONS", "POST"])
+    def callback(self, request: Request, token: str | None = None) -> Deferred[bytes]:
+        """Make callback URLs, or answer what comes to one."""
+        answer = partial(self._callbacks.answer, request.method, token, _query(request))
+        return self._take(request, answer)
+
     @app.route("/instances/<id>/status", methods=["GET"])
     def status(self, request: Request, id: str) -> bytes:
         """Tell another instance about this one."""
-        query = request.uri.partition(b"?")[2].decode("ascii", "replace")
-        return answer(self._operators.own.answer(id, query, _headers(request)), request, self._gate)
+        told = self._operators.own.answer(id, _query(request), _headers(request))
+        return answer(told, request, self._gate)
 
     @app.route("/admin/<raw:name>", methods=["GET"])
     def admin(self, request: Request, name: str) -> Deferred[bytes]:
         """Return the admin page, a file that belongs to it, or a document that it shows."""
-        text = request.uri.partition(b"?")[2].decode("ascii", "replace")
-        query = parse_qs(text, keep_blank_values=True)
+        query = parse_qs(_query(request), keep_blank_values=True)
         return self._write(request, maybeDeferred(self._operators.get, name, query))
 
     @app.route("/healthz", methods=["GET"])

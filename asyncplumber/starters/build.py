@@ -26,7 +26,7 @@ def build_tasks(
     now: Callable[[], float],
     starter: Starter | None,
     settings: TaskSettings,
-    base: Callable[[], str],
+    callbacks: CallbackMint,
 ) -> Tasks:
     """
     Return the tasks of an instance.
@@ -40,12 +40,11 @@ def build_tasks(
         starter: An `IStarter`, or a callable that is called with each `Run`; None: tasks are only
             reported.
         settings: How long tasks are waited for, and kept.
-        base: Returns the URL below which applications reach this server.
+        callbacks: Makes the URLs to which runs are reported.
 
     Raises:
         TypeError: The starter is none.
     """
-    callbacks = CallbackMint(store.callback_urls, now, base)
     if starter is None or IStarter.providedBy(starter):
         return Tasks(store, hub, intake, clock, now, starter, settings, callbacks)
     if not callable(starter):

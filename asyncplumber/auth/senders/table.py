@@ -28,13 +28,14 @@ _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token (RFC 9110, 5.6.2
 # These say something else already.
 _TAKEN = frozenset({"authorization", "cookie", "host", "content-type", "content-length"})
 
-_PRESETS: Mapping[str, tuple[tuple[Scheme, ...], Naming]] = {
+#: Each with where it has ids and types.
+PRESETS: Mapping[str, tuple[tuple[Scheme, ...], Naming]] = {
     "standard": (STANDARD, Naming(type_member="type")),
     "github": ((GITHUB,), Naming(id_header=b"x-github-delivery", type_header=b"x-github-event")),
     "stripe": ((STRIPE,), Naming(id_member="id", type_member="type")),
     "slack": ((SLACK,), Naming(id_member="event_id", type_member="type")),
 }
-SCHEMES = (*_PRESETS, "hmac", "token")
+SCHEMES = (*PRESETS, "hmac", "token")
 
 
 def from_toml(value: object) -> Sender:
@@ -50,7 +51,7 @@ def from_toml(value: object) -> Sender:
         raise table.error("name", "is printable")
     table.where = f"[[sender]] {name!r}"
     kind = table.one_of("scheme", SCHEMES, "")
-    schemes, naming = _PRESETS[kind] if kind in _PRESETS else _template(table, kind)
+    schemes, naming = PRESETS[kind] if kind in PRESETS else _template(table, kind)
     if any("timestamp" in scheme.content for scheme in schemes):
         tolerance = table.whole("tolerance", TOLERANCE, 1, MAX_TOLERANCE)
         schemes = tuple(replace(scheme, tolerance=tolerance) for scheme in schemes)

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 
+from asyncplumber.auth.limits.rates import Limiter, Rate
+from asyncplumber.core.tasks.settings import CALLBACK_RATE
 from asyncplumber.interfaces import CallbackUrl, ICallbackUrls
 from asyncplumber.task import Task
 
@@ -23,6 +25,7 @@ TOKEN_BYTES = 16
 AFTER_END = 86_400.0  # seconds after the end of its run that a URL answers repeated POSTs
 # Seconds.  The end of a run shortens it.  This is for runs of which nobody ever hears an end.
 LONGEST = 366 * 86_400.0
+MAX_LISTED = 1000  # URLs of one account in a list
 
 
 def digest_of(token: str) -> bytes:
@@ -50,21 +53,34 @@ class Minted(NamedTuple):
 
 
 class CallbackMint:
-    """Makes callback URLs."""
+    """
+    Makes callback URLs, and finds them.
+
+    Attributes:
+        rate: POSTs that one URL may get in a minute; 0 for any number.
+    """
 
     def __init__(
-        self, urls: ICallbackUrls, now: Callable[[], float], base: Callable[[], str]
+        self,
+        urls: ICallbackUrls,
+        now: Callable[[], float],
+        base: Callable[[], str],
+        rate: int = CALLBACK_RATE,
+        seconds: Callable[[], float] | None = None,
     ) -> None:
         """
         Args:
             urls: Where they are kept.
             now: Returns the time in seconds since 1970.
-            base: Returns the URL below which clients reach this server, without a slash at its
-                end; empty if there is none.
+            base: Returns the URL below which clients and services reach this server.
+            rate: POSTs that one URL may get in a minute, at this instance; 0 for any number.
+            seconds: Returns the time by a clock that is never set; None takes ``now``.
         """
         self._urls = urls
         self._now = now
         self._base = base
+        self.rate = rate
+        self._limiter = Limiter(Rate(rate, rate / 60), seconds or now) if rate else None
 
     def mint(self, task: Task) -> Deferred[str]:
         """
@@ -112,7 +128,28 @@ class CallbackMint:
 
     def url_of(self, token: str) -> str:
         """Return the URL with this token."""
-        return f"{self._base()}{PATH}{token}"
+        return f"{self._base().rstrip('/')}{PATH}{token}"
+
+    def of_account(self, account: str) -> Deferred[list[CallbackUrl]]:
+        """Return those of an account that have not expired, at most `MAX_LISTED`."""
+        return self._urls.of_account(account, MAX_LISTED)
+
+    def remove(self, account: str, id: str) -> Deferred[bool]:
+        """Remove one, and return whether it was there."""
+        return self._urls.remove(account, id)
+
+    def take(self, row: CallbackUrl, kind: str = "") -> float:
+        """
+        Count a POST, if the rate allows it.
+
+        Args:
+            row: The URL.
+            kind: What is counted by itself, so that it is not refused because of others.
+
+        Returns:
+            0 if it was counted, or else the seconds after which it would be.
+        """
+        return 0.0 if self._limiter is None else self._limiter.take((row.digest, kind))
 
     def find(self, token: str) -> Deferred[CallbackUrl | None]:
         """

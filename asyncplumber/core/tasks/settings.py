@@ -7,6 +7,7 @@ from typing import NamedTuple
 from asyncplumber.task import PATIENCE, PROGRESS_INTERVAL, START_DEADLINE, TASK_AGE
 
 MAX_LISTED = 1000  # tasks of one account in a list
+CALLBACK_RATE = 60  # POSTs to one callback URL in a minute
 
 
 class TaskSettings(NamedTuple):
@@ -18,12 +19,15 @@ class TaskSettings(NamedTuple):
         patience: Seconds of silence after which a run counts as lost, unless its reports say else.
         progress_interval: Seconds between two progress events of one task.
         age: Seconds that a task is kept after its end.
+        callback_rate: POSTs that one callback URL may get in a minute, at each instance; 0 for any
+            number.
     """
 
     start_deadline: float = START_DEADLINE
     patience: float = PATIENCE
     progress_interval: float = PROGRESS_INTERVAL
     age: float = TASK_AGE
+    callback_rate: int = CALLBACK_RATE
 
 
 DEFAULT_SETTINGS = TaskSettings()
