@@ -45,24 +45,26 @@ class ConflatedProgress:
         """`clock` measures the waits."""
         self._clock = clock
         self._waiting: dict[Place, tuple[Waiting, IDelayedCall]] = {}
-        self._stored: dict[Place, float] = {}  # when, for some time
+        self._stored: dict[Place, tuple[float, IDelayedCall]] = {}  # when, for some time
         self._size = 0  # bytes of the payloads that wait
         #: Stores the progress of a task whose time has come; it calls `take`.
         self.store: Callable[[Place], Coroutine[Any, Any, None]]
 
     def stored(self, place: Place, interval: float) -> None:
         """Note that a progress of this task is stored now, and the next one not so soon."""
-        self._stored[place] = now = self._clock.seconds()
-        self._clock.callLater(interval, self._forget, place, now)
+        self._forget(place)
+        call = self._clock.callLater(interval, self._forget, place)
+        self._stored[place] = self._clock.seconds(), call
 
-    def _forget(self, place: Place, stored: float) -> None:
-        if self._stored.get(place) == stored:
-            del self._stored[place]
+    def _forget(self, place: Place) -> None:
+        _, call = self._stored.pop(place, (0.0, None))
+        if call is not None and call.active():
+            call.cancel()
 
     def wait_of(self, place: Place, interval: float) -> float:
         """Return the seconds until a progress may be stored, 0 for now."""
         stored = self._stored.get(place)
-        return 0.0 if stored is None else max(0.0, stored + interval - self._clock.seconds())
+        return 0.0 if stored is None else max(0.0, stored[0] + interval - self._clock.seconds())
 
     def holds(self, place: Place) -> bool:
         """Whether a progress of this task waits."""
@@ -99,13 +101,15 @@ class ConflatedProgress:
         self._log.debug("a progress was not stored: {error}", error=error.message)
 
     async def flush(self) -> None:
-        """Store all that waits; what the store does not take now is lost."""
+        """Store all that waits, and forget the rest; what the store does not take now is lost."""
         for place in list(self._waiting):
             try:
                 await self.store(place)
             except Exception:
                 self._not_stored(Failure())
             self.take(place)
+        for place in list(self._stored):
+            self._forget(place)
 
 
 def _size(waiting: Waiting) -> int:
