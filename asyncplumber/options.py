@@ -244,8 +244,9 @@ class Options(usage.Options):
     def _read_starter(self) -> None:
         """Read the secrets that requests to the application are signed with."""
         name = "starter-secret-file"
-        self._find_file(name)
-        if self[name] and not isinstance(self["starter"], WebhookAddress):
+        if isinstance(self["starter"], WebhookAddress):
+            self._find_file(name)
+        elif self[name]:
             raise usage.UsageError(f"--{name}: only what is POSTed to a --starter URL is signed")
         try:
             self.starter_secrets = self._secrets(name, parse_starter_secrets)

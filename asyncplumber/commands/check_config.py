@@ -10,6 +10,7 @@ from twisted.python import usage
 
 from asyncplumber.auth.describe import describe
 from asyncplumber.options import Options
+from asyncplumber.starters.address import describe_starter
 
 
 class Command(usage.Options):
@@ -37,7 +38,11 @@ class Command(usage.Options):
         except usage.UsageError as error:
             sys.stderr.write(f"asyncplumber check-config: {error}\n")
             return 1
-        for line in describe(options.configured, options["audience"]):
+        lines = [
+            *describe(options.configured, options["audience"]),
+            *describe_starter(options["starter"], is_signed=options.starter_secrets is not None),
+        ]
+        for line in lines:
             # Names may have characters that the terminal does not know.
             encoding = sys.stdout.encoding or "utf-8"
             print(line.encode(encoding, "backslashreplace").decode(encoding))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from asyncplumber.auth.fetch import check_url
@@ -72,3 +73,16 @@ def parse_address(text: str) -> Address | None:
             raise ValueError("a task of Celery is celery:MODULE:APP#TASK")
         return CeleryAddress(app, task)
     return WebhookAddress(*check_url(text))
+
+
+def describe_starter(address: Address | None, *, is_signed: bool) -> Iterator[str]:
+    """Yield lines about what starts tasks.  Nothing in them is a secret."""
+    if address is None:
+        yield "Tasks are only reported: there is no --starter."
+    elif isinstance(address, CeleryAddress):
+        yield f"Tasks are started as the Celery task {address.task!r} of the app {address.app!r}."
+    else:
+        signed = "signed" if is_signed else "not signed"
+        yield f"Tasks are started by POSTs to {address.shown}, which are {signed}."
+        if not address.is_private:
+            yield "  WARNING: http:// over a network shows the input of all tasks"
