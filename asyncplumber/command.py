@@ -22,6 +22,7 @@ from twisted.python import usage
 SUBCOMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("serve", "Run the server.  Its options are those of twistd asyncplumber."),
     "token": ("token", "Print a token for --jwt-secret-file, for the shell and for tests."),
+    "run": ("run", "Run a command, and report it as a task to those who wait for it."),
     "check-config": (
         "check_config",
         "Say what is wrong with the options of a server, or who may do what.",

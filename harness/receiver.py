@@ -57,6 +57,11 @@ def receive(handler: Handler) -> None:
     respond(201, {"status": "ok", **receipt, "instances": {"ok": 1, "failed": 0}})(handler)
 
 
+def task_receipt(run: str, state: str = "running", cancel: bool = False) -> Step:
+    """Return a step that responds to a report of a task."""
+    return respond(202, {"status": "ok", "task": {"run": run, "state": state, "cancel": cancel}})
+
+
 def close(handler: Handler) -> None:
     """Close the connection without a response."""
     handler.close_connection = True
@@ -76,6 +81,10 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.note(Received(self.path, headers, body, self.client_address))(self)
+
+    def do_GET(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.note(Received(self.path, headers, b"", self.client_address))(self)
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""

@@ -231,6 +231,10 @@ class Outbox:
         self._losses.log(now=True)
         return not waiting
 
+    def hand_over(self) -> list[Request]:
+        """Return what waits, for another process to send, and keep nothing of it."""
+        return self._thread.hand_over()
+
     def close(self, timeout: float | None = None) -> bool:
         """
         Wait as ``flush`` does, then drop the events that are left.  The outbox can still be used.

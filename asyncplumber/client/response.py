@@ -104,6 +104,29 @@ def interpret_report(response: Response) -> Noted | TryLater:
     return Noted(_text(task.get("run")), _text(task.get("state")), cancel)
 
 
+def interpret_json(response: Response) -> dict[str, Any] | TryLater:
+    """
+    Return the JSON object of a response to a question.
+
+    Raises:
+        Refused: Another attempt would be refused as well.
+    """
+    body = _json_object(response.body)
+    return body if 200 <= response.status < 300 else _failed(response, body)
+
+
+def interpret_bytes(response: Response) -> bytes | TryLater:
+    """
+    Return the body of a response to a question.
+
+    Raises:
+        Refused: Another attempt would be refused as well.
+    """
+    if 200 <= response.status < 300:
+        return response.body
+    return _failed(response, _json_object(response.body))
+
+
 def _failed(response: Response, body: dict[str, Any]) -> TryLater:
     code, message = _problem(response.status, body)
     if response.status in _TRANSIENT or response.status >= 500:

@@ -41,6 +41,7 @@ class Sender:
         headers: Mapping[str, str] | None = None,
         retry_policy: RetryPolicy = RetryPolicy(),
         tls: ssl.SSLContext | None = None,
+        body_limit: int = BODY_LIMIT,
         clock: Callable[[], float] = time_module.monotonic,
         sleep: Callable[[float], None] = time_module.sleep,
         random: Callable[[], float] = random_module.random,
@@ -54,6 +55,7 @@ class Sender:
             headers: Added to each request.
             retry_policy: How long to try with each event.
             tls: For a private certificate authority; None trusts what the system trusts.
+            body_limit: The most bytes of a response that are read.
             clock: Returns seconds, and is monotonic.
             sleep: Waits for so many seconds.
             random: Returns a number from 0 to 1; the pauses between attempts depend on it.
@@ -65,6 +67,7 @@ class Sender:
         self._retry_policy = retry_policy
         self._tls = (tls or ssl.create_default_context()) if self._endpoint.secure else None
         self._clock, self._sleep, self._random = clock, sleep, random
+        self._body_limit = body_limit
         # By process: a connection that was open at a fork belongs to the parent.  There is no lock,
         # because a fork could copy it while it is held.
         self._idle: dict[int, deque[HTTPConnection]] = {}
@@ -197,7 +200,7 @@ class Sender:
                     request.method, request.path, request.body or None, dict(request.headers)
                 )
             response = connection.getresponse()
-            body = response.read(BODY_LIMIT)
+            body = response.read(self._body_limit)
         except BaseException:
             # Also for a time limit that interrupts us: the next response on this connection would
             # be the response to this request.

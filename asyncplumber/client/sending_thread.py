@@ -10,6 +10,7 @@ from typing import Any
 
 from asyncplumber.client.beats import Schedule, ThreadBeats
 from asyncplumber.client.losses import Losses
+from asyncplumber.client.request import Request
 from asyncplumber.client.response import Refused, interpret, interpret_report
 from asyncplumber.client.waiting import Entry, Kind, WaitingEntries
 
@@ -124,6 +125,15 @@ class SendingThread:
                 self._losses.add(entry.request.id, "the outbox was closed")
         return None if sending is None else sending.request.id
 
+    def hand_over(self) -> list[Request]:
+        """Return what waits, in order and as it would be sent now, and keep nothing of it."""
+        with self._changed:
+            self._abandoned = sending = self._queue.sending
+            entries = [*([] if sending is None else [sending]), *self._queue.clear()]
+            if sending is not None:
+                self._queue.remove(sending)
+        return [entry.prepared() for entry in entries]
+
     def pause(self, seconds: float) -> None:
         """Wait between two attempts, for a moment only while a caller waits in ``flush``."""
         with self._changed:
@@ -188,10 +198,9 @@ class SendingThread:
         left = entry.expires - self._clock()
         if left <= 0 and self._is_away:
             raise _Expired
-        request = entry.request if entry.prepare is None else entry.prepare(entry.request)
         understand = interpret if entry.kind is Kind.EVENT else interpret_report
         # A process that was suspended finds its entries expired.  Each has one attempt.
-        return self._exchange(request, understand, left if left > 0 else None)
+        return self._exchange(entry.prepared(), understand, left if left > 0 else None)
 
     def _settle(self, entry: Entry, answer: Any) -> None:
         """Take the entry out of the queue, and tell its run what became of it."""

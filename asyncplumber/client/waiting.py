@@ -47,6 +47,10 @@ class Entry:
     prepare: Callable[[Request], Request] | None = None
     settle: Callable[[Any], Entry | None] | None = None
 
+    def prepared(self) -> Request:
+        """Return the request as it is to be sent now."""
+        return self.request if self.prepare is None else self.prepare(self.request)
+
     @property
     def is_low(self) -> bool:
         """Whether something that comes later says the same."""

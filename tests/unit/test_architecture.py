@@ -43,7 +43,7 @@ APART = {"stores": ("auth", "core"), "relays": ("core",)}
 # What runs on the sender's side.  With the server it shares only `sending`: what a program says
 # about an event.
 CLIENT_LAYERS = (("sending",), ("client",), ("integrations",))
-FAKES = "testing"  # stands for both programs, and knows both
+BOTH = ("testing", "commands.run")  # stand for both programs, and know both
 
 # Each library is imported by one module, or by the modules of one package; a tuple has a few.
 LIBRARIES: dict[str, str | tuple[str, ...]] = {
@@ -142,7 +142,7 @@ def upward(known: dict[str, ast.Module]) -> list[str]:
         for other in imported:
             other_top = other.partition(".")[0]
             target = level(other, layers)
-            if top == FAKES and level(other, CLIENT_LAYERS) is not None:
+            if (top in BOTH or module in BOTH) and level(other, CLIENT_LAYERS) is not None:
                 continue
             is_below = target is not None and (target < own or other_top == top)
             if not is_below or other_top in APART.get(top, ()):
