@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from asyncplumber.commands.token import Command
+from asyncplumber.commands import run, token
 from asyncplumber.option_list import FLAGS, GROUPS
 from tests.unit.test_architecture import LAYERS, ROOT
 
@@ -36,7 +36,9 @@ class DocumentationTests(SynchronousTestCase):
     def test_each_option_that_a_page_names_exists(self) -> None:
         """Also those in the files for nginx, HAProxy, systemd and Docker."""
         known = {option.name for options in GROUPS.values() for option in options}
-        known |= set(FLAGS) | OTHERS | {name.rstrip("=") for name in Command().longOpt}
+        known |= set(FLAGS) | OTHERS
+        for command in (run.Command(), token.Command()):
+            known |= {name.rstrip("=") for name in command.longOpt}
         examples = sorted((ROOT / "docs/examples").iterdir())
         for page in [*pages(), *(path for path in examples if path.is_file())]:
             text = page.read_text(encoding="utf-8")
