@@ -43,7 +43,7 @@ class FakeSenderTests(SynchronousTestCase):
         """Each public method of a sender or outbox that an application calls."""
         pairs = (
             (FakeSender, client.Sender, {"deliver", "exchange"}),
-            (FakeOutbox, client.Outbox, {"put"}),
+            (FakeOutbox, client.Outbox, {"put", "hand_over"}),
             (FakeTreqSender, TreqSender, set()),
         )
         for fake, real, internal in pairs:
