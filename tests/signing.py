@@ -111,3 +111,15 @@ def paddle(secret: str, time: float, body: bytes) -> Lines:
 def gitlab(secret: str, id: str, event: str = "Push Hook") -> Lines:
     """Show GitLab's secret token, which signs nothing."""
     return [("X-Gitlab-Token", secret), ("Idempotency-Key", id), ("X-Gitlab-Event", event)]
+
+
+def twilio(secret: str, content: bytes) -> Lines:
+    """Sign as Twilio does; the content is the URL, and names and values of the form by name."""
+    digest = hmac.new(secret.encode(), content, "sha1").digest()
+    return [("X-Twilio-Signature", b64encode(digest).decode())]
+
+
+def zoom(secret: str, time: float, body: bytes) -> Lines:
+    """Sign as Zoom does."""
+    digest = _hex(secret, f"v0:{int(time)}:".encode() + body)
+    return [("x-zm-request-timestamp", str(int(time))), ("x-zm-signature", f"v0={digest}")]

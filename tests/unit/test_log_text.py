@@ -60,3 +60,25 @@ class PathTests(SynchronousTestCase):
         """It ends where it was cut, and shows that."""
         self.assertEqual(path_of(b"/" + b"a" * 199), "/" + "a" * 199)
         self.assertEqual(path_of(b"/" + b"a" * 200), "/" + "a" * 199 + "…")
+
+
+class TokenTests(SynchronousTestCase):
+    """What follows ``/callbacks/`` in a path is a credential."""
+
+    def test_it_is_not_shown(self) -> None:
+        for target in (
+            b"/callbacks/secret",
+            b"/callbacks/secret?state=running",
+            b"/plumber/callbacks/secret/x",
+            b"//callbacks/secret",
+            b"/callbacks//secret",
+            b"/CALLBACKS/secret",
+            b"/%63allbacks/secret",
+            b"/callbacks%2fsecret",
+        ):
+            self.assertNotIn("secret", path_of(target), target)
+        self.assertEqual(path_of(b"/plumber/callbacks/secret?x"), "/plumber/callbacks/…")
+
+    def test_other_paths_are_shown(self) -> None:
+        for target in (b"/callbacks", b"/hooks/callbacks", b"/hooks/a%20b"):
+            self.assertEqual(path_of(target), target.decode())
