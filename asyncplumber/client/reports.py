@@ -169,6 +169,24 @@ class RunReports:
             error = error_of(error, traceback=self._tracebacks)
         return self._end("failed", error, wait)
 
+    def pause(self, data: Any, *, deadline: float) -> None:
+        """
+        Report that this attempt is over, and that another one of the same run follows.
+
+        The other one is a ``TaskRun`` of its own.  This one reports nothing more.
+
+        Args:
+            data: As for ``progress``.
+            deadline: Seconds in which the other one has to begin, or the run counts as lost.
+        """
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._stop_beats()
+        self._deadline = deadline
+        if self.conflict is None:
+            self._report(Kind.PROGRESS, "running", data)
+
     def abort(self, error: Any = None, *, wait: float = 0.0) -> bool:
         """End the run as canceled; arguments and result as for ``fail``."""
         return self._end("canceled", error, wait)

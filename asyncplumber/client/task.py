@@ -111,7 +111,7 @@ class TaskRun(RunReports):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        self._leave()
+        self.leave()
         if os.getpid() != self._process or (self._is_followed and error is None):
             return False  # in a fork, the task is its parent's
         return self._end_by(error)
@@ -165,7 +165,8 @@ class TaskRun(RunReports):
     ) -> bool:
         return self.__exit__(kind, error, trace)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Be no longer the current task.  The run does not end by it."""
         if self._tokens:
             try:
                 _current.reset(self._tokens.pop())

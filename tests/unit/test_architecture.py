@@ -64,8 +64,14 @@ LIBRARIES: dict[str, str | tuple[str, ...]] = {
 }
 # The sender's side is a program of its own, with its own use of a library.
 CLIENT_LIBRARIES: dict[str, str | tuple[str, ...]] = {
+    "apscheduler": "integrations.apscheduler",
     "celery": "integrations.celery",
+    "django": "integrations.django",
+    "dramatiq": "integrations.dramatiq",
+    "huey": "integrations.huey",
     "kombu": "integrations.celery",
+    "rq": "integrations.rq",
+    "taskiq": "integrations.taskiq",
     "treq": "client.twisted",
 }
 EVERYWHERE = ("twisted", "zope", PACKAGE)
