@@ -21,6 +21,7 @@ FORMER_RUNS = 8  # ids of earlier runs that a row remembers, to know their late 
 START_DEADLINE = 600.0  # seconds in which somebody has to report that a run began
 PATIENCE = 900.0  # seconds of silence after which a run counts as lost
 PROGRESS_INTERVAL = 0.5  # seconds between two progress events of one task
+HOLD = 25.0  # seconds for which a start waits for the end; many proxies give up after 30
 TASK_AGE = 86_400.0  # seconds that a task is kept after its end
 DISPATCH_LEASE = 15.0  # seconds for which one instance dispatches a run alone
 MAX_PROGRESS_BYTES = 64 * 1024  # of one progress report
@@ -194,6 +195,8 @@ class StartRequest:
         body: The input; empty joins any live run.
         max_age: Seconds that a completed run may be old to be the answer; None: none may.
         only_if_cached: Whether no run may begin.
+        is_once: Whether the key names this request, as ``Idempotency-Key`` does.  Then another
+            input is refused also if it has completed.
     """
 
     account: str
@@ -202,6 +205,7 @@ class StartRequest:
     body: bytes = b""
     max_age: float | None = None
     only_if_cached: bool = False
+    is_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

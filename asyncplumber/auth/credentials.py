@@ -26,6 +26,7 @@ MAX_PROTOCOL_TOKEN = 4096  # bytes of a token in a subprotocol, decoded: proxies
 SUBPROTOCOL = b"plumber.bearer."  # and behind it the token in base64url
 SEVERAL = "a request has one credential; this one has several"
 
+_EVENTS = b"/events"
 _VISIBLE = bytes(range(0x21, 0x7F))  # signs of ASCII, without the space
 _BASE64URL = re.compile(rb"[A-Za-z0-9_-]+")
 
@@ -150,7 +151,7 @@ def _query(facts: Facts, tickets_enabled: bool) -> Credential | None:
         return None
     if len(tickets) > 1:
         raise BadRequest(SEVERAL)
-    if facts.action is not Action.SUBSCRIBE:
+    if facts.action is not Action.SUBSCRIBE or not facts.target.startswith(_EVENTS):
         raise BadRequest("a ticket is for GET /events only")
     if not tickets_enabled:
         raise InvalidToken(Reason.UNKNOWN)

@@ -25,7 +25,11 @@ MAX_LOGGED_LENGTH = 200  # bytes of an origin that go to the log
 # Responses differ by what a page may do.  A cache must not give the one to the other.
 VARY = (b"Vary", b"Origin, Sec-Fetch-Site")
 # Headers that a page may read, beside the few that Fetch always shows.
-_EXPOSED = (b"Access-Control-Expose-Headers", b"Retry-After, WWW-Authenticate")
+_EXPOSED = (
+    b"Access-Control-Expose-Headers",
+    b"Age, Location, Preference-Applied, Retry-After, Task-Joined, Task-Run, Task-State, "
+    b"WWW-Authenticate",
+)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAME = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"  # one label of a host
 _HOST = re.compile(rf"(?:\*\.)?(?:{_NAME}\.)*{_NAME}|\[[0-9a-f:.]+\]")
@@ -157,7 +161,7 @@ class Origins:
         """Return the headers that answer a preflight request of an allowed page."""
         return (
             *self.cors(headers),
-            (b"Access-Control-Allow-Methods", b"GET, POST"),
+            (b"Access-Control-Allow-Methods", b"GET, POST, PUT, DELETE"),
             (b"Access-Control-Allow-Headers", headers.get(b"access-control-request-headers", b"*")),
             (b"Access-Control-Max-Age", b"%d" % PREFLIGHT_MAX_AGE),
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from asyncplumber.grant import Action
+from asyncplumber.errors import InsufficientScope
+from asyncplumber.grant import Action, Grant
 from asyncplumber.http.admin_files import is_admin_file
 
 
@@ -16,6 +17,8 @@ class Kind(Enum):
     SUBSCRIBE = "subscribe"  # to the account in the path
     PUBLISH = "publish"  # to the account in the path, or in the body
     EITHER = "either"  # a grant that may subscribe or publish to the account in the path
+    START = "start"  # tasks of the account in the path
+    READ_TASK = "read-task"  # a grant that may subscribe to, or start tasks of, that account
     ANY = "any"  # a credential; the handler says what it must allow
     METRICS = "metrics"  # an admin credential, where there is authentication at all
     ADMIN = "admin"  # an admin credential
@@ -36,7 +39,12 @@ class Need(NamedTuple):
     segment: bytes | None = None
 
 
-_ACTIONS = {Kind.SUBSCRIBE: Action.SUBSCRIBE, Kind.PUBLISH: Action.PUBLISH}
+_ACTIONS = {
+    Kind.SUBSCRIBE: Action.SUBSCRIBE,
+    Kind.PUBLISH: Action.PUBLISH,
+    Kind.START: Action.START,
+    Kind.READ_TASK: Action.SUBSCRIBE,  # what an application is asked about it
+}
 _NOTHING, _ANY = Need(Kind.NOTHING), Need(Kind.ANY)
 _PATHS = {
     b"/": _NOTHING,
@@ -55,6 +63,7 @@ _PATHS = {
 # of `_ACCOUNTS`.
 ADMIN = b"/admin"
 CALLBACKS = b"/callbacks/"  # before a token, which is the credential
+TASKS = b"/tasks/"
 OPERATED = (b"/admin/events/", b"/admin/hooks/")
 _ACCOUNTS = (
     (b"/hooks/", Kind.PUBLISH),
@@ -83,6 +92,8 @@ def need_of(path: bytes, method: bytes = b"GET") -> Need:
             return Need(kind, path[len(prefix) :])
     if path.startswith(CALLBACKS):
         return Need(Kind.PUBLISH) if method == b"DELETE" else _NOTHING
+    if path.startswith(TASKS):
+        return _task_need(path, method)
     known = _PATHS.get(path)
     if known is not None:
         return known
@@ -91,6 +102,14 @@ def need_of(path: bytes, method: bytes = b"GET") -> Need:
     if path.startswith(ADMIN):
         return _admin_need(path)
     return _ANY
+
+
+def _task_need(path: bytes, method: bytes) -> Need:
+    """Return the need of ``/tasks/{account}…``."""
+    account, slash, _ = path[len(TASKS) :].partition(b"/")
+    if method in (b"PUT", b"POST"):
+        return Need(Kind.START, account)
+    return Need(Kind.READ_TASK if slash else Kind.SUBSCRIBE, account)
 
 
 def _admin_need(path: bytes) -> Need:
@@ -105,3 +124,31 @@ def _instance_need(path: bytes) -> Need:
     _, _, *rest = path.split(b"/", 4)[1:]
     is_hook = len(rest) == 2 and rest[0] == b"hooks"
     return Need(Kind.PUBLISH, rest[1]) if is_hook else Need(Kind.PEER)
+
+
+def check(grant: Grant, need: Need, account: str | None) -> None:
+    """
+    Raise `InsufficientScope` if a grant does not allow what a request needs.
+
+    Args:
+        grant: What the credential of the request allows.
+        need: What the request needs.
+        account: The account that its path names; None if it names none.
+    """
+    kind = need.kind
+    if account is not None:
+        if kind is Kind.EITHER:
+            allowed = account in grant.subscribe or account in grant.publish
+        elif kind is Kind.READ_TASK:
+            allowed = account in grant.subscribe or account in grant.start
+        else:
+            action = action_of(need)
+            assert action is not None  # only these kinds have an account
+            allowed = grant.allows(action, account)
+    elif kind in (Kind.ADMIN, Kind.METRICS, Kind.OPERATE):
+        allowed = grant.is_admin
+    else:
+        # The body names an account.
+        allowed = kind is not Kind.PUBLISH or bool(grant.publish)
+    if not allowed:
+        raise InsufficientScope

@@ -16,7 +16,6 @@ from asyncplumber.auth.senders.callback_senders import verified
 from asyncplumber.core.intake import Intake
 from asyncplumber.core.tasks.callback_urls import CallbackMint
 from asyncplumber.core.tasks.errors import Superseded, TaskEnded, TaskError
-from asyncplumber.core.tasks.outcomes import Reported
 from asyncplumber.core.tasks.service import Tasks
 from asyncplumber.errors import (
     BadRequest,
@@ -30,13 +29,15 @@ from asyncplumber.figures import LabelledCounter
 from asyncplumber.grant import Accounts, Grant
 from asyncplumber.http import handshakes
 from asyncplumber.http.handshakes import Asked
+from asyncplumber.http.problems import receipt_member
 from asyncplumber.http.responses import Response, json_response, receipt_response
+from asyncplumber.http.task_reports import report_response
 from asyncplumber.interfaces import CallbackUrl
 from asyncplumber.task import Report, TaskState
 from asyncplumber.wire.callbacks import Said, explained, json_of, said
 from asyncplumber.wire.fields import Headers
 from asyncplumber.wire.parse import drafts_of
-from asyncplumber.wire.tasks import deadline_in, member_of
+from asyncplumber.wire.tasks import deadline_in
 
 #: The name of the limit in metrics and in the log.
 LIMIT = "posts_per_callback"
@@ -243,7 +244,7 @@ class Callbacks:
             receipt = reported.receipt
             result = "duplicate" if receipt is not None and receipt.duplicate else "report"
         self.figure.add(result)
-        return report_response(reported)
+        return report_response(reported, drafts[0].id)
 
     def _ignored(self, why: str, error: TaskError | None = None) -> Response:
         """Answer what changes nothing, and is not to be sent again."""
@@ -251,25 +252,8 @@ class Callbacks:
         told: dict[str, Any] = {"status": "ok", "ignored": why}
         if error is not None and error.task is not None:
             # Whoever still works on it may as well stop.
-            told["task"] = {**member_of(error.task), "cancel": True}
+            told["task"] = {**receipt_member(error.task), "cancel": True}
         return json_response(200, told)
-
-
-def report_response(reported: Reported) -> Response:
-    """Return the response to a report: the receipt of its event, if it has one, and the task."""
-    task, receipt = reported.task, reported.receipt
-    if receipt is None:
-        fields: dict[str, Any] = {"cursor": None, "duplicate": False}
-        if reported.is_conflated:
-            fields["conflated"] = True
-        status = 202
-    else:
-        fields = receipt._asdict()
-        status = 200 if receipt.duplicate else 201 if receipt.subscribers else 202
-    return json_response(
-        status,
-        {"status": "ok", **fields, "task": {**member_of(task), "cancel": task.is_cancel_requested}},
-    )
 
 
 def _with_prefix(draft: Draft, prefix: str) -> Draft:

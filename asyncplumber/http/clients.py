@@ -184,6 +184,10 @@ class Clients:
         """Count bytes of a POST that was counted without them.  Raises `TooManyRequests`."""
         self.limits.check_post(grant, request.client.key, size, counted_before=True)
 
+    def check_read(self, request: Request) -> None:
+        """Count a question about a task, as a long-poll.  Raises `TooManyRequests`."""
+        self.limits.check_poll(request.client.key)
+
     def visit(
         self,
         request: Request,

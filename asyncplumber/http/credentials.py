@@ -14,9 +14,7 @@ from asyncplumber.figures import Gauge, Metric
 from asyncplumber.grant import Grant
 from asyncplumber.http.credential_pages import CredentialPages
 from asyncplumber.http.gate import Gate
-from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.interfaces import IAuthority, IStore
-from asyncplumber.transports.connected_clients import ConnectedClients
 
 
 class Credentials:
@@ -33,8 +31,7 @@ class Credentials:
         store: IStore,
         authority: IAuthority,
         gate: Gate,
-        clients: ConnectedClients,
-        subscribers: Subscribers,
+        end: Callable[[Callable[[Grant, str], bool], PlumberError], None],
         clock: IReactorTime,
         now: Callable[[], float],
     ) -> None:
@@ -43,13 +40,11 @@ class Credentials:
             store: What the instances share.
             authority: Accepts tickets, if it is ours.
             gate: Asks whether a grant is revoked.
-            clients: The streams.
-            subscribers: The long-polls.
+            end: Ends what is open of the grants and accounts that match, with this error.
             clock: The reactor's clock.
             now: Returns the time in seconds since 1970.
         """
-        self._clients = clients
-        self._subscribers = subscribers
+        self._end = end
         revocations = store.revocations
         self.revoked = RevokedGrants(now)
         self._poll = RevocationPoll(revocations, self.revoked, clock, self._end_revoked)
@@ -107,8 +102,3 @@ class Credentials:
 
     def _end_revoked(self) -> None:
         self._end(self.revoked.covers, GrantRevoked())
-
-    def _end(self, matches: Callable[[Grant, str], bool], error: PlumberError) -> None:
-        """End the streams and long-polls whose grants match."""
-        self._clients.end_where(matches, error)
-        self._subscribers.end_polls(matches, error)

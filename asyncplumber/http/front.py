@@ -17,7 +17,9 @@ from asyncplumber.core.lifecycle import State
 from asyncplumber.core.status import Status
 from asyncplumber.core.tasks.callback_urls import CallbackMint
 from asyncplumber.core.tasks.service import Tasks
+from asyncplumber.errors import PlumberError
 from asyncplumber.figures import FigureSet
+from asyncplumber.grant import Grant
 from asyncplumber.http.callback_pages import CallbackPages
 from asyncplumber.http.callback_routes import CallbackRoutes
 from asyncplumber.http.callbacks import Callbacks
@@ -29,6 +31,7 @@ from asyncplumber.http.presence import Presence
 from asyncplumber.http.routes import Routes
 from asyncplumber.http.status import StatusPages
 from asyncplumber.http.subscribers import Subscribers
+from asyncplumber.http.tasks import TaskPages
 from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import IStore
 from asyncplumber.relays.http import HttpCarrier
@@ -80,6 +83,7 @@ class Front:
         webhook: Takes POSTs.
         clients: The clients that are connected by a stream.
         subscribers: Serves subscribers.
+        task_pages: Serves tasks.
         metrics: What ``/metrics`` shows.
         credentials: Revocations and tickets; None without authentication.
     """
@@ -113,6 +117,7 @@ class Front:
             core.instance_id,
             signer=signer,
             receive=carrier.receive,
+            report=core.tasks.report,
             recheck=gate.recheck,
         )
         self.metrics = Metrics(core.figures.collect)
@@ -121,12 +126,11 @@ class Front:
         self.subscribers = Subscribers(
             core.hub, self.clients, gate, clock, core.tasks, unsent_limit
         )
+        self.task_pages = TaskPages(core.tasks, core.hub, gate, self.clients.deadlines, clock)
         core.figures.add(self.clients.closes.counts)
         self.credentials: Credentials | None = None
         if gate.authority is not None:
-            self.credentials = Credentials(
-                core.store, gate.authority, gate, self.clients, self.subscribers, clock, now
-            )
+            self.credentials = Credentials(core.store, gate.authority, gate, self._end, clock, now)
             core.figures.add(*self.credentials.figures())
         questions = Questions.over_treq(core.peers, now, signer)
         self._routes = Routes(
@@ -136,6 +140,7 @@ class Front:
             gate,
             self.subscribers,
             _callback_routes(core, gate),
+            self.task_pages,
             OperatorPages(core.status, core.hub, core.store, gate, signer, questions, now),
             self.credentials.pages if self.credentials is not None else None,
             page=page,
@@ -165,9 +170,16 @@ class Front:
         if self.credentials is not None:
             self.credentials.start()
 
+    def _end(self, matches: Callable[[Grant, str], bool], error: PlumberError) -> None:
+        """End the streams, the long-polls and the held requests whose grants match."""
+        self.clients.end_where(matches, error)
+        self.subscribers.end_polls(matches, error)
+        self.task_pages.end_where(matches, error)
+
     async def drain(self) -> None:
         """Ask all subscribers to come back later, and return when they have left."""
         self.subscribers.answer_polls()
+        await self.task_pages.drain()
         await self.clients.drain()
         if self.credentials is not None:
             await self.credentials.stop()

@@ -20,7 +20,6 @@ from asyncplumber.auth import fetch_metadata
 from asyncplumber.auth.hosts import Hosts
 from asyncplumber.auth.origins import VARY, Origins
 from asyncplumber.errors import (
-    InsufficientScope,
     NotFound,
     PlumberError,
     Unauthenticated,
@@ -28,10 +27,21 @@ from asyncplumber.errors import (
     to_client_error,
 )
 from asyncplumber.grant import ALL_ACCOUNTS, NOBODY, OPEN, OPERATOR, Grant
-from asyncplumber.http.access import ADMIN, CALLBACKS, OPERATED, Kind, Need, action_of, need_of
+from asyncplumber.http.access import (
+    ADMIN,
+    CALLBACKS,
+    OPERATED,
+    TASKS,
+    Kind,
+    Need,
+    action_of,
+    check,
+    need_of,
+)
 from asyncplumber.http.client_address import Peer
 from asyncplumber.http.clients import Clients
 from asyncplumber.http.ports import Port, has_path
+from asyncplumber.http.problems import as_problem
 from asyncplumber.http.request import Request
 from asyncplumber.http.request_log import RequestLog
 from asyncplumber.http.responses import Response
@@ -280,26 +290,14 @@ class Gate:
 
     def _check(self, grant: Grant, need: Need, account: str | None) -> None:
         """Raise if a grant does not allow what the request needs."""
-        kind = need.kind
-        if account is not None:
-            if kind is Kind.EITHER:
-                if account not in grant.subscribe and account not in grant.publish:
-                    raise InsufficientScope
-            else:
-                action = action_of(need)
-                assert action is not None  # only these kinds have an account
-                grant.check(action, account)
-        elif kind in (Kind.ADMIN, Kind.METRICS, Kind.OPERATE):
-            if not grant.is_admin:
-                raise InsufficientScope
-        elif kind is Kind.PUBLISH and not grant.publish:
-            raise InsufficientScope  # whatever account the body names
+        check(grant, need, account)
         if self.check_revoked is not None:
             self.check_revoked(grant, account)
 
     def _count(self, grant: Grant, need: Need, request: Request) -> None:
-        """Count a POST.  Raises `TooManyRequests`."""
-        if need.kind is Kind.PUBLISH and request.method == b"POST":
+        """Count a POST, or a start of a task.  Raises `TooManyRequests`."""
+        kind = need.kind
+        if kind is Kind.START or (kind is Kind.PUBLISH and request.method == b"POST"):
             self.clients.check_post(request, grant, request.length)
 
     def count_chunks(self, request: Request, decision: Decision) -> None:
@@ -376,7 +374,13 @@ class Gate:
         return (*cors, _NO_REFERRER) if _TICKET in request.target else cors
 
     def readable(self, request: Request, response: Response) -> Response:
-        """Return the response with the headers of `cors`; one to a ticket is not stored."""
+        """
+        Return the response with the headers of `cors`; one to a ticket is not stored.
+
+        An error at a task's path is a problem document.
+        """
+        if response.error is not None and request.target.startswith(TASKS):
+            response = as_problem(response)
         more = self.cors(request)
         if _NO_REFERRER in more and _NO_STORE not in response.headers + more:
             more = (*more, _NO_STORE)

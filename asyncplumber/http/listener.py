@@ -2,7 +2,8 @@
 The HTTP server of our own port: builds connections, and dispatches their requests.
 
 Requests that are frequent take the fast path: POSTs to a webhook go to `Webhook`, subscribers to
-`Subscribers`.  All others take the full path, to Klein's routes.
+`Subscribers`, and those about tasks to `TaskPages`.  All others take the full path, to Klein's
+routes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from asyncplumber.auth.limits.client_limits import Hold
 from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.errors import PlumberError, TooManyRequests, to_client_error
 from asyncplumber.figures import LabelledCounter
+from asyncplumber.http.access import TASKS
 from asyncplumber.http.arrival import Arrival
 from asyncplumber.http.bodies import MAX_LARGE_BYTES, Bodies
 from asyncplumber.http.client_address import Peer
@@ -39,6 +41,7 @@ from asyncplumber.http.request import Request
 from asyncplumber.http.request_channel import RequestChannel
 from asyncplumber.http.responses import Response
 from asyncplumber.http.subscribers import Subscribers
+from asyncplumber.http.tasks import TaskPages
 from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import Decision
 from asyncplumber.rate_limited_log import RateLimitedLog
@@ -68,6 +71,7 @@ class Listener(Factory):
         self,
         webhook: Webhook,
         subscribers: Subscribers,
+        tasks: TaskPages,
         site: Site,
         gate: Gate,
         clock: IReactorTime,
@@ -102,6 +106,7 @@ class Listener(Factory):
         self.now = clock.seconds()  # as of the last tick, which is exact enough for deadlines
         self._webhook = webhook
         self._subscribers = subscribers
+        self._tasks = tasks
         self.site = site
         self._gate = gate
         self._max_connections = max_connections
@@ -247,6 +252,9 @@ class Listener(Factory):
         grant = granted(decision)
         if target.startswith(b"/events/"):
             self._subscribers.subscribe(connection, request, grant)
+        elif target.startswith(TASKS):
+            body, request.body = request.body, b""
+            self._tasks.serve(connection, request, grant, body)
         else:
             channel = RequestChannel(
                 connection,

@@ -24,12 +24,20 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from asyncplumber._twisted_compat import can_take_over, has_unsent, replace_protocol, take_over
-from asyncplumber.errors import BadRequest, NotImplementedHere, PlumberError, to_client_error
+from asyncplumber.errors import (
+    BadRequest,
+    NotImplementedHere,
+    PlumberError,
+    TooLarge,
+    to_client_error,
+)
+from asyncplumber.http.access import TASKS
 from asyncplumber.http.gate import Gate, granted, when_decided
 from asyncplumber.http.request import IGrant, Request
 from asyncplumber.http.responses import PROTECTION, Response, error_response
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.syntax import AMBIGUOUS_PATH, METHODS, UPGRADE_WITH_BODY
+from asyncplumber.http.tasks import TaskPages
 from asyncplumber.interfaces import Decision
 from asyncplumber.transports.send_buffer import BLOCKED, SocketBuffer, send_buffer_for
 from asyncplumber.transports.stream import Detached
@@ -66,6 +74,8 @@ def _request_of(request: Any) -> Request:
     own = Request()
     own.method, own.is_current = request.method, request.clientproto == b"HTTP/1.1"
     own.target = b"/" + b"/".join(raw_path(request))
+    path = request.uri.partition(b"?")[0]
+    own.root = path[: len(path) - len(own.target)]
     query = request.uri.partition(b"?")[2]
     if query:
         own.target += b"?" + query
@@ -127,6 +137,14 @@ class MountedExchange:
             self._request.write(answer(response, self._request, self._gate))
             self._request.finish()
 
+    def body(self, limit: int) -> bytes:
+        """Return the body of the request.  Raises `TooLarge` for more bytes than these."""
+        content = self._request.content
+        body: bytes = content.read(limit + 1) if content is not None else b""
+        if len(body) > limit:
+            raise TooLarge(f"a body has at most {limit} bytes")
+        return body
+
     def hang_up(self) -> None:
         """Close the connection without a response."""
         self.is_over = True
@@ -180,12 +198,18 @@ class MountedResource(RawPathResource):
     _log = Logger()
 
     def __init__(
-        self, resource: IResource, gate: Gate, subscribers: Subscribers, clock: IReactorTime
+        self,
+        resource: IResource,
+        gate: Gate,
+        subscribers: Subscribers,
+        tasks: TaskPages,
+        clock: IReactorTime,
     ) -> None:
-        """``resource`` has everything but the subscribers."""
+        """``resource`` has everything but the subscribers and the tasks."""
         super().__init__(resource)
         self._gate = gate
         self._subscribers = subscribers
+        self._tasks = tasks
         self._clock = clock
 
     def render(self, request: Any) -> Any:
@@ -212,6 +236,9 @@ class MountedResource(RawPathResource):
             # twisted.web keeps what follows the request in the same packet, such as the first
             # WebSocket frame, only when this method has returned.
             self._clock.callLater(0, self._subscribe, MountedExchange(request, self._gate), own)
+            return NOT_DONE_YET
+        if own.target.startswith(TASKS):
+            self._decide(MountedExchange(request, self._gate), own, self._serve_task)
             return NOT_DONE_YET
         for name, value in self._gate.cors(own):
             request.setHeader(name, value)
@@ -256,13 +283,33 @@ class MountedResource(RawPathResource):
         )
 
     def _subscribe(self, exchange: MountedExchange, request: Request) -> None:
-        if exchange.is_over:
-            return
+        if not exchange.is_over:
+            self._decide(exchange, request, self._subscribe_with)
+
+    @staticmethod
+    def _decide(
+        exchange: MountedExchange,
+        request: Request,
+        go_on: Callable[[MountedExchange, Request, Decision | PlumberError], None],
+    ) -> None:
+        """Go on with the gate's decision, now or later."""
         if isinstance(request.grant, Deferred):
-            when_decided(exchange, request.grant, partial(self._subscribe_with, exchange, request))
+            when_decided(exchange, request.grant, partial(go_on, exchange, request))
         else:
             assert request.grant is not None  # the gate has decided
-            self._subscribe_with(exchange, request, request.grant)
+            go_on(exchange, request, request.grant)
+
+    def _serve_task(
+        self, exchange: MountedExchange, request: Request, decision: Decision | PlumberError
+    ) -> None:
+        try:
+            if isinstance(decision, PlumberError):
+                raise decision
+            body = exchange.body(self._gate.body_limit_of(request.target))
+            self._tasks.serve(exchange, request, granted(decision), body)
+        except Exception:
+            error = to_client_error(Failure(), self._log, "a request failed")
+            exchange.respond(self._gate.readable(request, error_response(error)))
 
     def _subscribe_with(
         self, exchange: MountedExchange, request: Request, decision: Decision | PlumberError

@@ -69,6 +69,7 @@ class Request:
         "method",
         "raw_headers",
         "refusal",
+        "root",
         "size",
         "target",
         "uncounted",
@@ -80,6 +81,7 @@ class Request:
         self.began: float | None = None
         self.method = b""
         self.target = b""  # path and query, as they were sent
+        self.root = b""  # the path in front of ``target`` where ours are mounted in a site
         self.headers: dict[bytes, bytes] = {}
         self.raw_headers: list[tuple[bytes, bytes]] = []
         self.body = b""

@@ -35,6 +35,7 @@ CODES = (
     "misdirected",
     "no-starter",
     "not-encrypted",
+    "not-ended",
     "not-found",
     "not-implemented",
     "nothing-cached",

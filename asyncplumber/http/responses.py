@@ -124,7 +124,7 @@ def error_response(error: PlumberError) -> Response:
     return response._replace(error=error)
 
 
-def _receipt(receipt: Receipt) -> str:
+def receipt_members(receipt: Receipt) -> str:
     """Return the members of a receipt's JSON object; by hand, as this is on the fast path."""
     id, cursor, duplicate, subscribers, instances = receipt
     there = ",".join([f'"{state}":{number}' for state, number in instances.items()])
@@ -135,7 +135,7 @@ def _receipt(receipt: Receipt) -> str:
     )
 
 
-def _status(receipts: Sequence[Receipt]) -> int:
+def receipt_status(receipts: Sequence[Receipt]) -> int:
     """Return 201 if an event has reached a subscriber, 202 if it is only stored, as nchan does."""
     if len(receipts) == 1:
         return 201 if receipts[0].subscribers else 202
@@ -154,10 +154,9 @@ def receipt_response(
         skyhooks: Whether the client is one of skyhooks', which looks for ``notified``.
     """
     if batch:
-        each = ",".join([f"{{{_receipt(receipt)}}}" for receipt in receipts])
-        return Response(
-            _status(receipts), JSON, b'{"status":"ok","receipts":[%b]}\n' % each.encode("ascii")
-        )
+        each = ",".join([f"{{{receipt_members(receipt)}}}" for receipt in receipts])
+        body = f'{{"status":"ok","receipts":[{each}]}}\n'
+        return Response(receipt_status(receipts), JSON, body.encode("ascii"))
     notified = f'"notified":{"true" if receipts[0].subscribers else "false"},' if skyhooks else ""
-    body = f'{{"status":"ok",{notified}{_receipt(receipts[0])}}}\n'
-    return Response(_status(receipts), JSON, body.encode("ascii"))
+    body = f'{{"status":"ok",{notified}{receipt_members(receipts[0])}}}\n'
+    return Response(receipt_status(receipts), JSON, body.encode("ascii"))

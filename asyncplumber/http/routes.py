@@ -1,4 +1,4 @@
-"""The routes that Klein serves: everything but subscribers and the POSTs of the fast path."""
+"""The routes that Klein serves: everything but subscribers, tasks and POSTs of the fast path."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ from asyncplumber.http.responses import Response, error_response, json_response
 from asyncplumber.http.status import StatusPages
 from asyncplumber.http.subscribers import Subscribers
 from asyncplumber.http.syntax import account_of
+from asyncplumber.http.tasks import TaskPages
 from asyncplumber.http.webhook import Webhook
 from asyncplumber.interfaces import Decision
 from asyncplumber.wire.fields import Headers
@@ -129,6 +130,7 @@ class Routes:
         gate: Gate,
         subscribers: Subscribers,
         callbacks: CallbackRoutes,
+        tasks: TaskPages,
         operators: OperatorPages,
         credentials: CredentialPages | None = None,
         *,
@@ -142,6 +144,7 @@ class Routes:
             gate: What requests have passed.
             subscribers: Takes subscribers.
             callbacks: Callback URLs.
+            tasks: Serves tasks.
             operators: What operators and other instances ask.
             credentials: Revocations and tickets; None if there is no authentication.
             page: Whether the page at ``/`` is served also where clients are authenticated.
@@ -152,6 +155,7 @@ class Routes:
         self._metrics = metrics
         self._gate = gate
         self._subscribers = subscribers
+        self._tasks = tasks
         self._credentials = credentials
         self._callbacks = callbacks
         self._operators = operators
@@ -159,7 +163,9 @@ class Routes:
 
     def resource(self, clock: IReactorTime) -> IResource:
         """Return all that we serve as a resource for any twisted.web or Klein site."""
-        return MountedResource(self.app.resource(), self._gate, self._subscribers, clock)
+        return MountedResource(
+            self.app.resource(), self._gate, self._subscribers, self._tasks, clock
+        )
 
     def site(self, reactor: IReactorTime) -> Site:
         """Return the site behind our `Listener`, which has the gate and the subscribers."""

@@ -16,15 +16,20 @@ from twisted.python.failure import Failure
 from asyncplumber.auth.signatures import PeerSigner, count_target
 from asyncplumber.core.hub import Hub
 from asyncplumber.core.intake import Intake
+from asyncplumber.core.tasks.errors import TaskError
+from asyncplumber.core.tasks.outcomes import Reported
 from asyncplumber.core.waiting_posts import Outcome
-from asyncplumber.errors import Gone, NotAllowed, PlumberError, to_client_error
+from asyncplumber.errors import BadRequest, Gone, NotAllowed, PlumberError, to_client_error
 from asyncplumber.event import Draft, timestamp
 from asyncplumber.grant import Action, Grant
 from asyncplumber.http.gate import granted
+from asyncplumber.http.problems import problem
 from asyncplumber.http.responses import Response, error_response, json_response, receipt_response
 from asyncplumber.http.syntax import account_of
+from asyncplumber.http.task_reports import NO_BATCH, report_of, report_response
 from asyncplumber.interfaces import AwaitsBody, Decision, Verified
 from asyncplumber.sending import Receipt
+from asyncplumber.task import Report
 from asyncplumber.wire.fields import Headers
 from asyncplumber.wire.parse import drafts_of, skyhooks_draft
 
@@ -35,6 +40,7 @@ _BATCH_TYPES = (
     b"application/jsonl",
     b"application/cloudevents-batch+json",
 )
+_NOT_HERE = "reports about tasks go to /hooks/{account}"
 _ID_HEADERS = frozenset({b"webhook-id", b"idempotency-key", b"ce-id"})
 
 
@@ -61,6 +67,7 @@ class Webhook:
         *,
         signer: PeerSigner,
         receive: Callable[[str, Headers, bytes], dict[str, int]],
+        report: Callable[[Report, Grant], Deferred[Reported]],
         recheck: Callable[[Grant, str], None] = lambda grant, account: None,
     ) -> None:
         """
@@ -71,6 +78,7 @@ class Webhook:
             instance_id: The id of this instance, as it is in the registry.
             signer: Verifies what other instances ask.
             receive: Delivers a batch of another instance; see `HttpCarrier.receive`.
+            report: Takes a report about a task; see `Tasks.report`.
             recheck: Called with the grant and the account of a POST whose body names the account;
                 see `Gate.recheck`.
         """
@@ -79,6 +87,7 @@ class Webhook:
         self._now = now
         self._signer = signer
         self._receive = receive
+        self._report = report
         self._recheck = recheck
         self.instance_id = instance_id
 
@@ -109,6 +118,9 @@ class Webhook:
                 return
             grant = granted(decision)
             batch = _is_batch(headers.get(b"content-type", b""))
+            if b"task" in headers:
+                self._take_report(segment, headers, body, grant, batch, respond)
+                return
             if batch:
                 # The number of events at least, before the time to parse them is spent.
                 count = body.count(b"\n") or len(body) // MIN_CLOUDEVENT_BYTES
@@ -128,11 +140,41 @@ class Webhook:
         if verified.reply is not None:
             respond(Response(200, b"application/json", verified.reply))
             return
+        if b"task" in verified.headers:
+            # Of most senders, whoever has seen the request once could write another header.
+            raise BadRequest(
+                "no signature covers Task: report with a credential, or to a callback URL"
+            )
         now = timestamp(self._now())
         (draft,) = drafts_of(account_of(segment), verified.headers, body, now)
         if verified.key is not None:
             draft = draft._replace(key=verified.key)
         self._keep([draft], verified.grant, False, respond)
+
+    def _take_report(
+        self,
+        segment: bytes,
+        headers: Headers,
+        body: bytes,
+        grant: Grant,
+        batch: bool,
+        respond: Callable[[Response], None],
+    ) -> None:
+        """Take what a runner says about a task."""
+        if batch:
+            raise BadRequest(NO_BATCH)
+        report = report_of(account_of(segment), headers, body, self._now())
+
+        def failed(failure: Failure) -> Response:
+            error = to_client_error(failure, self._log, "a report could not be taken")
+            return (
+                problem(error, reads=False)
+                if isinstance(error, TaskError)
+                else (error_response(error))
+            )
+
+        taken = self._report(report, grant)
+        taken.addCallback(report_response, report.draft.id).addErrback(failed).addCallback(respond)
 
     def _keep(
         self, drafts: list[Draft], grant: Grant, batch: bool, respond: Callable[[Response], None]
@@ -154,6 +196,8 @@ class Webhook:
         """Keep and deliver an event of a client of skyhooks (``POST /hooks``)."""
         try:
             grant = granted(decision)
+            if b"task" in headers:
+                raise BadRequest(_NOT_HERE)
             draft = skyhooks_draft(headers, body, timestamp(self._now()))
             self._recheck(grant, draft.account)
         except PlumberError as error:
@@ -191,6 +235,8 @@ class Webhook:
                     "this instance takes only signed batches from its peers; "
                     "post to /hooks/{account}"
                 )
+            if b"task" in headers:
+                raise BadRequest(_NOT_HERE)
             drafts = drafts_of(account, headers, body, timestamp(self._now()))
         except PlumberError as error:
             return succeed(error_response(error))

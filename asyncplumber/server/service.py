@@ -124,6 +124,7 @@ class Server(MultiService):
         self._listener = Listener(
             plumber.front.webhook,
             plumber.front.subscribers,
+            plumber.front.task_pages,
             plumber.front.site(),
             plumber.gate,
             reactor,

@@ -54,8 +54,8 @@ def drafts_of(account: str, headers: Headers, body: bytes, now: str) -> list[Dra
     """
     checked_account(account)
     if b"content-encoding" in headers:
-        _check_encoding(headers)
-    content_type, kind = _content_type(headers.get(b"content-type", b""))
+        check_encoding(headers)
+    content_type, kind = checked_content_type(headers.get(b"content-type", b""))
     if kind.startswith(PREFIX):
         return structured_drafts(account, kind, body, now)
     if BINARY_MODE in headers:
@@ -105,12 +105,12 @@ def _id(headers: Headers) -> str | None:
     if b"webhook-id" in headers:
         return checked_name(header_text(headers, b"webhook-id"), "Webhook-Id")
     if b"idempotency-key" in headers:
-        key = _unquoted(header_text(headers, b"idempotency-key") or "")
+        key = unquoted(header_text(headers, b"idempotency-key") or "")
         return checked_name(key, "Idempotency-Key")
     return None
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
     """
     Return the content of a structured field's string (RFC 8941, 3.3.3), as Idempotency-Key is.
 
@@ -122,7 +122,7 @@ def _unquoted(text: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _content_type(header: bytes) -> tuple[str, str]:
+def checked_content_type(header: bytes) -> tuple[str, str]:
     """Return a content type as it was sent, and without its parameters."""
     content_type = header_text({b"content-type": header}, b"content-type") or ""
     if content_type and not is_plain(content_type):
@@ -130,7 +130,7 @@ def _content_type(header: bytes) -> tuple[str, str]:
     return content_type, media_type(content_type)
 
 
-def _check_encoding(headers: Headers) -> None:
+def check_encoding(headers: Headers) -> None:
     """Refuse a compressed body: subscribers would not learn how it is encoded."""
     if headers.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"):
         raise EncodedBody
@@ -160,7 +160,7 @@ def skyhooks_draft(headers: Headers, body: bytes, now: str) -> Draft:
         BadRequest: The body is something else.
         EncodedBody: The body is compressed.
     """
-    _check_encoding(headers)
+    check_encoding(headers)
     text = one_line(body)
     message = members(text) if text.startswith(b"{") else {}
     keys = value(message.get("keys", b"null"))

@@ -86,6 +86,40 @@ def payload_of(content_type: str, body: bytes) -> tuple[str, bytes]:
     return content_type, bytes_member(body)
 
 
+def body_of(content_type: str, member: bytes) -> tuple[str, bytes]:
+    """
+    Return the content type and the body of which `payload_of` made a member.
+
+    A text comes back in the charset that its content type names, and as UTF-8 if that cannot
+    express it.  The content type of a text always names its charset.
+
+    Args:
+        content_type: As the envelope names it.
+        member: The member ``data`` or ``data_base64``.
+    """
+    if member.startswith(_BASE64):
+        return content_type or "application/octet-stream", b64decode(member[len(_BASE64) : -1])
+    text, kind = member[len(_DATA) :], media_type(content_type)
+    if kind == "application/json" or kind.endswith("+json"):
+        return content_type, text
+    if text[:1] != b'"':
+        return "application/json", text  # such as the data of a CloudEvent
+    return _encoded_text(content_type or "text/plain", json.loads(text))
+
+
+def _encoded_text(content_type: str, text: str) -> tuple[str, bytes]:
+    named = _CHARSET.search(content_type)
+    try:
+        codec = lookup(named[1]) if named is not None else None
+        if codec is not None and _CHARSETS.match(codec.name):
+            return content_type, text.encode(codec.name)
+    except (UnicodeError, LookupError, OSError):
+        pass
+    if named is not None:
+        content_type = content_type[: named.start()] + content_type[named.end() :]
+    return f"{content_type.rstrip('; ')}; charset=utf-8", text.encode(errors="replace")
+
+
 def is_payload(member: bytes) -> bool:
     """Return whether `member` is one JSON member without line breaks, as `payload_of` makes it."""
     if member.startswith(_DATA):

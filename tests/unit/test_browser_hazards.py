@@ -396,7 +396,11 @@ class HeaderTests(HazardCase):
         """A page of the allowed origin can read this."""
         self.assertEqual(reply.headers[b"access-control-allow-origin"], APP.encode())
         exposed = reply.headers[b"access-control-expose-headers"]
-        self.assertEqual(exposed, b"Retry-After, WWW-Authenticate")
+        self.assertEqual(
+            exposed,
+            b"Age, Location, Preference-Applied, Retry-After, Task-Joined, Task-Run, Task-State, "
+            b"WWW-Authenticate",
+        )
         self.assertIn(b"Origin", reply.headers[b"vary"])
 
     def test_a_preflight_for_a_token_needs_none(self) -> None:

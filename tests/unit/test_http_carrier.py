@@ -195,7 +195,15 @@ class ReceiveTests(HttpCase):
         self.stale: list[str] = []
         self.other.start(RelayReceiver(self.hub, self.stale.append).deliver)
         intake = Intake(self.store.append, self.hub, self.clock)
-        self.webhook = Webhook(intake, self.hub, now, id, signer=signer, receive=self.other.receive)
+        self.webhook = Webhook(
+            intake,
+            self.hub,
+            now,
+            id,
+            signer=signer,
+            receive=self.other.receive,
+            report=lambda report, grant: fail(AssertionError("nobody reports here")),
+        )
 
         def respond(request: Any, body: bytes) -> bytes:
             headers = {

@@ -43,6 +43,12 @@ class TaskEnded(TaskError):
     status, code, default = 409, "ended", "this run has ended"
 
 
+class NotEnded(TaskError):
+    """The result is wanted, and the run goes on."""
+
+    status, code, default = 409, "not-ended", "this run has not ended; wait for it with ?wait="
+
+
 class Superseded(TaskError):
     """The report is of another run than the newest one."""
 

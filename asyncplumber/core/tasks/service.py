@@ -89,6 +89,8 @@ class Tasks:
         self._now = now
         self._starter = starter
         self._settings = settings
+        #: Seconds for which a start is held that does not say how long.
+        self.hold = settings.hold
         self._holds: set[Hold] = set()
         self._is_draining = False
         #: What is counted.
@@ -210,6 +212,8 @@ class Tasks:
             return None
         digest = digest_of(request.content_type, request.body)
         if digest and task.digest and digest != task.digest:
+            if request.is_once:
+                raise OtherInput(task)
             return None  # it is the result of another input
         return Outcome(task, joined=True, age=age)
 

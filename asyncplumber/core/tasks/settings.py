@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from asyncplumber.task import PATIENCE, PROGRESS_INTERVAL, START_DEADLINE, TASK_AGE
+from asyncplumber.task import HOLD, PATIENCE, PROGRESS_INTERVAL, START_DEADLINE, TASK_AGE
 
 MAX_LISTED = 1000  # tasks of one account in a list
 CALLBACK_RATE = 60  # POSTs to one callback URL in a minute
@@ -21,6 +21,7 @@ class TaskSettings(NamedTuple):
         age: Seconds that a task is kept after its end.
         callback_rate: POSTs that one callback URL may get in a minute, at each instance; 0 for any
             number.
+        hold: Seconds for which a start waits for the end, if it does not say how long.
     """
 
     start_deadline: float = START_DEADLINE
@@ -28,6 +29,7 @@ class TaskSettings(NamedTuple):
     progress_interval: float = PROGRESS_INTERVAL
     age: float = TASK_AGE
     callback_rate: int = CALLBACK_RATE
+    hold: float = HOLD
 
 
 DEFAULT_SETTINGS = TaskSettings()
