@@ -89,8 +89,6 @@ class Tasks:
         self._now = now
         self._starter = starter
         self._settings = settings
-        #: Seconds for which a start is held that does not say how long.
-        self.hold = settings.hold
         self._holds: set[Hold] = set()
         self._is_draining = False
         #: What is counted.
@@ -122,6 +120,11 @@ class Tasks:
             PeriodicTask(sweeper.sweep, SWEEP_INTERVAL, clock, now=True),
             PeriodicTask(sweeper.forget, FORGET_INTERVAL, clock),
         ]
+
+    @property
+    def hold(self) -> float:
+        """Seconds for which a start is held that does not say how long."""
+        return self._settings.hold
 
     @property
     def can_start(self) -> bool:
