@@ -169,6 +169,7 @@ class Instance:
     def ask(self, kind: str, method: Callable[[], Deferred[Any]]) -> Deferred[Any]:
         """Call the store some time later, unless a fault comes between."""
         world, answer = self.world, Deferred[Any]()
+        world.asked.append(answer)
         fault = world.fault(kind)
 
         def settle(result: Any) -> None:
@@ -234,6 +235,9 @@ class World:
         self.accepted: list[tuple[Report, Reported]] = []
         self.outcomes: list[Outcome] = []
         self.dispatches: Counter[str] = Counter()
+        # What waits for a dead instance is not collected before the world ends: collected
+        # coroutines would run a little further.
+        self.asked: list[Deferred[Any]] = []
         self._tasks = tasks
         self._fates: dict[str, str] = {}
         self._open = 0  # runners and clients that have not ended
