@@ -6,40 +6,45 @@ from twisted.trial.unittest import TestCase
 
 from harness.mounted import MountedServer
 from tests.subscribers import OnDelayed, OnMemory
-from tests.task_subscribers import TasksByLongPoll, TasksBySse, TasksByWebSocket
+from tests.task_subscribers import (
+    FailingStoreContract,
+    TasksByLongPoll,
+    TasksBySse,
+    TasksByWebSocket,
+)
 
 
-class WebSocketOnMemoryTests(TasksByWebSocket, OnMemory, TestCase):
+class WebSocketOnMemoryTests(TasksByWebSocket, FailingStoreContract, OnMemory, TestCase):
     """WebSocket, and a store that answers at once."""
 
 
-class WebSocketOnDelayedTests(TasksByWebSocket, OnDelayed, TestCase):
+class WebSocketOnDelayedTests(TasksByWebSocket, FailingStoreContract, OnDelayed, TestCase):
     """WebSocket, and a store that answers some turns later."""
 
 
-class SseOnMemoryTests(TasksBySse, OnMemory, TestCase):
+class SseOnMemoryTests(TasksBySse, FailingStoreContract, OnMemory, TestCase):
     """Server-Sent Events, and a store that answers at once."""
 
 
-class SseOnDelayedTests(TasksBySse, OnDelayed, TestCase):
+class SseOnDelayedTests(TasksBySse, FailingStoreContract, OnDelayed, TestCase):
     """Server-Sent Events, and a store that answers some turns later."""
 
 
-class LongPollOnMemoryTests(TasksByLongPoll, OnMemory, TestCase):
+class LongPollOnMemoryTests(TasksByLongPoll, FailingStoreContract, OnMemory, TestCase):
     """Long-poll, and a store that answers at once."""
 
 
-class LongPollOnDelayedTests(TasksByLongPoll, OnDelayed, TestCase):
+class LongPollOnDelayedTests(TasksByLongPoll, FailingStoreContract, OnDelayed, TestCase):
     """Long-poll, and a store that answers some turns later."""
 
 
-class MountedWebSocketTests(TasksByWebSocket, OnDelayed, TestCase):
+class MountedWebSocketTests(TasksByWebSocket, FailingStoreContract, OnDelayed, TestCase):
     """WebSocket by way of a site of twisted.web."""
 
     make_server = MountedServer
 
 
-class MountedLongPollTests(TasksByLongPoll, OnDelayed, TestCase):
+class MountedLongPollTests(TasksByLongPoll, FailingStoreContract, OnDelayed, TestCase):
     """Long-poll by way of a site of twisted.web."""
 
     make_server = MountedServer
