@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from asyncplumber.own_authority import authority_from_files
     from asyncplumber.plumber import Plumber
     from asyncplumber.sending import Receipt
+    from asyncplumber.starters.in_process import LATER, Run
     from asyncplumber.stores.retention import Retention
 
 __all__ = [
+    "LATER",
     "Accounts",
     "BadAccount",
     "BadCursor",
@@ -43,6 +45,7 @@ __all__ = [
     "PlumberError",
     "Receipt",
     "Retention",
+    "Run",
     "TooManyRequests",
     "Unavailable",
     "authority_from_files",
@@ -61,6 +64,8 @@ _MODULES = {
     "EventsMissed": "core.event_iterator",
     "Receipt": "sending",
     "steady": "clocks",
+    "LATER": "starters.in_process",
+    "Run": "starters.in_process",
 }
 
 

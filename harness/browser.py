@@ -106,6 +106,10 @@ class Browser:
         self._call("POST", "/url", {"url": "about:blank"})
         self._call("POST", "/url", {"url": url})
 
+    def reload(self) -> None:
+        """Load the page again, as a user does."""
+        self._call("POST", "/refresh", {})
+
     def run(self, script: str, *args: Any) -> Any:
         """Run the body of an async function, and return what it returns, as JSON.
 
@@ -131,6 +135,24 @@ class Browser:
         """Click the element of this id, as a user does."""
         element = self._call("POST", "/element", {"using": "css selector", "value": f"#{id}"})
         self._call("POST", f"/element/{next(iter(element.values()))}/click", {})
+
+    def open_tabs(self, count: int) -> list[str]:
+        """Open so many blank tabs beside the one that is there; return the names of all."""
+        first = self._call("GET", "/window")
+        return [first] + [
+            self._call("POST", "/window/new", {"type": "tab"})["handle"] for _ in range(count)
+        ]
+
+    def switch_to(self, tab: str) -> None:
+        """Go on in this tab.  The others stay as they are."""
+        self._call("POST", "/window", {"handle": tab})
+
+    def close_tabs(self, tabs: list[str]) -> None:
+        """Close all of these tabs but the first one, and go on in that."""
+        for tab in tabs[1:]:
+            self.switch_to(tab)
+            self._call("DELETE", "/window")
+        self.switch_to(tabs[0])
 
     def errors(self) -> list[str]:
         """Return what the browser logged as an error since the last call."""

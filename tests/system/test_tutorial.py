@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,14 +11,18 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from harness.browser import Browser, browser, missing
 from harness.documents import named_blocks
 from harness.ports import reserve_port
 from harness.processes import ROOT, Process
 
 SOON = 20.0  # seconds
+# A folder to which the picture of the tutorial is written, if it is set.
+PICTURES = os.environ.get("ASYNCPLUMBER_PICTURES")
 
 
 class TutorialTests(SynchronousTestCase):
@@ -111,6 +116,78 @@ class TutorialTests(SynchronousTestCase):
         self.start("application", "starting up")
         self.until(self.is_received, "the application takes a result")
         self.assertEqual(json.loads(self.run_command("latest")), {"42": {"total": 8}})
+
+    def test_a_page_that_starts_a_task(self) -> None:
+        """Three tabs agree, also one that was loaded again; a shell joins; and it is canceled."""
+        if why := missing():
+            raise SkipTest(why)
+        self.start("task-application", "starting up")
+        page = browser()
+        tabs = page.open_tabs(2)
+        self.addCleanup(page.go, "about:blank")
+        self.addCleanup(page.close_tabs, tabs)
+        self.until(self.has_task_page, "the application answers")
+        for tab in tabs:
+            page.switch_to(tab)
+            page.errors()
+            page.go(f"http://127.0.0.1:{self.ports['8000']}/")
+            page.until("return plumber.state === 'open'")
+        self.assertEqual(self.states(page, tabs), ["No report yet"] * 3)
+
+        page.run("document.getElementById('pages').value = 6")
+        page.click("start")
+        for tab in tabs:
+            page.switch_to(tab)
+            page.until("return document.getElementById('bar').value > 0")
+        self.assertEqual(self.states(page, tabs), ["Being made"] * 3)
+
+        page.switch_to(tabs[1])
+        before = page.run("return document.getElementById('bar').value")
+        page.reload()
+        page.until(
+            "return task.progress && document.getElementById('bar').value >= args[0]", before
+        )
+        self.assertEqual(self.states(page, tabs), ["Being made"] * 3)
+        if PICTURES:
+            page.resize(640, 300)
+            page.until("return document.getElementById('bar').value >= 0.5")
+            page.screenshot(Path(PICTURES) / "tutorial-task.png")
+
+        joined = json.loads(self.run_command("join"))
+        self.assertEqual(joined, {"pages": 6, "words": 1500})
+        for tab in tabs:
+            page.switch_to(tab)
+            page.until("return document.getElementById('state').innerText === 'Done'")
+            outcome = page.until("return document.getElementById('outcome').innerText")
+            self.assertEqual(outcome, "6 pages with 1500 words")
+
+        page.run("document.getElementById('pages').value = 100")
+        page.click("start")
+        page.switch_to(tabs[0])
+        page.until("return document.getElementById('bar').value > 0 && !task.done")
+        page.click("cancel")
+        for tab in tabs:
+            page.switch_to(tab)
+            page.until("return document.getElementById('state').innerText === 'Canceled'")
+            self.assertEqual(page.errors(), [])
+
+    def has_task_page(self) -> bool:
+        """Return whether the last application of the page answers."""
+        url = f"http://127.0.0.1:{self.ports['8000']}/plumber/readyz"
+        try:
+            with urlopen(url) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    @staticmethod
+    def states(page: Browser, tabs: list[str]) -> list[str]:
+        """Return what each tab says about the task."""
+        found = []
+        for tab in tabs:
+            page.switch_to(tab)
+            found.append(page.run("return document.getElementById('state').innerText"))
+        return found
 
     def is_received(self) -> bool:
         """Send to the application; tell whether its callback was given the event."""

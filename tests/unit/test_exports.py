@@ -7,6 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import asyncplumber
 
 NAMES = [
+    "LATER",
     "Accounts",
     "BadAccount",
     "BadCursor",
@@ -20,6 +21,7 @@ NAMES = [
     "PlumberError",
     "Receipt",
     "Retention",
+    "Run",
     "TooManyRequests",
     "Unavailable",
     "authority_from_files",
