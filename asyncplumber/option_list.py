@@ -27,6 +27,12 @@ FLAGS = {
     "log-requests": "Log each request: method, path without query, status, size, time, address.",
     "page": "Serve the page at /, with a field for a token, also where clients are authenticated.",
 }
+_START_DEADLINE = "Time in which somebody has to report that a task began, or it is lost."
+_TASK_DEADLINE = (
+    "How long a task may be silent until it is lost, if its reports do not say.  0 is for ever."
+)
+_TASK_AGE = "How long a task is kept after its end."
+_PROGRESS_INTERVAL = "Time between two progress events of one task.  The last one is always sent."
 _MOST_BYTES = 2**40
 _DAY = 86400
 
@@ -217,6 +223,11 @@ GROUPS: Mapping[str, Sequence[Option]] = {
             "with it.  Default: that of --advertise-url, or of the port.",
             _url,
         ),
+        Option("hold", "DURATION", "25s", "How long a start waits for the end.", duration(0, 120)),
+        Option("start-deadline", "DURATION", "10min", _START_DEADLINE, duration(1, 30 * _DAY)),
+        Option("task-deadline", "DURATION", "15min", _TASK_DEADLINE, duration(0, 30 * _DAY)),
+        Option("task-age", "DURATION", "1d", _TASK_AGE, duration(1, 10 * 366 * _DAY)),
+        Option("progress-interval", "DURATION", "0.5s", _PROGRESS_INTERVAL, duration(0, 3600)),
     ),
     "Cluster": (
         Option(

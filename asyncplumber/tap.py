@@ -11,6 +11,7 @@ from twisted.internet.endpoints import serverFromString
 
 from asyncplumber.auth.build import build_authority
 from asyncplumber.clocks import WallClock, steady
+from asyncplumber.core.tasks.settings import TaskSettings
 from asyncplumber.http.clients import ClientPolicy
 from asyncplumber.http.ports import Port
 from asyncplumber.interfaces import IStarter
@@ -134,6 +135,13 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
             peer_networks=options["peer-networks"],
             log_requests=bool(options["log-requests"]),
             starter=starter,
+            task_settings=TaskSettings(
+                start_deadline=options["start-deadline"],
+                patience=options["task-deadline"],
+                progress_interval=options["progress-interval"],
+                age=options["task-age"],
+                hold=options["hold"],
+            ),
             public_url=options["public-url"],
             reactor=reactor,
         )

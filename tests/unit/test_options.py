@@ -11,6 +11,7 @@ from twisted.application.app import ServerOptions
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import TestCase
 
+from asyncplumber.core.tasks.settings import DEFAULT_SETTINGS
 from asyncplumber.option_list import GROUPS, OPTIONS
 from asyncplumber.options import CREDENTIALS, Options
 
@@ -60,6 +61,22 @@ class OptionsTests(TestCase):
         self.assertEqual(parsed("--max-unsent", "1024")["max-unsent"], 1024)
         self.assertEqual(parsed("--max-waiting", "65536")["max-waiting"], 65536)
         self.assertIn("--max-waiting", self.refused(MAX_WAITING="65535"))
+
+    def test_times_of_tasks(self) -> None:
+        """The defaults are those of an application's own plumber; each limit at its edges."""
+        names = {
+            "start-deadline": (DEFAULT_SETTINGS.start_deadline, 1, 2_592_000),
+            "task-deadline": (DEFAULT_SETTINGS.patience, 0, 2_592_000),
+            "progress-interval": (DEFAULT_SETTINGS.progress_interval, 0, 3600),
+            "task-age": (DEFAULT_SETTINGS.age, 1, 316_224_000),
+            "hold": (DEFAULT_SETTINGS.hold, 0, 120),
+        }
+        for name, (default, least, most) in names.items():
+            self.assertEqual(parsed()[name], default)
+            for edge in (least, most):
+                self.assertEqual(parsed(f"--{name}", str(edge))[name], edge)
+            self.assertIn(f"--{name}", self.refused(f"--{name}", str(most + 1)))
+            self.assertIn(f"--{name}", self.refused(f"--{name}", str(least - 0.5)))
 
     def test_not_a_number_is_refused(self) -> None:
         """float() would take nan and inf."""
