@@ -44,6 +44,6 @@ def _help(option: Option) -> list[str]:
 
 def _entry(name: str, text: str) -> list[str]:
     """Lay out one option: its name on the left, its sentence on the right."""
-    indent = 34  # two spaces more than the longest name
+    indent = 36  # two spaces more than the longest name
     lines = textwrap.wrap(text, _WIDTH - indent)
     return [f"  {name:<{indent - 2}}{lines[0]}", *(" " * indent + line for line in lines[1:])]
