@@ -93,7 +93,8 @@ class Evaluation:
             return deepcopy(self._document)
         if name == "$$REMOVE":
             return MISSING
-        return deepcopy(self._document.get(name[1:], MISSING))
+        field = name[1:]
+        return deepcopy(self._document[field]) if field in self._document else MISSING
 
     def _operation(self, name: str, operand: Any) -> Any:
         if name == "$literal":

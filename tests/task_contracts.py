@@ -515,7 +515,7 @@ class SweepContract(TaskCase):
 
 
 class TaskListContract(TaskCase):
-    """What `ITasks.of_account` promises, and what becomes of tasks in a new epoch."""
+    """What `ITasks.of_account` promises."""
 
     async def test_the_live_ones_come_first_and_in_each_part_the_newest(self) -> None:
         """Without their inputs; those of others are not shown."""
@@ -542,6 +542,10 @@ class TaskListContract(TaskCase):
         self.assertEqual(sorted(self.keys(rows)), keys)
         self.assertEqual(rows, sorted(rows, key=lambda row: (-row.submitted_at, row.key)))
         self.assertEqual(await self.tasks.of_account("a", 210), rows[:210])
+
+
+class TaskEpochContract(TaskCase):
+    """What becomes of tasks when `IHistory.begin_epoch` is called."""
 
     async def test_tasks_follow_into_a_new_epoch(self) -> None:
         """Their cursors still name the same events."""
@@ -698,4 +702,4 @@ class CallbackUrlContract(StoreContract):
 class TaskContract(
     ClaimContract, ChangeContract, SweepContract, TaskListContract, CallbackUrlContract
 ):
-    """All of them."""
+    """All of them but `TaskEpochContract`, which needs a whole history as well."""

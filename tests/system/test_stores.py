@@ -34,7 +34,7 @@ from tests.contracts import (
     seqs,
 )
 from tests.revocation_contracts import RevocationContract
-from tests.task_contracts import TaskContract
+from tests.task_contracts import TaskContract, TaskEpochContract
 
 
 class SqliteTests(
@@ -44,6 +44,7 @@ class SqliteTests(
     RevocationContract,
     SecretContract,
     TaskContract,
+    TaskEpochContract,
     UnusedNumberingsContract,
     TestCase,
 ):

@@ -8,10 +8,11 @@ from twisted.trial.unittest import TestCase
 
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
-from tests.task_contracts import TaskContract
+from tests.simulated_stores import SimulatedMongo
+from tests.task_contracts import TaskContract, TaskEpochContract
 
 
-class MemoryTaskTests(TaskContract, TestCase):
+class MemoryTaskTests(TaskContract, TaskEpochContract, TestCase):
     """In memory, the same data is the same object."""
 
     _store: MemoryStore | None = None
@@ -20,3 +21,13 @@ class MemoryTaskTests(TaskContract, TestCase):
         if self._store is None:
             self._store = MemoryStore(retention, self.reactor, lease=lease, shared=True)
         return self._store
+
+
+class SimulatedMongoTaskTests(SimulatedMongo, TaskContract, TestCase):
+    """A single server in memory, which answers in turns of the reactor."""
+
+
+class SimulatedReplicaSetTaskTests(SimulatedMongoTaskTests):
+    """A replica set: what a majority has."""
+
+    replicated = True

@@ -73,9 +73,14 @@ def after(seconds: float) -> Document:
     return {"$add": [NOW, round(seconds * 1000)]}
 
 
-def is_before(name: str, seconds: float = 0.0) -> Document:
-    """Return the condition that a time, in a field that is there, was so many seconds ago."""
-    return {name: {"$exists": True}, "$expr": {"$lt": [f"${name}", after(-seconds)]}}
+def is_before(name: str, seconds: float = 0.0, operator: str = "$lt") -> Document:
+    """Return the condition that a field is there, and is a time more than so many seconds ago."""
+    return {name: {"$exists": True}, "$expr": {operator: [f"${name}", after(-seconds)]}}
+
+
+def is_at_or_before(name: str, seconds: float = 0.0) -> Document:
+    """Return the condition that a field is there, and is a time at least so many seconds ago."""
+    return is_before(name, seconds, "$lte")
 
 
 def _encoded(value: Any) -> Any:

@@ -31,6 +31,7 @@ from asyncplumber.stores.mongo.task_documents import (
     change_pipeline,
     claim_pipeline,
     id_of,
+    is_at_or_before,
     is_before,
     move_update,
     presence_pipeline,
@@ -201,7 +202,7 @@ class MongoTasks:
     def undispatched(self, limit: int, lease: float) -> Deferred[list[Task]]:
         body = {
             "findAndModify": "tasks",
-            "query": is_before("leased_until"),
+            "query": is_at_or_before("leased_until"),
             "sort": {"leased_until": 1},
             "update": [{"$set": {"leased_until": after(lease)}}],
             "new": True,
@@ -216,7 +217,7 @@ class MongoTasks:
         return self._link.call(work)
 
     def unannounced(self, limit: int, older_than: float) -> Deferred[list[Task]]:
-        which = {"is_announced": False, **is_before("updated_at", older_than)}
+        which = {"is_announced": False, **is_at_or_before("updated_at", older_than)}
         return self._tasks(which, "updated_at", limit)
 
     def extend(self, seconds: float, longer_than: float) -> Deferred[float]:
