@@ -25,6 +25,7 @@ SAMPLE = (
     "tests.system.test_stores",
     "tests.system.test_celery",
     "tests.system.test_rq",
+    "tests.system.test_integrations",
 )
 
 nox.options.error_on_missing_interpreters = False

@@ -27,7 +27,30 @@ _log = logging.getLogger(__name__)
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
-current = current_task
+
+def progress(data: Any, *, raise_on_cancel: bool = False) -> None:
+    """
+    Tell the account of the task that runs here how far it is.
+
+    Does nothing in a task that is not announced.
+
+    Args:
+        data: Bytes and text are sent as they are, all else as JSON.
+        raise_on_cancel: Whether to raise if somebody asked the task to stop.
+
+    Raises:
+        TaskCanceled: Somebody did.  It is no ``Exception``.  A task that it leaves ends as
+            canceled, and its queue does not try it again.
+    """
+    task = current_task()
+    if task is not None:
+        task.progress(data, raise_on_cancel=raise_on_cancel)
+
+
+def is_canceled() -> bool:
+    """Return whether somebody asked the task that runs here to stop."""
+    task = current_task()
+    return task is not None and task.canceled
 
 
 class Address(NamedTuple):
@@ -63,7 +86,7 @@ def for_call(account: Key, task: Key | None = None, run: str | None = None) -> d
     """
     Return the same as a keyword argument: ``work(7, **for_call("42"))``.
 
-    The function does not get it; ``current()`` tells it for whom it runs.
+    The function does not get it.
     """
     return {ARGUMENT: for_account(account, task, run)}
 

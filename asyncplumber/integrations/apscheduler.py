@@ -33,13 +33,14 @@ from asyncplumber.integrations.announcer import (
     Address,
     Announcer,
     Attempt,
-    current,
     default_announcer,
     guarded,
+    is_canceled,
+    progress,
 )
 from asyncplumber.sending import Key, key_text
 
-__all__ = ["announce", "current", "for_account"]
+__all__ = ["announce", "for_account", "is_canceled", "progress"]
 
 PREFIX = "plumber:"  # of the ids of jobs that are announced
 

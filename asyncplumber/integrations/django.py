@@ -25,12 +25,13 @@ from asyncplumber.integrations.announcer import (
     Announcer,
     Attempt,
     address_in_call,
-    current,
     for_call,
     guarded,
+    is_canceled,
+    progress,
 )
 
-__all__ = ["Announcements", "announce", "current", "for_account"]
+__all__ = ["Announcements", "announce", "for_account", "is_canceled", "progress"]
 
 for_account = for_call
 

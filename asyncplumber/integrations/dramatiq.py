@@ -17,17 +17,19 @@ from typing import Any
 from dramatiq import Broker, MessageProxy, Middleware
 from dramatiq.message import Message
 
+from asyncplumber.client.reports import TaskCanceled
 from asyncplumber.integrations.announcer import (
     Announcer,
     Attempt,
     address_in,
-    current,
     default_announcer,
     for_account,
     guarded,
+    is_canceled,
+    progress,
 )
 
-__all__ = ["Announcements", "current", "for_account"]
+__all__ = ["Announcements", "for_account", "is_canceled", "progress"]
 
 
 class _Processing:
@@ -81,8 +83,11 @@ class Announcements(Middleware):
         exception: BaseException | None = None,
     ) -> None:
         """Keep the outcome until it is known whether it is the last one."""
-        if self._processing is not None:
-            self._processing.result, self._processing.error = result, exception
+        if self._processing is None:
+            return
+        self._processing.result, self._processing.error = result, exception
+        if isinstance(exception, TaskCanceled):
+            message.options["throws"] = TaskCanceled  # those are not tried again
 
     @guarded
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:

@@ -24,13 +24,14 @@ from asyncplumber.integrations.announcer import (
     Announcer,
     Attempt,
     address_in_call,
-    current,
     default_announcer,
     for_call,
     guarded,
+    is_canceled,
+    progress,
 )
 
-__all__ = ["announce", "current", "for_account"]
+__all__ = ["announce", "for_account", "is_canceled", "progress"]
 
 for_account = for_call
 

@@ -19,19 +19,21 @@ import rq
 from rq.exceptions import AbandonedJobError
 from rq.job import Job, JobStatus
 
+from asyncplumber.client.reports import TaskCanceled
 from asyncplumber.integrations.announcer import (
     Address,
     Announcer,
     Attempt,
     address_in,
-    current,
     default_announcer,
     for_account,
     guarded,
+    is_canceled,
+    progress,
 )
 from asyncplumber.integrations.handover import PATIENCE, Handover
 
-__all__ = ["Announcing", "SimpleWorker", "Worker", "current", "for_account"]
+__all__ = ["Announcing", "SimpleWorker", "Worker", "for_account", "is_canceled", "progress"]
 
 ENDS = "asyncplumber_ends"  # field of a job's hash: how many runs of it have ended
 
@@ -149,6 +151,8 @@ class Announcing(_Base):
         if address is None:
             return
         is_stopped = self._stopped_job_id == job.id
+        if isinstance(self._error, TaskCanceled):
+            job.retries_left = 0
         # Without an attempt this is the process of the worker: that of the job died.
         attempt = self._attempt or self._plumber.attempt(address)
         if job.retries_left and not is_stopped:

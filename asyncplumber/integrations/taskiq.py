@@ -21,13 +21,14 @@ from asyncplumber.integrations.announcer import (
     Announcer,
     Attempt,
     address_in,
-    current,
     default_announcer,
     for_account,
     guarded,
+    is_canceled,
+    progress,
 )
 
-__all__ = ["Announcements", "current", "for_account"]
+__all__ = ["Announcements", "for_account", "is_canceled", "progress"]
 
 _REQUEUES = "X-Taskiq-requeue"  # the label in which taskiq counts how often a task requeued itself
 

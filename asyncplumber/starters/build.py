@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -15,7 +15,8 @@ from asyncplumber.core.tasks.settings import TaskSettings
 from asyncplumber.interfaces import IStarter, IStore
 from asyncplumber.starters.in_process import InProcessStarter, Run
 
-Starter = IStarter | Callable[[Run], Any]
+# A text, because interfaces know no ``|`` before zope.interface 7.
+Starter: TypeAlias = "IStarter | Callable[[Run], Any]"
 
 
 def build_tasks(
