@@ -27,6 +27,7 @@ __all__ = [
     "is_plain_socket",
     "is_wrapped",
     "limit_accepts",
+    "quieten",
     "reactor_of",
     "replace_protocol",
     "replace_reactor",
@@ -48,6 +49,15 @@ def abort_response(transport: Any) -> None:
         connection.abortConnection()
     else:
         transport.loseConnection()
+
+
+def quieten(pool: Any) -> None:
+    """Let a pool of connections of ``twisted.web.client`` log nothing about each of them."""
+
+    class Quiet(pool._factory):  # type: ignore[misc]
+        noisy = False
+
+    pool._factory = Quiet
 
 
 def is_plain_socket(transport: Any) -> bool:

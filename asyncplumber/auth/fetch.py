@@ -22,7 +22,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 from zope.interface import implementer
 
-from asyncplumber._twisted_compat import RequestNotSent
+from asyncplumber._twisted_compat import RequestNotSent, quieten
 from asyncplumber.http_bodies import BodyTooLong, BytesProducer, ResponseBody, drop
 
 BODY_LIMIT = 64 * 1024  # bytes
@@ -192,6 +192,7 @@ class Fetcher:
         pool = HTTPConnectionPool(reactor, persistent=True)
         pool.maxPersistentPerHost = MAX_PER_HOST
         pool.cachedConnectionTimeout = IDLE_TIMEOUT
+        quieten(pool)
         return cls(Agent(reactor, pool=pool), reactor, pool)
 
     def get(

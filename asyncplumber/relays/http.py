@@ -18,7 +18,7 @@ from twisted.web.client import Agent, HTTPConnectionPool, ResponseNeverReceived
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
-from asyncplumber._twisted_compat import RequestNotSent
+from asyncplumber._twisted_compat import RequestNotSent, quieten
 from asyncplumber.auth.signatures import PeerSigner, batch_target
 from asyncplumber.errors import Gone, Unavailable
 from asyncplumber.event import Event, Instance
@@ -66,6 +66,7 @@ class HttpCarrier:
         pool = HTTPConnectionPool(reactor, persistent=True)
         pool.maxPersistentPerHost = 1
         pool.cachedConnectionTimeout = IDLE_TIMEOUT
+        quieten(pool)
         agent = Agent(reactor, pool=pool, connectTimeout=CONNECT_TIMEOUT)
         client = HTTPClient(agent, data_to_body_producer=BytesProducer)
         return cls(client, instance_id, now, signer, close=pool.closeCachedConnections)

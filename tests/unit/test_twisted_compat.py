@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from twisted.internet import ssl, tcp, unix
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
@@ -35,6 +36,7 @@ from asyncplumber._twisted_compat import (
     is_plain_socket,
     is_wrapped,
     limit_accepts,
+    quieten,
     reactor_of,
     replace_protocol,
     replace_reactor,
@@ -323,6 +325,22 @@ class HttpClientTests(SynchronousTestCase):
 
         abort_response(Fake())
         self.assertEqual(closed, [True])
+
+    def test_a_pool_can_be_quiet_about_its_connections(self) -> None:
+        """Each would be a line in the log when it begins and when it ends."""
+        reactor = MemoryReactorClock()
+        pool = HTTPConnectionPool(reactor)
+        quieten(pool)
+        made: list[Any] = []
+
+        class Endpoint:
+            def connect(self, factory: Any) -> Deferred[Any]:
+                made.append(factory)
+                return Deferred()
+
+        pool.getConnection(("http", "here", 80), cast(Any, Endpoint()))
+        self.assertFalse(made[0].noisy)
+        self.assertIsInstance(made[0].buildProtocol(None), HTTP11ClientProtocol)
 
     def test_a_pool_is_still_public(self) -> None:
         """The pool and the siblings of the error are exported; this one error is not."""
