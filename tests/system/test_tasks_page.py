@@ -15,12 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
-import requests
 from celery import Celery
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from asyncplumber import Plumber
+from asyncplumber.client import Outbox
 from asyncplumber.starters.secrets import parse_starter_secrets
 from asyncplumber.starters.webhook import WebhookStarter
 from harness.documents import named_blocks
@@ -49,29 +50,29 @@ class ProgramTests(SynchronousTestCase):
         """The answer is 202, and the reports come from a thread."""
         receiver = Receiver()
         self.addCleanup(receiver.stop)
-        callback = f"{receiver.url}/callbacks/Zx8"
         threads: list[threading.Thread] = []
 
         def thread(**how: Any) -> threading.Thread:
             threads.append(threading.Thread(**how))
             return threads[-1]
 
+        about = {"Plumber-Account": "42", "Plumber-Task": "r%C3%BC", "Plumber-Run": RUN}
         request = SimpleNamespace(
-            headers={"Event-Type": "task.start", "Plumber-Callback": callback},
-            get_json=lambda: {"pages": 2},
+            headers={"Event-Type": "task.start", **about}, get_json=lambda: {"pages": 2}
         )
         names = {"app": SimpleNamespace(post=as_it_is), "request": request, "Thread": thread}
-        page = self.run_python("flask_starter.py", requests=requests, **names)
+        self.blocks["flask_starter.py"] = self.blocks["flask_starter.py"].replace(
+            "http://127.0.0.1:8080", receiver.url
+        )
+        page = self.run_python("flask_starter.py", Outbox=Outbox, unquote=unquote, **names)
         self.assertEqual(page["work"](), ("", 202))
         threads[0].join(30)
-        self.assertEqual(
-            [(each.path, json.loads(each.body)) for each in receiver.received],
-            [
-                ("/callbacks/Zx8?state=running", {"done": 1}),
-                ("/callbacks/Zx8?state=running", {"done": 2}),
-                ("/callbacks/Zx8", {"pages": 2}),
-            ],
-        )
+        page["plumber"].close()
+        last = receiver.received[-1]
+        self.assertEqual((last.path, json.loads(last.body)), ("/hooks/42", {"pages": 2}))
+        headers = last.headers
+        self.assertEqual((headers["task-run"], headers["task-state"]), (RUN, "completed"))
+        self.assertEqual(headers["task"].encode("latin-1").decode(), "rü")
         request.headers["Event-Type"] = "task.cancel"
         self.assertEqual((page["work"](), len(threads)), (("", 202), 1))
 
