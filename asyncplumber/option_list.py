@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from asyncplumber.auth.hosts import parse_hosts
 from asyncplumber.auth.origins import parse_origin
 from asyncplumber.auth.tokens.mint import AUDIENCE
+from asyncplumber.core.tasks.settings import CALLBACK_RATE
 from asyncplumber.http.bodies import MAX_LARGE_BYTES
 from asyncplumber.http.client_address import TRUSTED, parse_trusted_proxies
 from asyncplumber.relays.peer_networks import parse_peer_networks
@@ -228,6 +229,13 @@ GROUPS: Mapping[str, Sequence[Option]] = {
         Option("task-deadline", "DURATION", "15min", _TASK_DEADLINE, duration(0, 30 * _DAY)),
         Option("task-age", "DURATION", "1d", _TASK_AGE, duration(1, 10 * 366 * _DAY)),
         Option("progress-interval", "DURATION", "0.5s", _PROGRESS_INTERVAL, duration(0, 3600)),
+        Option(
+            "callback-rate",
+            "NUMBER",
+            str(CALLBACK_RATE),
+            "POSTs that one callback URL may get in a minute, at each worker; 0 for no limit.",
+            count(0, 1_000_000),
+        ),
     ),
     "Cluster": (
         Option(

@@ -141,6 +141,7 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
                 progress_interval=options["progress-interval"],
                 age=options["task-age"],
                 hold=options["hold"],
+                callback_rate=options["callback-rate"],
             ),
             public_url=options["public-url"],
             reactor=reactor,
