@@ -63,7 +63,7 @@ class ReportTests(CallbackCase, SynchronousTestCase):
         path = self.path(task="t")
         self.post(path + "?state=running")
         status, told = self.post(path + "?state=running", None, ("Task-Deadline", "60"))
-        self.assertEqual((status, told["cursor"], told["task"]["cancel"]), (202, None, False))
+        self.assertEqual((status, told["cursor"], told["task"]["cancel"]), (200, None, False))
         self.assertEqual(self.types, ["task.started"])
         self.server.advance(70)
         self.assertEqual(self.types, ["task.started", "task.lost"])
@@ -122,6 +122,16 @@ class ReportTests(CallbackCase, SynchronousTestCase):
             status, told = self.post(old + query)
             self.assertEqual((status, told["ignored"]), (200, "a newer run has begun"))
             self.assertEqual((told["task"]["run"], told["task"]["cancel"]), ("r2", True))
+
+    def test_nobody_reads_with_it(self) -> None:
+        """Who has the URL of an old run is not told what became of the new one."""
+        old, new = self.path(task="t", run="r1"), self.path(task="t", run="r2")
+        self.post(old, 1)
+        self.post(new + "?state=failed", {"message": "private"})
+        for path in (old, new):
+            status, told = self.post(path + "?state=running")
+            self.assertEqual((status, told["task"]["state"]), (200, "failed"))
+            self.assertNotIn("private", json.dumps(told))
 
     def test_a_url_without_a_run_reports_one_after_the_other(self) -> None:
         """Such as that of a job that runs each night."""
