@@ -7,44 +7,44 @@ from twisted.trial.unittest import TestCase
 from harness.mounted import MountedServer
 from tests.subscribers import OnDelayed, OnMemory
 from tests.task_subscribers import (
-    FailingStoreContract,
+    MemoryOnlyContract,
     TasksByLongPoll,
     TasksBySse,
     TasksByWebSocket,
 )
 
 
-class WebSocketOnMemoryTests(TasksByWebSocket, FailingStoreContract, OnMemory, TestCase):
+class WebSocketOnMemoryTests(TasksByWebSocket, MemoryOnlyContract, OnMemory, TestCase):
     """WebSocket, and a store that answers at once."""
 
 
-class WebSocketOnDelayedTests(TasksByWebSocket, FailingStoreContract, OnDelayed, TestCase):
+class WebSocketOnDelayedTests(TasksByWebSocket, MemoryOnlyContract, OnDelayed, TestCase):
     """WebSocket, and a store that answers some turns later."""
 
 
-class SseOnMemoryTests(TasksBySse, FailingStoreContract, OnMemory, TestCase):
+class SseOnMemoryTests(TasksBySse, MemoryOnlyContract, OnMemory, TestCase):
     """Server-Sent Events, and a store that answers at once."""
 
 
-class SseOnDelayedTests(TasksBySse, FailingStoreContract, OnDelayed, TestCase):
+class SseOnDelayedTests(TasksBySse, MemoryOnlyContract, OnDelayed, TestCase):
     """Server-Sent Events, and a store that answers some turns later."""
 
 
-class LongPollOnMemoryTests(TasksByLongPoll, FailingStoreContract, OnMemory, TestCase):
+class LongPollOnMemoryTests(TasksByLongPoll, MemoryOnlyContract, OnMemory, TestCase):
     """Long-poll, and a store that answers at once."""
 
 
-class LongPollOnDelayedTests(TasksByLongPoll, FailingStoreContract, OnDelayed, TestCase):
+class LongPollOnDelayedTests(TasksByLongPoll, MemoryOnlyContract, OnDelayed, TestCase):
     """Long-poll, and a store that answers some turns later."""
 
 
-class MountedWebSocketTests(TasksByWebSocket, FailingStoreContract, OnDelayed, TestCase):
+class MountedWebSocketTests(TasksByWebSocket, MemoryOnlyContract, OnDelayed, TestCase):
     """WebSocket by way of a site of twisted.web."""
 
     make_server = MountedServer
 
 
-class MountedLongPollTests(TasksByLongPoll, FailingStoreContract, OnDelayed, TestCase):
+class MountedLongPollTests(TasksByLongPoll, MemoryOnlyContract, OnDelayed, TestCase):
     """Long-poll by way of a site of twisted.web."""
 
     make_server = MountedServer
