@@ -64,6 +64,19 @@ def _check(body: bytes) -> None:
         _VALUE.decode(plain)
 
 
+def compact(text: bytes) -> bytes:
+    """
+    Return a JSON text without the space between its tokens.
+
+    Args:
+        text: What `one_line` returned.  With lone surrogates it is returned as it is.
+    """
+    try:
+        return msgspec.json.format(text, indent=-1)
+    except (msgspec.DecodeError, RecursionError):
+        return text
+
+
 def members(text: bytes) -> dict[str, bytes]:
     """
     Return the members of an object, each as the text that it is.

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from asyncplumber.errors import BadRequest
 from asyncplumber.event import Cursor, Draft, Event, is_plain, timestamp
-from asyncplumber.task import KEY_LENGTH, Task, TaskState, is_beginning, state_of
-from asyncplumber.wire.payload import TASK_MEMBER
+from asyncplumber.task import KEY_LENGTH, Task, TaskState, digest_of, is_beginning, state_of
+from asyncplumber.wire.json_text import compact
+from asyncplumber.wire.payload import TASK_MEMBER, media_type, payload_of
 
 MAX_DEADLINE = 30 * 86_400.0  # seconds: the longest patience that a report can ask for
 _encoded = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -52,6 +53,22 @@ def without_member(event: Event) -> bytes:
         return event.payload
     # The member is the last one, and an encoder of the same kind wrote it.
     return event.payload[: -len(TASK_MEMBER) - len(_encoded(task).encode())]
+
+
+def input_digest(content_type: str, body: bytes) -> bytes:
+    """
+    Return that by which two inputs of a task are compared; see `digest_of`.
+
+    Space between the tokens of JSON does not count, and neither does the content type that
+    ``curl -d`` sends: a page and a shell that start a task with the same value join one run.
+    """
+    try:
+        kind, payload = payload_of(content_type, body)
+    except BadRequest:
+        return digest_of(content_type, body)
+    if not body or not payload.startswith(b'"data":'):
+        return digest_of(content_type, body)
+    return digest_of(media_type(kind), compact(payload.removeprefix(b'"data":')))
 
 
 def task_object(task: Task, *, with_result: bool = True) -> bytes:

@@ -89,7 +89,8 @@ class TransportTests(LiveCase):
             page.until("return ends.every((states) => states.length > args[0])", number)
         self.assertEqual(page.run("return ends"), [["canceled"] * 3] * 3)
         self.check_messages(page, url)
-        self.assertEqual(page.errors(), [])
+        # A browser logs each 404: by a request it is asked where a task is that nobody knows yet.
+        self.assertEqual([line for line in page.errors() if "/shared" not in line], [])
 
     def check_messages(self, page: Browser, url: str) -> None:
         """A WebSocket and a PUT join one run, and both are given its end (scenario 17)."""

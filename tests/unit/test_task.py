@@ -27,6 +27,7 @@ from asyncplumber.wire.payload import is_task_payload, payload_of
 from asyncplumber.wire.tasks import (
     ended,
     error_of,
+    input_digest,
     task_fields,
     task_object,
     with_member,
@@ -92,6 +93,37 @@ class StateTests(SynchronousTestCase):
     def test_content_type_and_body_cannot_be_mixed_up(self) -> None:
         self.assertNotEqual(digest_of("a", b"bc"), digest_of("ab", b"c"))
         self.assertEqual(digest_of("text/plain", b""), b"")
+
+    def test_the_same_value_is_the_same_input(self) -> None:
+        """However its JSON is spaced, and if ``curl -d`` sends it; another value is another one."""
+        form = "application/x-www-form-urlencoded"
+        json, text = "application/json", "text/plain; charset=utf-8"
+        same = {
+            input_digest(kind, body)
+            for kind in (json, "application/json; charset=utf-8", form, "")
+            for body in (b'{"a":[1,2]}', b' {"a" : [1,\n 2]}\n')
+        }
+        self.assertEqual(len(same), 1)
+        others = {
+            input_digest(kind, body)
+            for kind, body in (
+                (json, b'{"a":[2,1]}'),
+                (json, b'{"a":[1.0,2]}'),
+                (json, b'"\\ud800 x"'),
+                (json, b'"\\ud800  x"'),
+                (json, b'["a b"]'),
+                (json, b'["a  b"]'),
+                (json, b"no JSON"),
+                ("application/cloudevents+json", b'{"a":[1,2]}'),
+                (text, b'{"a":[1,2]}'),
+                (form, b"a=1"),
+                (form, b"a=2"),
+                ("image/png", b"\x00"),
+                ("image/png", b"\x01"),
+            )
+        }
+        self.assertEqual(len(others - same), 13)
+        self.assertEqual(input_digest(json, b""), b"")
 
 
 class WireTests(SynchronousTestCase):

@@ -41,8 +41,8 @@ from asyncplumber.interfaces import (
     IStoppableStarter,
     IStore,
 )
-from asyncplumber.task import Report, StartRequest, Task, TaskState, digest_of, new_run
-from asyncplumber.wire.tasks import ended
+from asyncplumber.task import Report, StartRequest, Task, TaskState, new_run
+from asyncplumber.wire.tasks import ended, input_digest
 
 # The digest of a run that was started without an input.  It is no digest of any input; the empty
 # one is that of a run that was only reported, whose input nobody knows here.
@@ -172,7 +172,7 @@ class Tasks:
                 return known
             if request.only_if_cached:
                 raise NothingCached
-        digest = digest_of(request.content_type, request.body)
+        digest = input_digest(request.content_type, request.body)
         if self._is_draining:
             raise Unavailable("this instance is about to stop", retry_after=1)
         claim = Claim(
@@ -206,14 +206,14 @@ class Tasks:
         if task is None:
             return None
         if not task.is_done:
-            self._check_input(task, digest_of(request.content_type, request.body))
+            self._check_input(task, input_digest(request.content_type, request.body))
             return Outcome(task, joined=True)
         if task.state is not TaskState.COMPLETED or task.ended_at is None:
             return None
         age = max(0.0, self._now() - task.ended_at)
         if request.max_age is not None and age > request.max_age:
             return None
-        digest = digest_of(request.content_type, request.body)
+        digest = input_digest(request.content_type, request.body)
         if digest and task.digest and digest != task.digest:
             if request.is_once:
                 raise OtherInput(task)
