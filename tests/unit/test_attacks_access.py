@@ -104,6 +104,64 @@ class AccessAttacks(AttackCase):
             self.assertIn(reply.status, (401, 403, 410))
         self.nothing_stored()
 
+    def test_14_tasks_of_somebody_else(self) -> None:
+        """Neither started, nor read, nor canceled, nor reported; and nothing is left."""
+        reader = self.bearer(self.token(plumber={"subscribe": ["a"], "publish": ["a"]}))
+        starter = self.bearer(self.token(plumber={"start": ["a"]}))
+        for line, method, target, status in (
+            (reader, "PUT", "/tasks/a/x", 403),
+            (reader, "POST", "/tasks/a", 403),
+            (reader, "POST", "/tasks/a/x/cancel", 403),
+            (starter, "PUT", "/tasks/b/x", 403),
+            (starter, "POST", "/tasks/b", 403),
+            (starter, "GET", "/tasks/b/x", 403),
+            (starter, "GET", "/tasks/a", 403),
+            (starter, "PUT", "/tasks/a%2F..%2Fb/x", 403),
+            (starter, "PUT", "/tasks/A/x", 403),
+            (starter, "PUT", "/tasks/a%00/x", 400),
+            (starter, "PUT", "/tasks/a/x%0d%0aSet-Cookie:%20x", 400),
+            (starter, "PUT", "/tasks/a/x/../../b/x", 404),
+        ):
+            reply = self.ask(method, target, line, body=b"1" if method != "GET" else b"")
+            self.assertEqual(reply.status, status, (method, target))
+            self.assertNotIn(b"set-cookie", reply.headers)
+        self.assertEqual(self.ask("POST", "/hooks/a", starter, "Task: x", body=b"1").status, 403)
+        # Whoever has the right finds that there is nothing that starts tasks here.
+        self.assertEqual(self.ask("PUT", "/tasks/a/x", starter, body=b"1").status, 404)
+        self.nothing_stored()
+
+    def test_14_a_result_is_no_page_of_ours(self) -> None:
+        """Neither a result nor an error of a stranger runs in the origin of this server."""
+        token = self.bearer(self.token())
+        script = b"<script>fetch('/revocations')</script>"
+        for state, kind in (("completed", "text/html"), ("failed", "text/html")):
+            self.post(
+                "user-42",
+                token,
+                f"Task: {state}",
+                f"Task-State: {state}",
+                f"Content-Type: {kind}",
+                body=script,
+            )
+            for target in (f"/tasks/user-42/{state}", f"/tasks/user-42/{state}/result"):
+                reply = self.ask("GET", target, token)
+                self.assertEqual(reply.headers[b"x-content-type-options"], b"nosniff")
+                if reply.headers[b"content-type"].startswith(b"text/html"):
+                    self.assertIn(b"sandbox", reply.headers[b"content-security-policy"])
+                    self.assertNotIn(b"allow", reply.headers[b"content-security-policy"])
+                else:
+                    self.assertIn(b"json", reply.headers[b"content-type"])
+
+    def test_14_a_run_is_no_header_of_ours(self) -> None:
+        """What a sender calls a run comes back in one header, or is refused."""
+        token = self.bearer(self.token())
+        for run in ("a\tb", "x" * 257, "\xc2\x85", "a\x0bb"):
+            reply = self.post("user-42", token, "Task: t", f"Task-Run: {run}")
+            self.assertEqual(reply.status, 400, run)
+        self.post("user-42", token, "Task: t", "Task-Run: \u00e9 \u2192 x: y")
+        reply = self.ask("GET", "/tasks/user-42/t", token)
+        self.assertEqual(reply.headers[b"task-run"], b"%C3%A9%20%E2%86%92%20x%3A%20y")
+
     def test_14_no_token_makes_an_administrator(self) -> None:
         """Whatever it says; and what it says beyond the two lists refuses it."""
         everything = {"subscribe": [{"all": True}], "publish": [{"all": True}]}

@@ -80,9 +80,9 @@ def responses(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def without_receipt(response: tuple[int, bytes]) -> tuple[int, bytes]:
-    """Return the response without what is another for each event: its id, its cursor, lengths."""
+    """Return the response without what is another for each event: ids, its cursor, lengths."""
     status, text = response
-    return status, re.sub(rb'"(id|cursor)": ?"[^"]*"|Content-Length: [0-9]*', b"", text)
+    return status, re.sub(rb'"(id|cursor|run)": ?"[^"]*"|Content-Length: [0-9]*', b"", text)
 
 
 class FuzzCase(SynchronousTestCase):

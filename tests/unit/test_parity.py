@@ -22,7 +22,9 @@ from asyncplumber.testing import ClientResponse, MemoryServer, parse_responses
 from harness.mounted import MountedServer, quiet
 from tests.unit import examples
 
-_GENERATED = re.compile(rb'"id":"[0-9a-f]{20,}(\.\d+)?"|"(cursor|to)": ?"[0-9a-z]+\.')
+_GENERATED = re.compile(
+    rb'"id":"[0-9a-f]{20,}(\.\d+)?"|"(cursor|to)": ?"[0-9a-z]+\.|"run": ?"[0-9a-f]{19}"'
+)
 _OURS = (
     b"content-type",
     b"content-length",
@@ -177,6 +179,33 @@ class ParityTests(ParityCase):
         for method in (b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"):
             self.assertEqual(self.check(method, b"/hooks/a"), 405)
 
+    def test_tasks(self) -> None:
+        """Of each kind of request that is answered at once."""
+        task = [(b"Task", b"t/1")]
+        for status, method, target, lines, body in (
+            (404, b"GET", b"/tasks/a/t%2F1", [], b""),
+            (404, b"PUT", b"/tasks/a/t%2F1", [], b"1"),
+            (202, b"POST", b"/hooks/a", [*task, (b"Task-State", b"queued")], b""),
+            (202, b"POST", b"/hooks/a", [*task, (b"Task-State", b"RUNNING"), JSON], b'{"n":1}'),
+            (200, b"POST", b"/hooks/a", [*task, (b"Task-State", b"working")], b""),
+            (202, b"POST", b"/hooks/a", [*task, (b"Webhook-Id", b"x")], b"<b>"),
+            (409, b"POST", b"/hooks/a", [*task, (b"Task-State", b"progress")], b"1"),
+            (400, b"POST", b"/hooks/a", [*task, (b"Task-State", b"x")], b""),
+            (200, b"GET", b"/tasks/a/t%2F1/result", [], b""),
+            (200, b"HEAD", b"/tasks/a/t%2F1/result", [], b""),
+            (404, b"PUT", b"/tasks/a/t", [(b"Prefer", b"wait=x, respond-async")], b""),
+            (404, b"POST", b"/tasks/a", [(b"Idempotency-Key", b'"k"')], b""),
+            (400, b"POST", b"/tasks/a", [(b"Idempotency-Key", b"\xff")], b""),
+            (409, b"POST", b"/tasks/a/t%2F1/cancel", [], b""),
+            (405, b"DELETE", b"/tasks/a/t", [], b""),
+            (200, b"OPTIONS", b"/tasks/a/t", [], b""),
+            (413, b"PUT", b"/tasks/a/t", [], b"x" * 1001),
+            (403, b"PUT", b"/tasks/a/t", [(b"Origin", b"https://evil.example")], b"1"),
+            (400, b"GET", b"/tasks/a/t?wait=x", [], b""),
+            (400, b"POST", b"/hooks/a", [*task, (b"Task-Deadline", b"nan")], b"1"),
+        ):
+            self.assertEqual(self.check(method, target, lines, body), status, (method, target))
+
     def test_a_path_that_begins_with_two_slashes_is_not_found(self) -> None:
         """It is none of ours: a proxy's rule for ``/metrics`` may not be one for ``//metrics``."""
         paths = [
@@ -222,6 +251,9 @@ class ParityTests(ParityCase):
         for account in [*odd, b"a?x=/hooks/b"]:
             self.check(b"POST", b"/hooks/" + account, [], b"1")
             self.check(b"GET", b"/accounts/" + account)
+            self.check(b"GET", b"/tasks/" + account)
+            self.check(b"PUT", b"/tasks/a/" + account, [], b"1")
+            self.check(b"GET", b"/tasks/" + account + b"/result")
 
     def test_odd_bytes(self) -> None:
         """In headers; each is 400 on both paths."""
@@ -236,7 +268,7 @@ class ParityTests(ParityCase):
 
 _names = some.sampled_from(
     b"Content-Type Webhook-Id Idempotency-Key Event-Type X ce-specversion ce-id ce-source "
-    b"ce-type".split()
+    b"ce-type Task Task-State Task-Run Task-Deadline".split()
 )
 _values = some.one_of(
     some.sampled_from(
@@ -248,6 +280,9 @@ _values = some.one_of(
             b"1.0",
             b"",
             b"a,b",
+            b"running",
+            b"completed",
+            b"60",
         ]
     ),
     some.binary(max_size=20).filter(lambda value: not re.search(rb"[\x00\r\n]", value)),
@@ -292,6 +327,8 @@ class GeneratedParityTests(ParityCase):
         """Whatever the account is called."""
         if b"\xe9" not in segment and b"\x00" not in segment:
             self.check(b"POST", b"/hooks/" + segment, [], b"1")
+            self.check(b"GET", b"/tasks/a/" + segment)
+            self.check(b"PUT", b"/tasks/" + segment, [], b"1")
 
 
 class StreamedParityTests(TestCase):
