@@ -22,7 +22,8 @@ from asyncplumber.option_list import FLAGS, GROUPS, variable_of
 def entry(name: str, value: str, text: str, default: str, variable: str) -> Iterator[str]:
     """Yield one item of a definition list."""
     yield f"``--{name}{' ' if value else ''}{value}``"
-    yield f"   {text.replace('*', chr(92) + '*')}"
+    escaped = text.replace("*", chr(92) + "*").replace("_", chr(92) + "_")
+    yield f"   {escaped}"
     if default:
         yield f"   Default: ``{default}``."
     yield f"   In the environment: ``{variable}``."
