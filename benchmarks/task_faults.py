@@ -42,12 +42,10 @@ class Story:
     What a run of the test did, as seen from outside.
 
     Attributes:
-        kind: How the application behaves.
         told: The ends that clients were told: state and result.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
 
 
@@ -133,46 +131,41 @@ class Trial:
         while self.running:
             self.number += 1
             account, key = f"account-{self.number % ACCOUNTS}", f"task-{self.number}"
-            both = self.dice.random() < 0.3
-            joining = [self._start(account, key)] + [self._start(account, key)] * both
+            people = 1 + (self.dice.random() < 0.3)
             await gatherResults(
-                [
-                    Deferred.fromCoroutine(self._follow(account, key, each))
-                    for each in range(len(joining))
-                ]
+                [Deferred.fromCoroutine(self._follow(account, key)) for _ in range(people)]
             )
-            for unused in joining:
-                unused.close()
 
-    async def _start(self, account: str, key: str) -> None:
-        """Mark a client that starts a task."""
-
-    async def _follow(self, account: str, key: str, _: int) -> None:
+    async def _follow(self, account: str, key: str) -> None:
         path = f"/tasks/{account}/{key}"
         answer = await self._asked("PUT", path, b"[3,4]", {"Prefer": "wait=3"})
         run = answer.headers.get("task-run")
         if run is None:
             self.problems.append(f"PUT {path}: {answer.status} {answer.body!r}")
             return
-        self.accepted.setdefault(run, Story(""))
-        while answer.status == 202 and self.running:
-            answer = await self._asked("GET", f"{path}?wait=3")
-            if answer.status == 200 and answer.json["done"]:
-                self._told(run, answer.json["state"], answer.json.get("result"))
-                return
-            if answer.status != 200:
-                self.problems.append(f"GET {path}: {answer.status} {answer.body!r}")
-                return
-            answer.status = 202
-        if answer.status == 200:
+        self.accepted.setdefault(run, Story())
+        if answer.status == 202:
+            await self._poll(path, run)
+        elif answer.status == 200:
             self._told(run, answer.headers["task-state"], answer.json)
         elif answer.status == 504:
             self._told(run, "lost", None)
-        elif self.running:
+        else:
             self.problems.append(f"PUT {path}: {answer.status} {answer.body!r}")
 
+    async def _poll(self, path: str, run: str) -> None:
+        """Ask for a task until it has ended."""
+        while self.running:
+            answer = await self._asked("GET", f"{path}?wait=3")
+            if answer.status != 200:
+                self.problems.append(f"GET {path}: {answer.status} {answer.body!r}")
+                return
+            if answer.json["done"]:
+                self._told(run, answer.json["state"], answer.json.get("result"))
+                return
+
     def _told(self, run: str, state: str, result: Any) -> None:
-        self.accepted.setdefault(run, Story("")).told.append((state, result))
+        self.accepted.setdefault(run, Story()).told.append((state, result))
         self.answers[state] += 1
 
     async def _asked(
@@ -182,13 +175,8 @@ class Trial:
         while True:
             for port in self._ports():
                 try:
-                    answer = await fetch(
-                        port,
-                        method,
-                        path,
-                        body,
-                        {"Content-Type": "application/json", **(headers or {})},
-                    )
+                    fields = {"Content-Type": "application/json", **(headers or {})}
+                    answer = await fetch(port, method, path, body, fields)
                 except ConnectionFailed:
                     continue
                 if answer.status not in (429, 500, 503):

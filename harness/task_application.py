@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from twisted.internet.defer import Deferred
+from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
@@ -87,6 +88,39 @@ class _Work(Resource):
         request.finish()
 
 
+class _Channel(HTTPChannel):
+    """A connection that its site knows."""
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self.factory.connections.add(self)
+
+    def connectionLost(self, reason: Any) -> None:
+        super().connectionLost(reason)
+        self.factory.connections.discard(self)
+
+
+class _Site(Site):
+    """A site that can close its connections."""
+
+    noisy = False
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource)
+        self.connections: set[Any] = set()
+
+    def buildProtocol(self, addr: Any) -> Any:
+        channel: Any = _Channel()
+        channel.requestFactory = self.requestFactory
+        channel.site = self
+        channel.factory = self
+        channel.timeOut = self.timeOut
+        return channel
+
+    def log(self, request: Any) -> None:
+        """Log nothing."""
+
+
 class Application:
     """
     Takes dispatches.
@@ -104,18 +138,22 @@ class Application:
         self.canceled: list[str] = []
         self.problems: list[str] = []
         self.port = 0
+        self._busy = 0  # dispatches that are not answered yet
 
     async def open(self) -> Application:
-        """Listen on a free port."""
-        self._site = Site(_Work(self))
-        self._site.noisy = False
-        self._listening: Any = reactor.listenTCP(0, self._site, interface="127.0.0.1")
+        """Listen, on a free port the first time and on the same one from then on."""
+        self._site = _Site(_Work(self))
+        self._listening: Any = reactor.listenTCP(self.port, self._site, interface="127.0.0.1")
         self.port = self._listening.getHost().port
         return self
 
     async def close(self) -> None:
-        """Listen no more."""
+        """Listen no more, and close all connections."""
         await self._listening.stopListening()
+        for connection in list(self._site.connections):
+            connection.transport.abortConnection()
+        while self._site.connections or self._busy:
+            await sleep(0.01)
 
     @property
     def url(self) -> str:
@@ -140,8 +178,12 @@ class Application:
             headers,
         )
         self.runs.append(run)
-        answer = self.behaviour(run)
-        return answer if isinstance(answer, Answer) else await answer
+        self._busy += 1
+        try:
+            answer = self.behaviour(run)
+            return answer if isinstance(answer, Answer) else await answer
+        finally:
+            self._busy -= 1
 
     @property
     def ids(self) -> set[str]:

@@ -29,7 +29,9 @@ ENDS = ("task.completed", "task.failed", "task.canceled", "task.lost")
 async def shared() -> tuple[Cluster, Application]:
     """Return three instances and the application that they start tasks of."""
     if not _shared:
-        application = await Application().open()
+        application = Application()
+        await application.open()
+        await application.close()
         cluster = Cluster(3, "--history-length", "20000", "--starter", application.url)
         atexit.register(cluster.down)
         _shared.append((cluster, application))
@@ -43,7 +45,8 @@ class TaskClusterTests(TestCase):
 
     async def setUp(self) -> None:  # type: ignore[override]
         self.cluster, self.application = await shared()
-        # The application listens for all tests, and a connection of an instance may stay open.
+        await self.application.open()
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.application.close()))
         self.addCleanup(self.cluster.log_news)
         await self.cluster.up()
         self.application.behaviour = lambda run: LATER
@@ -67,6 +70,16 @@ class TaskClusterTests(TestCase):
                 return events
             events += page["events"]
             after = page["cursor"]
+
+    async def dispatched(self, key: str) -> Run:
+        """Return the run of a task, when the application was told of it."""
+
+        return (await until(lambda: self.runs_of(key), f"{key} is dispatched"))[0]
+
+    def runs_of(self, key: str) -> list[Run]:
+        """Return the dispatches of a task so far."""
+        runs = self.application.runs
+        return [run for run in runs if (run.account, run.task) == (self.account, key)]
 
     async def ends(self, key: str, port: int | None = None) -> list[str]:
         return [
@@ -126,16 +139,14 @@ class TaskClusterTests(TestCase):
 
         self.application.behaviour = begin
         node = self.cluster.nodes[0]
-        for number in range(100 if MORE else 3):
+        for number in range(100 if MORE else 2):
             key = f"t{number}"
             answer = await self.put(node.port, key, prefer="respond-async")
             node.kill()
             self.assertEqual(answer.status, 202)
             restarted = Deferred.fromCoroutine(node.start())
             self.assertEqual(await self._settled(key), ["task.completed"])
-            self.assertEqual(
-                len({each.id for each in self.application.runs if each.task == key}), 1
-            )
+            self.assertEqual(len({run.id for run in self.runs_of(key)}), 1)
             await restarted
 
     async def _settled(self, key: str) -> list[str]:
@@ -153,7 +164,7 @@ class TaskClusterTests(TestCase):
 
     async def test_08_a_worker_that_dies_is_lost_once_and_can_be_started_again(self) -> None:
         first = await self.put(self.ports[0], "sum", prefer="respond-async")
-        run = self.application.runs[-1]
+        run = await self.dispatched("sum")
         await report(self.ports[1], run, "running", {"done": 1}, deadline=1)
         said = time.monotonic()
         self.assertEqual(await self.ended("sum"), ["task.lost"])
@@ -175,7 +186,7 @@ class TaskClusterTests(TestCase):
                 for key in keys
             ]
         )
-        runs = {run.task: run for run in self.application.runs if run.account == self.account}
+        runs = {key: await self.dispatched(key) for key in keys}
 
         async def compete(key: str) -> None:
             await report_until_taken(self.ports, runs[key], "running", deadline=1)
@@ -192,7 +203,7 @@ class TaskClusterTests(TestCase):
         keys = [f"t{number}" for number in range(20)]
         for key in keys:
             await self.put(self.ports[0], key, prefer="wait=0")
-        runs = {run.task: run for run in self.application.runs if run.account == self.account}
+        runs = {key: await self.dispatched(key) for key in keys}
         for key in keys:
             await report(self.ports[1], runs[key], "running", {"done": 1}, deadline=60)
         await gatherResults([Deferred.fromCoroutine(node.stop()) for node in self.cluster.nodes])
