@@ -300,7 +300,7 @@ class Fetcher:
         # A list of reasons, as Twisted has for what fails below HTTP, says more than its own text.
         reasons = getattr(error, "reasons", None) or [failure]
         for reason in reasons:
-            if reason.check(FetchFailed):
+            if reason.check(FetchFailed, CancelledError):
                 return Failure(reason.value)
         names = ", ".join(type(reason.value).__name__ for reason in reasons)
         return Failure(FetchFailed("connection", f"{names}: {reasons[0].getErrorMessage()}"))

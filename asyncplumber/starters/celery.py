@@ -18,7 +18,7 @@ from typing import Any
 
 from celery import Celery
 from celery.app.utils import find_app as find_by_name
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -145,7 +145,7 @@ class CeleryStarter:
 
     @staticmethod
     def _failed(failure: Failure) -> Failure:
-        if failure.check(StarterFailed):
+        if failure.check(StarterFailed, CancelledError):
             return failure
         return Failure(StarterFailed(f"no message could be sent: {_sentence(failure)}"))
 

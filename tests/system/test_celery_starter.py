@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -134,11 +134,14 @@ class PublishTests(TestCase):
         started = [starter.start(dispatch(run=run)) for run in runs]
         errors = await gatherResults([self.assertFailure(each, StarterFailed) for each in started])
         self.assertIn("too many", str(errors[-1]))
+        given_up = self.starter(app).start(dispatch(run="never"))
+        given_up.cancel()
+        await self.assertFailure(given_up, CancelledError)
         app.go_on.set()
         app.sent.clear()
         self.assertEqual(await self.starter(app).start(dispatch(run="again")), Later())
         self.assertEqual(await starter.start(dispatch(run="last")), Later())
-        self.assertEqual(set(app.sent) - set(runs[:THREADS]), {"again", "last"})
+        self.assertEqual(set(app.sent) - {*runs[:THREADS], "never"}, {"again", "last"})
 
     async def test_it_goes_on_after_a_stop(self) -> None:
         """The threads end, and others begin."""

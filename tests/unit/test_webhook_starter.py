@@ -12,7 +12,7 @@ from email.utils import format_datetime
 from typing import Any, NamedTuple
 
 from treq.testing import RequestTraversalAgent
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, globalLogPublisher
@@ -376,6 +376,20 @@ class FetcherTests(SynchronousTestCase):
         self.assertNoResult(started)
         self.clock.advance(0.2)
         self.failureResultOf(started, StarterFailed)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_one_that_is_given_up_is_no_failure_of_the_application(self) -> None:
+        """Whether there is no answer yet or half of one: else it would be tried again."""
+
+        def half(request: Any) -> int:
+            request.write(b"{")
+            return NOT_DONE_YET
+
+        for respond in (lambda _: NOT_DONE_YET, half):
+            self.work.respond = respond
+            started = self.start()
+            started.cancel()
+            self.failureResultOf(started, CancelledError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_nobody_there(self) -> None:
