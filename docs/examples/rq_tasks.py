@@ -1,48 +1,27 @@
 """
-RQ jobs whose results arrive at the subscribers of an account.
+RQ jobs whose progress and results arrive at the subscribers of an account.
 
-With Redis and asyncplumber running, start a worker in this folder with ``rq worker``, and a job
-with ``python rq_tasks.py 42``.  The result arrives at ``/events/42``.
+With Redis and asyncplumber running, start a worker in this folder with ``rq worker --worker-class
+asyncplumber.integrations.rq.Worker``, and a job with ``python rq_tasks.py 42``.  What happens to it
+arrives at ``/events/42``.
 """
 
 import os
 import sys
 
 from redis import Redis
-from rq import Callback, Queue
+from rq import Queue
 
-from asyncplumber.client import Outbox
-
-plumber = Outbox()  # where ASYNCPLUMBER_URL says: made once, before RQ forks
+from asyncplumber.integrations.rq import for_account, progress
 
 
 def render(pages: int) -> dict[str, int]:
     """Do the work.  It knows nothing about the account that waits for it."""
+    for page in range(pages):
+        progress({"done": page + 1, "of": pages})
     return {"pages": pages}
-
-
-def succeeded(job, connection, result, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
-    """Send the result.  An outbox raises nothing, so the job stays finished."""
-    plumber.send(job.meta["account"], result, id=job.id)
-    # RQ ends the process of a job at once.  Wait until it is sent, for one second at most.
-    plumber.flush(1.0)
-
-
-def failed(job, connection, type, value, traceback) -> None:  # type: ignore[no-untyped-def]
-    """Send the failure of a job that is not tried again."""
-    if not job.retries_left:
-        plumber.send(
-            job.meta["account"], {"error": str(value)}, id=f"{job.id}:failed", type="failure"
-        )
-        plumber.flush(1.0)
 
 
 if __name__ == "__main__":
     queue = Queue(connection=Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")))
-    queue.enqueue(
-        "rq_tasks.render",
-        args=(3,),
-        meta={"account": sys.argv[1]},
-        on_success=Callback("rq_tasks.succeeded"),
-        on_failure=Callback("rq_tasks.failed"),
-    )
+    queue.enqueue("rq_tasks.render", 3, meta=for_account(sys.argv[1], "report-7"))

@@ -20,9 +20,11 @@ from tempfile import mkdtemp
 from typing import Any
 from urllib.request import Request, urlopen
 
+import yaml
 from twisted.python.filepath import FilePath
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from harness.documents import named_blocks
 from harness.processes import Process, start_server
 from tests.workers.work import NAMES
 
@@ -30,6 +32,16 @@ QUEUES = ("apscheduler", "django", "dramatiq", "huey", "rq", "taskiq")
 WITHOUT_RETRIES = ("apscheduler", "django")
 SOON = 60.0  # seconds that the scene may take on a busy machine
 ENDS = {"task.completed", "task.failed", "task.canceled", "task.lost"}
+
+# What an application does with the function of the page for Node.
+NODE = """
+asTask(URL, "42", "node", async (task) => {
+  await task.progress({done: 1, of: 2});
+  return {pages: 3};
+});
+const failing = async () => { throw new RangeError("no such page"); };
+asTask(URL, "42", "node-fails", failing).catch(() => 0);
+"""
 
 
 class Scene:
@@ -42,6 +54,8 @@ class Scene:
         self._server = start_server()
         self._workers: dict[str, Process] = {}
         self._redis: Process | None = None
+        self._page: dict[str, Process] = {}  # the programs of the how-to
+        self.statuses: dict[str, int] = {}
         self._canceled: set[str] = set()
         self._killed: set[str] = set()
         self._abandoned = False
@@ -56,6 +70,9 @@ class Scene:
             time.sleep(0.1)
             for queue in self._workers:
                 self._go_on(queue)
+        for name, program in self._page.items():
+            self.statuses[name] = program.wait()
+        self.events["42"] = self._fetch("42")
 
     def _start(self) -> None:
         socket = self.folder / "redis.sock"
@@ -67,6 +84,34 @@ class Scene:
         for queue in QUEUES:
             if queue != "rq" or self._redis is not None:
                 self._workers[queue] = self._worker(queue)
+        self._start_page()
+
+    def _start_page(self) -> None:
+        """Start the programs of the how-to, all for account 42."""
+        blocks = named_blocks("howto/integrations.rst")
+        url = {"ASYNCPLUMBER_URL": self._server.url}
+        self._page["page"] = Process([sys.executable, "-m", "tests.workers.page"], url)
+        cron = blocks["crontab"].strip().split("  ", 1)[1]
+        cron = cron.replace("asyncplumber run", f"{sys.executable} -m asyncplumber run")
+        nightly = """sh -c 'echo "{\\"rows\\": 3}"'"""
+        cron = cron.replace("/usr/local/bin/nightly", nightly)
+        self._page["cron"] = Process(["sh", "-c", cron], url)
+        self._page["github"] = Process(
+            ["sh", "-ec", _github(blocks["github.yaml"])], self._github()
+        )
+        if shutil.which("node") is not None:
+            program = blocks["task.js"] + NODE.replace("URL", json.dumps(self._server.url))
+            self._page["node"] = Process(["node", "-e", program])
+
+    def _github(self) -> dict[str, str]:
+        """Return what the runner of GitHub puts into the environment of a step."""
+        return {
+            "PLUMBER": self._server.url,
+            "TOKEN": "t",
+            "TASK": "github",
+            "RUN": "1-1",
+            "STATUS": "success",
+        }
 
     def _worker(self, queue: str, *options: str) -> Process:
         environment = {
@@ -130,12 +175,15 @@ class Scene:
 
     def end(self) -> None:
         """Stop everything."""
-        for worker in self._workers.values():
-            worker.kill()
+        for process in self._processes():
+            process.kill()
         self._server.kill()
         if self._redis is not None:
             self._redis.kill()
         FilePath(str(self.folder)).remove()
+
+    def _processes(self) -> list[Process]:
+        return [*self._workers.values(), *self._page.values()]
 
     def _report(self) -> str:
         lines = [
@@ -143,7 +191,13 @@ class Scene:
             for queue, events in self.events.items()
             for event in events
         ]
-        return "\n".join([*lines, *(worker.output[-2000:] for worker in self._workers.values())])
+        return "\n".join([*lines, *(worker.output[-2000:] for worker in self._processes())])
+
+
+def _github(workflow: str) -> str:
+    """Return what the steps of a workflow run, as one script; its build succeeds."""
+    steps = yaml.safe_load(workflow)["jobs"]["build"]["steps"]
+    return "\n".join("true" if step["run"] == "make" else step["run"] for step in steps)
 
 
 @cache
@@ -223,7 +277,7 @@ class IntegrationTests(SynchronousTestCase):
     def test_a_job_that_a_dead_worker_left_behind(self) -> None:
         """Another worker of RQ finds it; that is the late end of the lost run."""
         if "rq" not in self.queues():
-            raise self.skipTest("no redis-server on the PATH")
+            raise SkipTest("no redis-server on the PATH")
         [_, late] = [event for event in scene().of("rq", "hangs") if event["type"] in ENDS]
         self.assertEqual((late["type"], late["task"]["late"]), ("task.failed", True))
         self.assertEqual(late["task"]["error"]["type"], "AbandonedJobError")
@@ -231,7 +285,7 @@ class IntegrationTests(SynchronousTestCase):
     def test_a_process_of_a_job_that_is_killed(self) -> None:
         """The worker of RQ outlives it, and tells of it."""
         if "rq" not in self.queues():
-            raise self.skipTest("no redis-server on the PATH")
+            raise SkipTest("no redis-server on the PATH")
         [end] = [event for event in scene().of("rq", "dies") if event["type"] in ENDS]
         self.assertEqual(end["type"], "task.failed")
         self.assertEqual(end["task"]["error"]["type"], "WorkHorseKilled")
@@ -241,3 +295,59 @@ class IntegrationTests(SynchronousTestCase):
         """A scheduler that was down at that time says so."""
         [event] = scene().of("apscheduler", "late")
         self.assertEqual((event["type"], event["task"]["error"]["type"]), ("task.failed", "Missed"))
+
+
+class PageTests(SynchronousTestCase):
+    """The programs of the how-to do what it says."""
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        self.assertEqual(scene().failure, "")
+        return scene().of("42", name)
+
+    def ended(self, name: str, data: Any) -> list[dict[str, Any]]:
+        """Check that a task began and completed, once, with this result; return its events."""
+        events = self.events(name)
+        self.assertEqual(events[0]["type"], "task.started", name)
+        [end] = [event for event in events if event["type"] in ENDS]
+        self.assertEqual((end["type"], end["data"]), ("task.completed", data), name)
+        return events
+
+    def test_programs_end_well(self) -> None:
+        """Each has the exit status 0."""
+        self.events("")
+        self.assertEqual(set(scene().statuses.values()), {0}, scene().statuses)
+
+    def test_queues(self) -> None:
+        """Beginning, progress and result of each."""
+        for name in ("dramatiq", "huey", "django", "taskiq"):
+            self.ended(name, {"month": "2026-11"})
+        self.ended("apscheduler", {"rows": 3})
+
+    def test_fastapi(self) -> None:
+        """The background task is the task."""
+        self.ended("fastapi", {"month": "2026-11"})
+
+    def test_cron(self) -> None:
+        """The output of the command is the result."""
+        self.ended("nightly", {"rows": 3})
+
+    def test_github(self) -> None:
+        """The status of the job is the state of the task."""
+        events = self.ended("github", {"message": "success"})
+        self.assertEqual({event["task"]["run"] for event in events}, {"1-1"})
+
+    def test_airflow(self) -> None:
+        """A retry is no failure, and a failure is one."""
+        self.ended("airflow", {"rows": 3})
+        end = self.events("airflow-fails")[-1]
+        error = {"type": "ValueError", "message": "no such month"}
+        self.assertEqual((end["type"], end["task"]["error"]), ("task.failed", error))
+
+    def test_node(self) -> None:
+        """The function reports what it is given to do."""
+        if shutil.which("node") is None:
+            raise SkipTest("no node on the PATH")
+        self.ended("node", {"pages": 3})
+        end = self.events("node-fails")[-1]
+        error = {"type": "RangeError", "message": "no such page"}
+        self.assertEqual((end["type"], end["task"]["error"]), ("task.failed", error))
