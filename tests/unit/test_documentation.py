@@ -19,7 +19,7 @@ OTHERS = {
     *("retry", "retry-connrefused"),  # curl
     *("db", "oplog", "drop"),  # mongodump, mongorestore
     *("pidfile", "logfile", "logger", "syslog", "help", "version", "uid"),  # twistd
-    *("loglevel", "with-scheduler"),  # celery, rq
+    *("loglevel", "with-scheduler", "worker-class"),  # celery, rq
     *("enable-optimizations",),  # Python's configure
 }
 
