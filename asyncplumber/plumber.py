@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from twisted.application.service import Service
@@ -87,8 +88,8 @@ class Plumber(ConsumerMethods, TaskMethods, Service):
             relayed.
         unsent_limit: The most bytes that are queued for one subscriber.  One with more is
             disconnected.
-        hosts: Names by which clients may address ``resource``, beside ``localhost`` and that of
-            ``advertise_url``.
+        hosts: Names by which clients may address ``resource``, beside ``localhost`` and those of
+            ``advertise_url`` and ``public_url``.
         origins: Origins whose pages may subscribe and post, beside its own.
         authority: Says what the credential of a request allows.  None: everybody may subscribe and
             publish.
@@ -152,7 +153,8 @@ class Plumber(ConsumerMethods, TaskMethods, Service):
         requests = RequestLog(reactor.seconds, every=log_requests)
         clients = client_policy.apply(reactor.seconds, authority)
         pages = Origins(origins, reactor.seconds)
-        self.gate = Gate(Hosts(hosts), pages, body_limit, authority, requests, clients)
+        names = (*hosts, *filter(None, [urlsplit(public_url).hostname]))
+        self.gate = Gate(Hosts(names), pages, body_limit, authority, requests, clients)
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
         by_http = HttpCarrier.over_treq(self._peers, instance.id, wall.seconds, signer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from typing import Any
-from urllib.parse import urlsplit
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.endpoints import serverFromString
@@ -109,7 +108,6 @@ def _starter(options: Options, reactor: Any) -> IStarter | None:
 def _plumber(options: Options, reactor: Any) -> Plumber:
     insecure = bool(options["insecure"])
     starter = _starter(options, reactor)
-    public = filter(None, [urlsplit(options["public-url"]).hostname])
     try:
         return Plumber(
             options["store"],
@@ -124,7 +122,7 @@ def _plumber(options: Options, reactor: Any) -> Plumber:
             body_limit=options["max-body"],
             unsent_limit=options["max-unsent"],
             origins=options["allow-origin"],
-            hosts=(*options["host"], *options.configured.config.hosts, *public),
+            hosts=(*options["host"], *options.configured.config.hosts),
             authority=build_authority(
                 options.sources, reactor, WallClock.seconds, options.configured
             ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from asyncplumber.errors import BadRequest
 from asyncplumber.task import TaskState, is_beginning, state_of
@@ -238,15 +238,18 @@ def explained(text: bytes) -> bytes:
     traceback = _text_at(text, "/exc_info") if "func_name" in top else None
     if traceback is not None:
         lines = traceback.strip().splitlines() or [""]
-        kept: dict[str, Any] = {name: value(part) for name, part in top.items()}
-        del kept["exc_info"]
-        kept.setdefault("message", lines[-1][:LONGEST_MESSAGE])
-        return json.dumps(kept).encode("ascii")
+        del top["exc_info"]
+        top.setdefault("message", _quoted(lines[-1]))
+        pairs = [b"%b:%b" % (_quoted(name), part) for name, part in top.items()]
+        return b"{%b}" % b",".join(pairs)
     if "message" in top or len(text) <= len(b"{}"):
         return text
     for place in _MESSAGES:
         message = _text_at(text, place)
         if message:
-            member = json.dumps(message[:LONGEST_MESSAGE]).encode("ascii")
-            return b'{"message":%b,%b' % (member, text[1:].lstrip())
+            return b'{"message":%b,%b' % (_quoted(message), text[1:].lstrip())
     return text
+
+
+def _quoted(text: str) -> bytes:
+    return json.dumps(text[:LONGEST_MESSAGE]).encode("ascii")

@@ -91,6 +91,13 @@ class MintTests(CallbackCase, SynchronousTestCase):
         self.server.plumber.public_url = "https://push.example/plumber/"
         self.assertTrue(self.mint()["url"].startswith("https://push.example/plumber/callbacks/"))
 
+    def test_its_host_is_one_of_the_servers_names(self) -> None:
+        server = self.make_server(plumber={"public_url": "https://push.example/plumber"})
+        for host, expected in (("push.example", 202), ("other.example", 421)):
+            request = f"POST /hooks/a HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1\r\n\r\n1"
+            [reply] = server.exchange(request.encode())
+            self.assertEqual(reply.status, expected)
+
     def test_only_a_new_secret_is_told(self) -> None:
         self.assertIn("secret", self.mint(verify={"scheme": "standard"}))
         given = {"scheme": "github", "secret": "x" * 20}

@@ -14,6 +14,7 @@ from asyncplumber.core.tasks.settings import CALLBACK_RATE, TaskSettings
 from asyncplumber.errors import Unavailable
 from asyncplumber.interfaces import CallbackUrl, Dispatch, Finished, IStarter, Later, Refused
 from asyncplumber.task import StartRequest
+from asyncplumber.testing import MemoryCluster
 from harness.mounted import MountedServer
 from tests import signing
 from tests.callback_client import BASE, CallbackCase, all_logged
@@ -425,6 +426,22 @@ class MountedSecretTests(SecretTests):
     """The same in a site of another application."""
 
     make_server = MountedServer
+
+
+class ClusterTests(SynchronousTestCase):
+    """Several instances on one store."""
+
+    def test_a_url_is_good_at_each(self) -> None:
+        cluster = MemoryCluster(2)
+        first, second = cluster.servers
+        made = first.request("POST", "/callbacks", body=b'{"account": "42", "task": "t"}')
+        told = json.loads(made.body)
+        path = told["url"].removeprefix(BASE)
+        for server, expected in ((second, "running"), (first, "completed")):
+            reply = server.request("POST", f"{path}?state={expected}", body=b"1")
+            self.assertEqual(json.loads(reply.body)["task"]["state"], expected)
+        self.assertEqual(second.request("DELETE", path).status, 200)
+        self.assertEqual(first.request("POST", path).status, 404)
 
 
 class OutageTests(CallbackCase, SynchronousTestCase):
