@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from twisted.application.service import Service
@@ -153,8 +152,7 @@ class Plumber(ConsumerMethods, TaskMethods, Service):
         requests = RequestLog(reactor.seconds, every=log_requests)
         clients = client_policy.apply(reactor.seconds, authority)
         pages = Origins(origins, reactor.seconds)
-        names = (*hosts, *filter(None, [urlsplit(public_url).hostname]))
-        self.gate = Gate(Hosts(names), pages, body_limit, authority, requests, clients)
+        self.gate = Gate(Hosts(hosts, public_url), pages, body_limit, authority, requests, clients)
         instance = Instance(uuid4().hex[:16], "")
         self.leases = Leases(store.registry, instance, reactor, lease, prepare=signer.learn)
         by_http = HttpCarrier.over_treq(self._peers, instance.id, wall.seconds, signer)

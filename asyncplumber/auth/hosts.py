@@ -110,15 +110,17 @@ def parse_hosts(text: str) -> tuple[str, ...]:
 class Hosts:
     """The names of this server."""
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    def __init__(self, names: Iterable[str] = (), public_url: str = "") -> None:
         """
         Args:
-            names: The names beside ``localhost`` and the host of the advertised URL.
+            names: The names beside ``localhost`` and the hosts of the URLs.
                 ``*.example.com`` stands for every name below ``example.com``.
+            public_url: The URL for clients and services; empty for none.
 
         Raises ValueError for what is no host name.
         """
-        given = [_normal(name) for name in names]
+        public = filter(None, [urlsplit(public_url).hostname])
+        given = [_normal(name) for name in (*names, *public)]
         self._suffixes = (".localhost", *[name[1:] for name in given if name.startswith("*")])
         self._given = frozenset({"localhost", *given})
         self._names: Collection[str] = self._given
