@@ -85,11 +85,11 @@ class MemoryWebSocket(StreamingSubscriber):
         account: str = "a",
         after: str = "",
         more: bytes = b"",
-        *,
+        *lines: str,
         tasks: bool = False,
     ) -> None:
-        """Connect; ``more`` is sent in the same packet as the handshake."""
-        request = handshake_request(f"/events/{account}?after={after}{TASKS * tasks}")
+        """Connect; ``more`` is sent in the packet of the handshake, ``lines`` are more headers."""
+        request = handshake_request(f"/events/{account}?after={after}{TASKS * tasks}", *lines)
         super().__init__(server, request + more, after)
 
     def frames(self) -> list[tuple[int, bytes]]:

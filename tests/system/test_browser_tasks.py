@@ -189,6 +189,29 @@ class TaskTests(SynchronousTestCase):
         self.assertEqual(found[1:3], [["pending"], ["value", 9]])
         self.assertIn(["refused", "other-input", 422], found[3])
 
+    def test_a_task_can_be_started_again(self) -> None:
+        """The result of this start is not that of the one before; each run has one end."""
+        found = self.js("""
+            const plumber = await connect();
+            world.socket.say(open("e.1"));
+            const task = plumber.start("sum", 1), log = follow(task), first = task.result;
+            world.socket.reply(1, 202, row("sum", "r1", "submitted"));
+            await world.settle();
+            world.socket.say(news("e.2", "completed", "r1", 1));
+            const second = plumber.start("sum", 2).result;
+            const states = [await settled(first), await settled(second), task.state];
+            world.socket.say(news("e.3", "submitted", "r2"));
+            world.socket.reply(2, 202, row("sum", "r2", "submitted"));
+            await world.settle();
+            world.socket.say(news("e.4", "completed", "r2", 2));
+            return [states, await settled(second), log];
+        """)
+        self.assertEqual(found[0], [["value", 1], ["pending"], "completed"])
+        self.assertEqual(found[1], ["value", 2])
+        ends = [entry if entry == "end" else entry[0] for entry in found[2]]
+        once = ["submitted", "completed", "end"]
+        self.assertEqual(ends, once * 2)
+
     def test_what_may_pass_is_asked_again(self) -> None:
         """As late as the server says."""
         found = self.js("""

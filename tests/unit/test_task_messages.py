@@ -21,7 +21,7 @@ from asyncplumber.grant import Accounts, Action, Grant
 from asyncplumber.http.clients import ClientPolicy
 from asyncplumber.interfaces import Dispatch, Finished, IStarter, Later, Refused
 from asyncplumber.task import Report, TaskState
-from asyncplumber.testing import MemoryServer
+from asyncplumber.testing import MemoryCluster, MemoryServer
 from asyncplumber.transports.frame_parser import FRAME_BURST, FRAME_RATE, MAX_MESSAGE_BYTES
 from asyncplumber.transports.task_messages import MAX_IN_FLIGHT
 from asyncplumber.wire.payload import payload_of
@@ -32,7 +32,8 @@ from asyncplumber.wire.task_messages import (
     message_members,
     task_message,
 )
-from harness.frames import BINARY, client_frame
+from harness.authority import FakeAuthority
+from harness.frames import BINARY, TEXT, client_frame
 from harness.memory_subscribers import MemoryWebSocket
 from tests.unit import examples
 
@@ -408,9 +409,10 @@ class RightTests(MessageCase):
     """Who may start, and who may only look."""
 
     def subscribe_with(self, grant: Grant) -> MemoryWebSocket:
-        socket = self.subscribe()
-        (stream,) = self.server.clients
-        stream.grant = grant  # type: ignore[attr-defined]
+        """Connect with a credential that allows this."""
+        self.server = self.make(authority=FakeAuthority({"token": grant}))
+        socket = MemoryWebSocket(self.server, "a", "", b"", "Authorization: Bearer token")
+        socket.frames()
         return socket
 
     def test_reading_is_not_starting(self) -> None:
@@ -441,12 +443,49 @@ class RightTests(MessageCase):
 
     def test_a_grant_that_has_ended_starts_nothing(self) -> None:
         """The stream is closed: what was asked is not answered, and what follows is not read."""
-        socket = self.subscribe()
-        self.send(socket, id=1, method="start", task="sum", wait=60)
-        (stream,) = self.server.clients
-        stream.end_if(lambda *_: True, GrantRevoked())
-        self.send(socket, id=2, method="start", task="late")
-        self.report("sum", TaskState.COMPLETED, 7)
-        found = [json.loads(text) for opcode, text in socket.frames() if opcode == 1]
-        self.assertEqual([each["type"] for each in found], ["task.submitted", "plumber.bye"])
-        self.assertEqual([run.task for run in self.starter.runs], ["sum"])
+        mine = Accounts(frozenset({"a"}))
+        until = self.server.clock.seconds() + 60
+        for end in ("expired", "revoked"):
+            grant = Grant("user", subscribe=mine, start=mine, until=until)
+            self.starter.runs.clear()
+            socket = self.subscribe_with(grant)
+            self.send(socket, id=1, method="start", task="sum", wait=100)
+            if end == "revoked":
+                self.server.clients.end_where(lambda *_: True, GrantRevoked())
+            else:
+                self.server.advance(61)
+            self.send(socket, id=2, method="start", task="late")
+            self.report("sum", TaskState.COMPLETED, 7)
+            found = [json.loads(text) for opcode, text in socket.frames() if opcode == TEXT]
+            self.assertEqual([each["type"] for each in found], ["task.submitted", "plumber.bye"])
+            self.assertEqual(found[-1]["data"]["reason"], end)
+            self.assertEqual([run.task for run in self.starter.runs], ["sum"])
+
+
+class ClusterTests(MessageCase):
+    """Two instances on one store."""
+
+    def test_every_instance_shows_the_same(self) -> None:
+        """What is started at one is listed, looked at, joined and canceled at the other."""
+        cluster = MemoryCluster(plumber={"starter": self.starter, "linger": 1.0})
+        here, there = cluster.servers
+        self.server = here
+        first = self.subscribe(here)
+        run = self.ask(first, method="start", task="sum", input=[3])["data"]["run"]
+        late = MemoryWebSocket(there, tasks=True)
+        cluster.settle()
+        _, notice = late.envelopes()
+        self.assertEqual([row["run"] for row in notice["data"]["tasks"]], [run])
+        for message in (
+            {"method": "get"},
+            {"method": "start", "input": [3]},
+            {"method": "cancel"},
+        ):
+            reply = self.ask(late, task="sum", **message)
+            self.assertEqual((reply["status"] // 100, reply["data"]["run"]), (2, run))
+        self.assertEqual(len(self.starter.runs), 1)
+        self.report("sum", TaskState.CANCELED, None)
+        cluster.settle()
+        for socket in (first, late):
+            ends = [each for each in socket.envelopes() if each["type"] == "task.canceled"]
+            self.assertEqual([each["task"]["run"] for each in ends], [run])

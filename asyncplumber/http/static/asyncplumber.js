@@ -152,6 +152,7 @@
       this._owner = owner;
       this._former = []; // runs before this one
       this._reset(null);
+      this._call = null; // the start that has no answer yet
     }
 
     /**
@@ -190,7 +191,7 @@
       if (!found?.run || this._former.includes(found.run)) return;
       const isNew = found.run !== this.run;
       if (isNew) {
-        if (this.run || this.done) this._reset(found.run);
+        if (this.run) this._reset(found.run);
         this.run = found.run;
       }
       const rank = found.done ? 2 + Boolean(found.late) : Number(found.state !== "submitted");
@@ -317,7 +318,7 @@
       this.after = null; // the cursor that was sent
       this.mayBeBlocked = false; // a failure before it is open may be the fault of the transport
       this.retryAfter = 0; // seconds that the server asks to wait
-      this.asksTasks = owner.options.tasks || owner._tasks.size > 0;
+      this.asksTasks = owner._wantsTasks;
       this.socket = null;
       this.abort = new AbortController();
       this.expectWithin(owner.options.connectTimeout);
@@ -450,7 +451,8 @@
         for (const envelope of events) connection.receive(envelope);
         if (!connection.isOver) connection.owner._advanceTo(cursor);
         const gap = events.findLastIndex(({ type }) => type === "plumber.gap");
-        asksTasks = gap >= 0 && !events.slice(gap).some(({ type }) => type === "plumber.tasks");
+        const isTold = events.slice(gap).some(({ type }) => type === "plumber.tasks");
+        asksTasks = gap >= 0 && !isTold && connection.owner._wantsTasks;
         if (connection.isClosing) {
           return connection.end({ reason: "the server asked to come back later" });
         }
@@ -550,15 +552,10 @@
       const task = this._tasks.get(key);
       const call = promised();
       task._call = call;
-      if (task.done && maxAge === null) {
-        task._reset(null);
-        task._emit("change", task);
-      }
       const body = contentType === null ? JSON.stringify(input) : String(input);
       this._ask("start", task, { body, contentType, maxAge }).then(
         (found) => {
           if (task._call === call) task._call = null;
-          if (task.run === null) task._former = task._former.filter((run) => run !== found.run);
           task._merge(found);
           task._run.promise.then(call.resolve, call.reject);
         },
@@ -798,6 +795,10 @@
 
     // Tasks
 
+    get _wantsTasks() {
+      return this.options.tasks || this._tasks.size > 0;
+    }
+
     /** What the server knows about the live tasks.  The rest has ended, or was never there. */
     _snapshot({ cursor, tasks, more }) {
       const listed = new Set();
@@ -955,7 +956,7 @@
 
     /** Ask again if that may help, and give up if not. */
     _failed(request, status, data, after = 0) {
-      if (!isFinal({ status })) {
+      if (!isFinal({ status }) && ![500, 501].includes(status)) {
         const [first, last] = this.options.backoff;
         const ceiling = Math.min(last, first * 2 ** request.failures);
         const seconds = after || Number(data?.error?.retry_after) || 0;
