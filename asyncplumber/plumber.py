@@ -195,7 +195,7 @@ class Plumber(ConsumerMethods, TaskMethods, Service):
         rate, base = settings.callback_rate, lambda: self.public_url or self.advertise_url
         self._mint = CallbackMint(store.callback_urls, now, base, rate, clock.seconds)
         core = store, self.hub, self.intake, clock, now
-        self.tasks = build_tasks(*core, starter, settings, self._mint)
+        self.tasks = build_tasks(*core, starter, settings, self._mint, self._body_limit)
         self.figures.add(*self.tasks.figures.all)
 
     def _core(self) -> Core:

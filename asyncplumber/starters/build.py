@@ -28,6 +28,7 @@ def build_tasks(
     starter: Starter | None,
     settings: TaskSettings,
     callbacks: CallbackMint,
+    limit: int,
 ) -> Tasks:
     """
     Return the tasks of an instance.
@@ -42,6 +43,7 @@ def build_tasks(
             reported.
         settings: How long tasks are waited for, and kept.
         callbacks: Makes the URLs to which runs are reported.
+        limit: The most bytes of a result of a callable.
 
     Raises:
         TypeError: The starter is none.
@@ -50,7 +52,7 @@ def build_tasks(
         return Tasks(store, hub, intake, clock, now, starter, settings, callbacks)
     if not callable(starter):
         raise TypeError("a starter is a callable, or provides IStarter")
-    in_process = InProcessStarter(starter, clock, now)
+    in_process = InProcessStarter(starter, clock, now, limit)
     tasks = Tasks(store, hub, intake, clock, now, in_process, settings, callbacks)
     in_process.report = tasks.report
     return tasks

@@ -25,7 +25,14 @@ from asyncplumber.concurrency import PeriodicTask
 from asyncplumber.core.awaitables import as_deferred
 from asyncplumber.core.tasks.errors import Superseded, TaskEnded
 from asyncplumber.core.tasks.outcomes import Reported
-from asyncplumber.errors import PlumberError, TooManyRequests, Unavailable, to_client_error
+from asyncplumber.core.tasks.results import too_large
+from asyncplumber.errors import (
+    PlumberError,
+    TooLarge,
+    TooManyRequests,
+    Unavailable,
+    to_client_error,
+)
 from asyncplumber.event import Draft, Event, new_id, timestamp
 from asyncplumber.interfaces import Dispatch, Finished, IStarter, Later, Refused, StarterFailed
 from asyncplumber.sending import encode
@@ -100,14 +107,20 @@ class InProcessStarter:
     needs_callback = False
 
     def __init__(
-        self, call: Callable[[Run], Any], clock: IReactorTime, now: Callable[[], float]
+        self,
+        call: Callable[[Run], Any],
+        clock: IReactorTime,
+        now: Callable[[], float],
+        limit: int,
     ) -> None:
         """
         Args:
             call: Returns a result, an awaitable of it, `LATER`, or another `Later`; or raises.
             clock: The reactor's clock.
             now: Returns the time in seconds since 1970.
+            limit: The most bytes of a result.
         """
+        self._limit = limit
         self._call = call
         self._clock = clock
         self._now = now
@@ -149,11 +162,14 @@ class InProcessStarter:
         awaited.addBoth(lambda result: self._done(run, beats, result))
         return LATER
 
-    @staticmethod
-    def _answer(outcome: Any) -> Answer:
-        if isinstance(outcome, Finished | Later | Refused):
+    def _answer(self, outcome: Any) -> Answer:
+        if isinstance(outcome, Later | Refused):
             return outcome
-        return Finished(*encode(outcome))
+        finished = outcome if isinstance(outcome, Finished) else Finished(*encode(outcome))
+        if len(finished.body) <= self._limit:
+            return finished
+        message = f"the result has {len(finished.body)} bytes, and the limit is {self._limit}"
+        return Refused(413, "", b"", "too-large", message)
 
     # While it runs
 
@@ -211,7 +227,8 @@ class InProcessStarter:
                 kind, body = answer.content_type, answer.body
                 self._report_end(self._report_of(run, TaskState.COMPLETED, kind, body))
             elif isinstance(answer, Refused):
-                raise RuntimeError("a run that has begun cannot be refused")
+                error = {"type": answer.type, "message": answer.message or "it was refused"}
+                self._end(run, TaskState.FAILED, error)
         except _CANCELED:
             self._end(run, TaskState.CANCELED, {"message": "the task was canceled"})
         except Exception:
@@ -236,6 +253,8 @@ class InProcessStarter:
                 await self.report(report)
             except (TaskEnded, Superseded):
                 return
+            except TooLarge as error:
+                report = too_large(report, error)
             except (Unavailable, TooManyRequests):
                 await deferLater(self._clock, delay, lambda: None)  # type: ignore[arg-type]
                 delay = min(2 * delay, MAX_DELAY)

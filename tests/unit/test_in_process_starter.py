@@ -11,12 +11,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.core.tasks.errors import TaskEnded, UnknownTask
 from asyncplumber.core.tasks.settings import TaskSettings
-from asyncplumber.errors import BadAccount, NotFound
+from asyncplumber.errors import BadAccount, NotFound, TooLarge, Unavailable
+from asyncplumber.interfaces import Dispatch
 from asyncplumber.plumber import Plumber
 from asyncplumber.starters.in_process import BEAT_INTERVAL, LATER, Run
 from asyncplumber.stores.memory import MemoryStore
 from asyncplumber.stores.retention import Retention
 from asyncplumber.task import TaskState
+
+LIMIT = 1000  # bytes
 
 
 class InProcessCase(SynchronousTestCase):
@@ -32,6 +35,7 @@ class InProcessCase(SynchronousTestCase):
             self.store,
             starter=self.call,
             task_settings=TaskSettings(progress_interval=0.5),
+            body_limit=LIMIT,
             reactor=self.clock,
             wall=self.clock,
         )
@@ -145,6 +149,21 @@ class AnswerTests(InProcessCase):
         self.assertEqual(self.start(wait=10).error["type"], "TypeError")
         self.flushLoggedErrors(TypeError)
 
+    def test_a_result_at_the_limit_and_one_beyond_it(self) -> None:
+        gate: Deferred[str] = Deferred()
+        for size, answer in [(LIMIT, str), (LIMIT + 1, str), (LIMIT + 1, lambda text: gate)]:
+            self.answer = lambda run, text="x" * size, answer=answer: answer(text)
+            self.start()
+            if answer is not str:
+                gate.callback("x" * size)
+                self.turns()
+            outcome = self.find()
+            if size == LIMIT:
+                self.assertEqual(outcome.data, "x" * LIMIT)
+            else:
+                self.assertIs(outcome.task.state, TaskState.FAILED)
+                self.assertEqual(outcome.error["type"], "too-large")
+
     def test_later_leaves_the_report_to_somebody_else(self) -> None:
         self.answer = lambda run: LATER
         self.start()
@@ -208,6 +227,36 @@ class LifeTests(InProcessCase):
         self.done(self.plumber.cancel_task("42", "sum"))
         self.turns()
         self.assertEqual(self.find().data, "half of it")
+
+    def test_its_end_is_reported_until_it_is_taken(self) -> None:
+        work = self.begin()
+        take = self.plumber.tasks.report
+        answers: list[Exception] = [Unavailable(), Unavailable()]
+        starter = self.plumber.tasks._starter
+        starter.report = lambda report: fail(answers.pop()) if answers else take(report)
+        work.callback(7)
+        for _ in range(30):
+            self.clock.advance(0.1)
+        self.assertEqual(self.find().data, 7)
+
+    def test_a_result_that_the_store_does_not_take_has_failed(self) -> None:
+        work = self.begin()
+        take = self.plumber.tasks.report
+        answers: list[Exception] = [TooLarge("a document has at most 16 MiB")]
+        starter = self.plumber.tasks._starter
+        starter.report = lambda report: fail(answers.pop()) if answers else take(report)
+        work.callback("x" * 500)
+        self.turns()
+        error = {"type": "too-large", "message": "a document has at most 16 MiB", "size": 502}
+        self.assertEqual(self.find().error, error)
+
+    def test_a_run_that_is_dispatched_again_is_not_called_again(self) -> None:
+        self.begin()
+        starter = self.plumber.tasks._starter
+        run = self.runs[0]
+        again = starter.start(Dispatch("42", "sum", run.run, "", b""))
+        self.assertIs(self.successResultOf(again), LATER)
+        self.assertEqual(len(self.runs), 1)
 
     def test_a_cancel_at_another_instance_is_heard_with_the_next_beat(self) -> None:
         self.begin()

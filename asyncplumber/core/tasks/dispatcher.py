@@ -23,10 +23,12 @@ from asyncplumber.core.tasks.errors import Superseded, TaskEnded
 from asyncplumber.core.tasks.figures import TaskFigures
 from asyncplumber.core.tasks.journal import Journal
 from asyncplumber.core.tasks.outcomes import Reported
+from asyncplumber.core.tasks.results import too_large
 from asyncplumber.core.tasks.settings import TaskSettings
 from asyncplumber.errors import (
     BadRequest,
     PlumberError,
+    TooLarge,
     TooManyRequests,
     Unavailable,
     to_client_error,
@@ -188,7 +190,10 @@ class Dispatcher:
         report = self._report_of(task, answer)
         # It may have been canceled, or have reported its end itself.
         with suppress(TaskEnded, Superseded):
-            await self._report(report)
+            try:
+                await self._report(report)
+            except TooLarge as error:
+                await self._report(too_large(report, error))
 
     def _report_of(self, task: Task, answer: Finished | Refused) -> Report:
         state, content_type, payload = _end_of(answer)

@@ -1,13 +1,15 @@
-"""Results that are too large for a row: the history has them."""
+"""Results that are too large: for a row, then the history has them; or for the store at all."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from asyncplumber.core.tasks.errors import ResultGone
+from asyncplumber.errors import TooLarge
 from asyncplumber.event import Cursor
 from asyncplumber.interfaces import CursorLost, CursorMoved, IHistory
-from asyncplumber.task import Task, TaskState
+from asyncplumber.task import Report, Task, TaskState
 from asyncplumber.wire.tasks import without_member
 
 
@@ -31,3 +33,12 @@ async def with_result(task: Task, history: IHistory) -> Task:
     if not events or events[0].id != task.end_id:
         raise ResultGone(task)
     return replace(task, result=without_member(events[0]))
+
+
+def too_large(report: Report, error: TooLarge) -> Report:
+    """Return the report of a failure, in place of a result that nothing takes: never silence."""
+    size = len(report.draft.payload) - len(b'"data":')
+    fields = {"type": "too-large", "message": error.message, "size": size}
+    payload = b'"data":' + json.dumps(fields).encode()
+    draft = report.draft._replace(content_type="application/json", payload=payload)
+    return replace(report, draft=draft, state=TaskState.FAILED, is_beat=False)

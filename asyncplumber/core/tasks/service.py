@@ -392,4 +392,5 @@ class Tasks:
         if IStoppableStarter.providedBy(self._starter):
             await IStoppableStarter(self._starter).stop()
         await self._progress.flush()
+        await self._turns.stop()
         await self._journal.stop()

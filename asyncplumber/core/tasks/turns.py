@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from asyncplumber.concurrency import Semaphore
+from asyncplumber.concurrency import Semaphore, Waiters
 from asyncplumber.errors import to_client_error
 
 Place = tuple[str, str]  # an account, and the key of a task
@@ -27,6 +27,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._locks: dict[Place, tuple[Semaphore, int]] = {}  # with how many hold it or wait
+        self._idle = Waiters()
 
     async def run(self, place: Place, job: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """Run a job when those before it have ended, and return its result."""
@@ -44,6 +45,13 @@ class Turns:
                 del self._locks[place]
             else:
                 self._locks[place] = lock, users - 1
+            if not self._locks:
+                self._idle.release()
+
+    async def stop(self) -> None:
+        """Wait until all that has begun, or waits, has ended."""
+        if self._locks:
+            await self._idle.wait()
 
 
 def shielded(work: Coroutine[Any, Any, Result]) -> Deferred[Result]:
