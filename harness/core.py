@@ -136,7 +136,7 @@ class FaultProxy:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.target, name)
 
-        def call(*args: Any) -> Deferred[Any]:
+        def call(*args: Any, **named: Any) -> Deferred[Any]:
             self.calls.append((name, *args))
             if self.failures:
                 self.failures -= 1
@@ -144,9 +144,9 @@ class FaultProxy:
             if self.error is not None:
                 return fail(self.error)
             if name not in self.held:
-                return method(*args)
+                return method(*args, **named)
             result: Deferred[Any] = Deferred()
-            self.waiting.append((result, lambda: method(*args)))
+            self.waiting.append((result, lambda: method(*args, **named)))
             return result
 
         return call

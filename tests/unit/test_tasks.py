@@ -1,105 +1,11 @@
-"""Tasks at one instance and at several: start, join, report, hold, cancel, sweep."""
+"""The life of tasks: start, join, report, hold, cancel, sweep."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
-
-from asyncplumber.core.hub import Hub
-from asyncplumber.core.intake import Intake
 from asyncplumber.core.tasks.errors import OtherInput, Superseded, TaskEnded
-from asyncplumber.core.tasks.service import Tasks
-from asyncplumber.event import Draft, new_id
-from asyncplumber.interfaces import Dispatch, Finished, IStarter, Later, Refused, StarterFailed
-from asyncplumber.stores.memory import MemoryStore
-from asyncplumber.stores.retention import Retention
-from asyncplumber.task import Report, StartRequest, TaskState
-from asyncplumber.wire.payload import payload_of
-from harness.core import Recorder
-
-
-@implementer(IStarter)
-class RecordingStarter:
-    """Records what is dispatched, and answers as it is told."""
-
-    def __init__(self) -> None:
-        self.answer: Any = Later()
-        self.dispatched: list[Dispatch] = []
-        self.canceled: list[tuple[str, str, str]] = []
-
-    def start(self, dispatch: Dispatch) -> Deferred[Finished | Later | Refused]:
-        self.dispatched.append(dispatch)
-        if isinstance(self.answer, Exception):
-            failed: Deferred[Any] = Deferred()
-            failed.errback(self.answer)
-            return failed
-        return self.answer if isinstance(self.answer, Deferred) else succeed(self.answer)
-
-    def cancel(self, account: str, task: str, run: str) -> Deferred[None]:
-        self.canceled.append((account, task, run))
-        return succeed(None)
-
-
-class TasksCase(SynchronousTestCase):
-    """One instance on a memory store, with a subscriber of account 42."""
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.clock.advance(1_000_000)
-        self.store = MemoryStore(Retention(), self.clock, shared=True)
-        self.starter = RecordingStarter()
-        self.hub = Hub(self.store.history, self.clock)
-        self.intake = Intake(self.store.append, self.hub, self.clock)
-        self.tasks = Tasks(
-            self.store, self.hub, self.intake, self.clock, self.clock.seconds, self.starter
-        )
-        self.tasks.serve()
-        self.addCleanup(lambda: Deferred.fromCoroutine(self.tasks.drain()))
-        self.subscriber = Recorder()
-        self.subscriber.subscribe(self.successResultOf(self.hub.admit("42")), None)
-
-    def done(self, deferred: Deferred[Any]) -> Any:
-        """Return the result after the turns that it takes."""
-        for _ in range(20):
-            self.clock.advance(0)
-        return self.successResultOf(deferred)
-
-    def start(self, key: str = "sum", body: bytes = b"[3,4]", **more: Any) -> Any:
-        request = StartRequest("42", key, "application/json", body, **more)
-        return self.done(self.tasks.start(request))
-
-    def report_of(self, state: TaskState, body: bytes = b"", **more: Any) -> Report:
-        content_type, payload = payload_of("application/json" if body else "", body)
-        id = more.pop("id", None) or new_id()
-        draft = Draft("42", id, id, "result", "2026-01-01T00:00:00.000Z", content_type, payload)
-        key = more.pop("key", "sum")
-        return Report(draft, key, state, is_beat=not body, **more)
-
-    def report(self, state: TaskState, body: bytes = b"", **more: Any) -> Any:
-        return self.done(self.tasks.report(self.report_of(state, body, **more)))
-
-    def refused(
-        self, error: type[Exception], state: TaskState, body: bytes = b"", **more: Any
-    ) -> None:
-        reported = self.tasks.report(self.report_of(state, body, **more))
-        for _ in range(20):
-            self.clock.advance(0)
-        self.failureResultOf(reported, error)
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The member ``task`` of the last event."""
-        member = self.subscriber.events[-1].task
-        assert member is not None
-        return member
-
-    @property
-    def types(self) -> list[str]:
-        return [event.type.removeprefix("task.") for event in self.subscriber.events]
+from asyncplumber.interfaces import Finished, Refused, StarterFailed
+from asyncplumber.task import StartRequest, TaskState
+from harness.tasks import TasksCase
 
 
 class LifeTests(TasksCase):
@@ -112,7 +18,7 @@ class LifeTests(TasksCase):
         self.assertEqual((outcome.task.state, outcome.joined), (TaskState.COMPLETED, False))
         self.assertEqual(outcome.task.result, b'"data":{"total": 7}')
         self.assertEqual(self.types, ["submitted", "completed"])
-        self.assertEqual(self.subscriber.events[1].data, {"total": 7})
+        self.assertEqual(self.first.subscriber.events[1].data, {"total": 7})
         row = self.done(self.tasks.get("42", "sum")).task
         self.assertEqual((row.result, row.is_announced), (outcome.task.result, True))
 
@@ -180,7 +86,7 @@ class LifeTests(TasksCase):
             self.clock.advance(0.01)
         self.clock.advance(1)
         self.clock.advance(0)
-        progress = [event.data for event in self.subscriber.events if event.data is not None]
+        progress = [event.data for event in self.first.subscriber.events if event.data is not None]
         self.assertLessEqual(len(progress), 21)
         self.assertEqual(progress[-1], 999)
 
@@ -189,7 +95,7 @@ class LifeTests(TasksCase):
         for number in range(3):
             self.report(TaskState.RUNNING, b"%d" % number, run=run)
         self.report(TaskState.COMPLETED, b"7", run=run)
-        self.assertEqual([event.data for event in self.subscriber.events], [None, 0, 2, 7])
+        self.assertEqual([event.data for event in self.first.subscriber.events], [None, 0, 2, 7])
 
     def test_a_starter_that_fails_is_asked_again(self) -> None:
         self.starter.answer = StarterFailed("no answer")
@@ -227,4 +133,4 @@ class LifeTests(TasksCase):
         self.report(TaskState.COMPLETED, b"7", key="nightly")
         self.report(TaskState.COMPLETED, b"8", key="nightly")
         self.assertEqual(self.types, ["completed", "completed"])
-        self.assertEqual([event.data for event in self.subscriber.events], [7, 8])
+        self.assertEqual([event.data for event in self.first.subscriber.events], [7, 8])
