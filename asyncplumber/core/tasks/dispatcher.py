@@ -174,6 +174,8 @@ class Dispatcher:
                 "a task could not be started: {error}; it is tried again", error=str(error)
             )
             return error
+        except CancelledError:
+            raise  # this instance stops
         except PlumberError as error:
             return StarterFailed(error.message)
         except Exception:
