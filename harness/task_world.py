@@ -161,6 +161,9 @@ class Instance:
         if len(self.world.alive) == 1:
             return
         self.is_dead = True
+        for lock, _ in self.tasks._turns._locks.values():
+            # Or a coroutine that is collected would resume another one that is, in any order.
+            lock._waiting.clear()
         self.world.restart_later()
         calls, self.on_death = list(self.on_death.values()), {}
         for call in calls:
@@ -169,7 +172,6 @@ class Instance:
     def ask(self, kind: str, method: Callable[[], Deferred[Any]]) -> Deferred[Any]:
         """Call the store some time later, unless a fault comes between."""
         world, answer = self.world, Deferred[Any]()
-        world.asked.append(answer)
         fault = world.fault(kind)
 
         def settle(result: Any) -> None:
@@ -235,9 +237,6 @@ class World:
         self.accepted: list[tuple[Report, Reported]] = []
         self.outcomes: list[Outcome] = []
         self.dispatches: Counter[str] = Counter()
-        # What waits for a dead instance is not collected before the world ends: collected
-        # coroutines would run a little further.
-        self.asked: list[Deferred[Any]] = []
         self._tasks = tasks
         self._fates: dict[str, str] = {}
         self._open = 0  # runners and clients that have not ended
