@@ -41,6 +41,7 @@ from asyncplumber.starters.address import WebhookAddress
 TIMEOUT = 10.0  # seconds until the whole answer must be there
 CALLS = 64  # POSTs to the application at the same time, from one instance
 ANSWER_LIMIT = 1024 * 1024  # bytes of an answer
+MAX_REFUSAL = 4096  # bytes of a refusal that are part of the error
 MAX_RETRY_AFTER = 300  # seconds; later than that nobody waits for the task any more
 MAX_START_DEADLINE = 30 * 86_400  # seconds
 START, CANCEL = b"task.start", b"task.cancel"  # what a POST is about
@@ -233,7 +234,8 @@ def answer_of(reply: Reply, now: float) -> Finished | Later | Refused:
     if 300 <= status < 400:
         return Refused(status, "text/plain", b"a redirect is not followed")
     if 400 <= status < 500 and status not in _AGAIN:
-        return Refused(status, _content_type(reply), reply.body)
+        said = reply.body if len(reply.body) <= MAX_REFUSAL else b""
+        return Refused(status, _content_type(reply), said)
     pause = None if seconds is None else max(1, min(seconds, MAX_RETRY_AFTER))
     raise StarterFailed(f"the application answered {status}", retry_after=pause)
 

@@ -33,7 +33,7 @@ from asyncplumber.interfaces import (
 from asyncplumber.starters.address import CeleryAddress, WebhookAddress, parse_address
 from asyncplumber.starters.secrets import MOST_SECRETS, parse_starter_secrets
 from asyncplumber.starters.webhook import MAX_RETRY_AFTER, WebhookStarter
-from asyncplumber.testing import NOW
+from asyncplumber.testing import NOW, MemoryServer
 
 ADDRESS = WebhookAddress("http://127.0.0.1:8000/work?key=sesame", True)
 SECRETS = (b"a secret of the application", b"the secret that comes after it")
@@ -287,6 +287,65 @@ class AnswerTests(SynchronousTestCase):
             self.assertEqual((found.status, found.type), (404, "refused"))
             self.assertEqual(self.answered(FetchFailed(reason, "…", Reply(202, {}, b""))), Later())
             self.failed(FetchFailed(reason, "…", Reply(503, {}, b"")))
+
+
+class EndTests(SynchronousTestCase):
+    """Each answer ends the run, or leaves it to a report; no body can keep it from that."""
+
+    def setUp(self) -> None:
+        self.application = Application()
+        starter = WebhookStarter(ADDRESS, self.application.post, Clock(), lambda: NOW)
+        self.server = MemoryServer(plumber={"starter": starter})
+
+    def ended(self, answer: Any) -> Any:
+        """Return what a client that waits gets."""
+        self.application.answer = answer
+        plumber = self.server.plumber
+        found = Deferred.fromCoroutine(plumber.start_task("42", "t", {"a": 1}, wait=10))
+        self.server.settle()
+        return self.successResultOf(found)
+
+    def test_a_result(self) -> None:
+        """JSON, text and bytes."""
+        kind = {b"content-type": b"application/json"}
+        for headers, body, expected in (
+            (kind, b'{"total": 7}', {"total": 7}),
+            ({b"content-type": b"text/plain"}, b"7", "7"),
+            ({b"content-type": b"image/png"}, b"\x89PNG", b"\x89PNG"),
+            ({}, b"", None),
+        ):
+            self.assertEqual(self.ended(Reply(200, headers, body)).data, expected)
+            self.assertEqual(len({post.headers[b"plumber-run"] for post in self.sent()}), 1)
+
+    def sent(self) -> list[Sent]:
+        """Return what was POSTed since the last call."""
+        posts, self.application.posts = self.application.posts, []
+        return posts
+
+    def test_a_result_that_is_not_what_it_says(self) -> None:
+        """It fails once, and is not asked for again."""
+        kind = {b"content-type": b"application/json"}
+        for body in (b"{", b"NaN", b"[" * 100_000, b"\xff"):
+            found = self.ended(Reply(200, kind, body))
+            self.assertEqual((found.task.state.value, found.error["type"]), ("failed", "malformed"))
+            self.assertEqual(len(self.sent()), 1)
+
+    def test_a_refusal_says_what_the_application_says(self) -> None:
+        """As far as that can be said, and is not too long."""
+        for body, expected in (
+            (b'{"why": ["no"]}', {"why": ["no"]}),
+            (b" no such month\n", "no such month"),
+            (b"NaN", "NaN"),
+            (b"\xff", "\ufffd"),
+            (b"[" * 4096, "[" * 4096),
+            (b"x" * 4097, ...),
+            (b"", ...),
+            (b"null", None),
+        ):
+            found = self.ended(Reply(422, {}, body))
+            self.assertEqual(found.error["status"], 422, body[:9])
+            self.assertEqual(found.error.get("answer", ...), expected)
+            self.assertEqual(len(self.sent()), 1)
 
 
 class Work(Resource):

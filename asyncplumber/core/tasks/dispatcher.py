@@ -226,7 +226,6 @@ def _note(task: Task) -> dict[str, Any]:
 
 def _end_of(answer: Finished | Refused) -> tuple[TaskState, str, bytes]:
     """Return how an answer ends the run: the state, and the content type and payload of the end."""
-    error: dict[str, Any]
     if isinstance(answer, Refused):
         error = _error(answer)
     else:
@@ -234,24 +233,21 @@ def _end_of(answer: Finished | Refused) -> tuple[TaskState, str, bytes]:
             return TaskState.COMPLETED, *payload_of(answer.content_type, answer.body)
         except BadRequest as problem:
             message = f"the answer is not what its content type says: {problem.message}"
-            error = {"type": "malformed", "message": message}
-    payload = json_member(json.dumps(error).encode())
-    return TaskState.FAILED, "application/json", payload
+            error = json.dumps({"type": "malformed", "message": message}).encode()
+    return TaskState.FAILED, "application/json", json_member(error)
 
 
-def _error(answer: Refused) -> dict[str, Any]:
-    """Return the error of a run that the application refused, with what it said."""
+def _error(answer: Refused) -> bytes:
+    """Return the error of a run that the application refused, with what it said, as JSON."""
+    error: dict[str, Any] = {"type": answer.type, "message": answer.message}
     if answer.type != "refused":
-        return {"type": answer.type, "message": answer.message}
-    error: dict[str, Any] = {
-        "type": answer.type,
-        "message": answer.message or f"the application refused it with status {answer.status}",
-        "status": answer.status,
-    }
+        return json.dumps(error).encode()
+    error["message"] = answer.message or f"the application refused it with status {answer.status}"
+    error["status"] = answer.status
+    members = json.dumps(error).encode()[:-1]
     try:
-        error["answer"] = json.loads(answer.body)
-    except ValueError:
+        said = json_member(answer.body).partition(b":")[2]
+    except BadRequest:
         text = answer.body.decode("utf-8", "replace").strip()
-        if text:
-            error["answer"] = text
-    return error
+        said = json.dumps(text).encode() if text else b""
+    return b'%b,"answer":%b}' % (members, said) if said else members + b"}"
