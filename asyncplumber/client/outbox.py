@@ -231,9 +231,14 @@ class Outbox:
         self._losses.log(now=True)
         return not waiting
 
-    def hand_over(self) -> list[Request]:
-        """Return what waits, for another process to send, and keep nothing of it."""
-        return self._thread.hand_over()
+    def hand_over(self, wait: float = 0.0) -> list[Request]:
+        """
+        Return what waits, for another process to send, and keep nothing of it.
+
+        Args:
+            wait: Seconds in which this process may still send it; less if the plumber is away.
+        """
+        return self._thread.hand_over(wait)
 
     def close(self, timeout: float | None = None) -> bool:
         """

@@ -125,9 +125,14 @@ class SendingThread:
                 self._losses.add(entry.request.id, "the outbox was closed")
         return None if sending is None else sending.request.id
 
-    def hand_over(self) -> list[Request]:
-        """Return what waits, in order and as it would be sent now, and keep nothing of it."""
+    def hand_over(self, wait: float) -> list[Request]:
+        """
+        Return what waits, in order and as it would be sent now, and keep nothing of it.
+
+        Waits before, until all is sent or the plumber is known to be away, for so many seconds.
+        """
         with self._changed:
+            self._changed.wait_for(lambda: not self._queue or self._is_away, wait)
             self._abandoned = sending = self._queue.sending
             entries = [*([] if sending is None else [sending]), *self._queue.clear()]
             if sending is not None:

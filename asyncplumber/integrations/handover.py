@@ -32,10 +32,9 @@ class Handover:
 
     def give(self, outbox: Outbox) -> None:
         """Write what the outbox of this process cannot send in a moment."""
-        if not outbox.flush(PATIENCE):
-            for request in outbox.hand_over():
-                self._file.write(_as_line(request))
-            self._file.flush()
+        for request in outbox.hand_over(PATIENCE):
+            self._file.write(_as_line(request))
+        self._file.flush()
 
     def receive(self, outbox: Outbox) -> None:
         """Put what was written into the outbox of this process."""
@@ -53,6 +52,9 @@ def _as_line(request: Request) -> bytes:
 
 def _from_line(line: bytes) -> Entry:
     id, path, headers, body = json.loads(line)
-    kind = Kind.END if headers["Task-State"] in ENDS else Kind.BEGIN
+    request = Request(id, path, headers, b64decode(body))
+    state = headers.get("Task-State")
+    if state is None:
+        return Entry(request)
     # Each is an owner of its own: none takes the place of another one.
-    return Entry(Request(id, path, headers, b64decode(body)), kind, owner=object())
+    return Entry(request, Kind.END if state in ENDS else Kind.BEGIN, owner=object())

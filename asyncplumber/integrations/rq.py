@@ -35,6 +35,7 @@ from asyncplumber.integrations.handover import PATIENCE, Handover
 
 __all__ = ["Announcing", "SimpleWorker", "Worker", "for_account", "is_canceled", "progress"]
 
+TOO_OFTEN = "MaxRetriesExceeded", "the job was tried too often"
 ENDS = "asyncplumber_ends"  # field of a job's hash: how many runs of it have ended
 
 
@@ -63,12 +64,21 @@ class Announcing(_Base):
         """Have a job run, and send what its process could not send."""
         if address_in(job.meta, job.id) is None:
             return super().execute_job(job, *args, **options)
-        self._handover = Handover()
+        self._handover = self._open_handover()
         try:
             return super().execute_job(job, *args, **options)
         finally:
-            self._handover.receive(self._plumber.outbox)
-            self._handover = None
+            self._receive()
+
+    @guarded
+    def _open_handover(self) -> Handover:
+        return Handover()
+
+    @guarded
+    def _receive(self) -> None:
+        handover, self._handover = self._handover, None
+        if handover is not None:
+            handover.receive(self._plumber.outbox)
 
     def clean_registries(self) -> Any:
         """Tidy up, and report the jobs whose worker died."""
@@ -163,6 +173,8 @@ class Announcing(_Base):
             attempt.cancel("Stopped", "the job was stopped")
         elif self._error is not None:
             attempt.fail(self._error)
+        elif self._attempt is not None:  # before RQ 3, a job that returned Retry once too often
+            attempt.give_up(*TOO_OFTEN)
         else:
             attempt.give_up("WorkHorseKilled", reason.strip("; "))
 
@@ -172,7 +184,7 @@ class Announcing(_Base):
             return
         if job.get_status(refresh=False) == JobStatus.FAILED:
             self._count_end(job)
-            self._attempt.give_up("MaxRetriesExceeded", "the job was tried too often")
+            self._attempt.give_up(*TOO_OFTEN)
         else:
             self._attempt.retry(None)
 

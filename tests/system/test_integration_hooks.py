@@ -200,10 +200,10 @@ class HueyTests(HookTestCase):
         """It ends as canceled."""
 
         def stop() -> None:
-            raise CancelExecution("enough")
+            raise CancelExecution(retry=False)
 
         self.run_task(stop)
-        end = {"type": "Canceled", "message": "enough"}
+        end = {"type": "Canceled", "message": "the task was canceled"}
         self.assertEqual(self.reports(), [("started", None), ("canceled", end)])
 
     def test_a_hook_that_forbids_a_task(self) -> None:

@@ -209,6 +209,18 @@ class HandoverTests(AttemptTestCase):
         self.assertEqual(end.headers["Task"].encode("latin-1").decode(), "Rechnung ü")
         self.assertEqual(end.headers["Task-Run"].encode("latin-1").decode(), "job ü")
 
+    def test_an_event_that_is_no_report(self) -> None:
+        """The program may send some by the same outbox."""
+        self.sender.is_open.clear()
+        self.outbox.send("42", {"total": 7}, id="e-1")
+        handover = Handover()
+        handover.give(self.outbox)
+        sender = FakeSender()
+        parent = self.make_outbox(sender)
+        handover.receive(parent)
+        self.assertTrue(parent.flush(LONG))
+        self.assertEqual([request.id for request in sender.requests], ["e-1"])
+
     def test_a_line_that_was_cut_off(self) -> None:
         """Its writer was killed; what it wrote before counts."""
         self.sender.is_open.clear()
