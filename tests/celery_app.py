@@ -90,6 +90,14 @@ def odd() -> Odd:
 
 
 @app.task
+def endless() -> None:
+    """Report progress until somebody asks it to stop."""
+    while True:
+        plumber.progress({"at": time.time()}, raise_on_cancel=True)
+        time.sleep(0.05)
+
+
+@app.task
 def die() -> None:
     """Kill the process, as the kernel does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)

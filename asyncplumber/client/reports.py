@@ -89,7 +89,9 @@ class RunReports:
         """
         return self._is_canceled
 
-    def progress(self, data: Any, *, raise_on_cancel: bool = False) -> None:
+    def progress(
+        self, data: Any, *, content_type: str | None = None, raise_on_cancel: bool = False
+    ) -> None:
         """
         Tell the account how far the task is.
 
@@ -97,6 +99,7 @@ class RunReports:
 
         Args:
             data: Bytes and text are sent as they are, all else as JSON.
+            content_type: What the data is; None takes it from the type of ``data``.
             raise_on_cancel: Whether to raise if somebody asked the task to stop.
 
         Raises:
@@ -104,7 +107,7 @@ class RunReports:
                 it leaves ends it as canceled, and does not pass it on.
         """
         if not (self._has_ended or self.conflict):
-            self._report(Kind.PROGRESS, "running", data)
+            self._report(Kind.PROGRESS, "running", data, content_type=content_type)
         if raise_on_cancel:
             self.raise_if_canceled()
 
@@ -169,7 +172,7 @@ class RunReports:
             error = error_of(error, traceback=self._tracebacks)
         return self._end("failed", error, wait)
 
-    def pause(self, data: Any, *, deadline: float) -> None:
+    def pause(self, data: Any, *, deadline: float, content_type: str | None = None) -> None:
         """
         Report that this attempt is over, and that another one of the same run follows.
 
@@ -178,14 +181,15 @@ class RunReports:
         Args:
             data: As for ``progress``.
             deadline: Seconds in which the other one has to begin, or the run counts as lost.
+            content_type: As for ``progress``.
         """
         if self._has_ended:
             return
         self._has_ended = True
-        self._stop_beats()
+        self.stop_beats()
         self._deadline = deadline
         if self.conflict is None:
-            self._report(Kind.PROGRESS, "running", data)
+            self._report(Kind.PROGRESS, "running", data, content_type=content_type)
 
     def abort(self, error: Any = None, *, wait: float = 0.0) -> bool:
         """End the run as canceled; arguments and result as for ``fail``."""
@@ -211,10 +215,10 @@ class RunReports:
         if self._has_ended:
             return False
         self._has_ended = True
-        self._stop_beats()
+        self.stop_beats()
         return self._report(Kind.END, state, data, wait, content_type)
 
-    def _stop_beats(self) -> None:
+    def stop_beats(self) -> None:
         if self._beats is not None:
             self._beats.stop()
             self._beats = None
@@ -288,7 +292,7 @@ class RunReports:
     def _conflict(self, answer: Refused) -> None:
         _log.info("task %s of account %s: %s", self.key, self.account, answer)
         self.conflict = answer
-        self._stop_beats()
+        self.stop_beats()
         if answer.code == "ended" and answer.task.get("state") == "canceled":
             self._cancel()
 

@@ -139,7 +139,7 @@ class TaskRun(RunReports):
             The Deferred.
         """
         self._is_followed = True
-        self._stop_beats()
+        self.stop_beats()
         if self._beat_interval > 0:
             self._beats = self._loop_beats(self.beat, self._beat_interval)
 

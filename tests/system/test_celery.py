@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,13 +19,14 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from celery import Celery, signals
+from celery.exceptions import Ignore
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.client import RetryPolicy
 from asyncplumber.integrations.celery import announce, for_account
 from harness.processes import Process, Server, celery_settings, start_server, start_worker
-from harness.receiver import Receiver, Step, receive, respond
+from harness.receiver import Receiver, Step, receive, respond, task_receipt
 
 APP = "tests.celery_app"
 ANSWER = 30.0  # seconds that a real worker may take until an event is there
@@ -67,46 +69,52 @@ class EagerTests(SynchronousTestCase):
         return self.task.apply_async(**{**for_account("42"), **options})
 
     def announced(self) -> list[tuple[str, Any]]:
+        """Return the states and bodies of the reports."""
+        signals.worker_process_shutdown.send(sender=None)  # the outbox is emptied
         return [
-            (request.headers["event-type"], json.loads(request.body))
+            (request.headers["task-state"], json.loads(request.body) if request.body else None)
             for request in self.receiver.received
         ]
 
     def test_result(self) -> None:
-        """It goes to the account of the task, with an id made of the task's id."""
+        """It goes to the account of the task, which the Celery id names there, as does the run."""
         self.begin()
         self.run_task(lambda: [1, 2], task_id="t-1")
-        self.assertEqual(
-            self.announced(),
-            [
-                (
-                    "result",
-                    {"task": "tests.work", "task_id": "t-1", "state": "SUCCESS", "result": [1, 2]},
-                )
-            ],
-        )
-        [request] = self.receiver.received
-        self.assertEqual((request.path, request.id), ("/hooks/42", "t-1:SUCCESS"))
+        self.assertEqual(self.announced(), [("started", None), ("completed", [1, 2])])
+        for request in self.receiver.received:
+            self.assertEqual(
+                (request.path, request.headers["task"], request.headers["task-run"]),
+                ("/hooks/42", "t-1", "t-1"),
+            )
+
+    def test_a_name_of_its_own(self) -> None:
+        """The account may know the task by another name; the run is the Celery id."""
+        self.begin()
+        self.run_task(lambda: 1, task_id="t-1", **for_account("42", "invoice-7"))
+        self.announced()
+        for request in self.receiver.received:
+            said = (request.headers["task"], request.headers["task-run"])
+            self.assertEqual(said, ("invoice-7", "t-1"))
+
+    def test_the_end_is_kept_when_the_task_is_done(self) -> None:
+        """A worker that is killed after it has lost nothing."""
+        self.begin()
+        self.run_task(lambda: 1)
+        self.assertEqual(len(self.receiver.received), 2)
 
     def test_failure(self) -> None:
         """It has type and message of the error, and no traceback."""
         self.begin()
         outcome = self.run_task(lambda: 1 // 0)
         self.assertEqual(outcome.state, "FAILURE")
-        [(type, data)] = self.announced()
-        self.assertEqual((type, data["state"]), ("failure", "FAILURE"))
-        self.assertEqual(
-            data["error"],
-            {"type": "ZeroDivisionError", "message": "integer division or modulo by zero"},
-        )
+        error = {"type": "ZeroDivisionError", "message": "integer division or modulo by zero"}
+        self.assertEqual(self.announced(), [("started", None), ("failed", error)])
 
     def test_traceback(self) -> None:
         """Tracebacks are sent if the application asks for them."""
         self.begin(tracebacks=True)
         self.run_task(lambda: 1 // 0)
-        self.assertIn(
-            "Traceback (most recent call last)", self.announced()[0][1]["error"]["traceback"]
-        )
+        self.assertIn("Traceback (most recent call last)", self.announced()[-1][1]["traceback"])
 
     def test_no_account(self) -> None:
         """A task without an account is not announced."""
@@ -129,37 +137,84 @@ class EagerTests(SynchronousTestCase):
         self.assertEqual(self.announced(), [])
 
     def test_progress(self) -> None:
-        """It is sent while the task runs, each report as an event of its own."""
+        """By ``progress``, and by Celery's own ``update_state``."""
         self.begin()
-        self.run_task(lambda: [self.plumber.progress({"done": done}) for done in range(2)] and "ok")
-        self.assertEqual([type for type, _ in self.announced()], ["progress", "progress", "result"])
+
+        def work() -> str:
+            for done in range(2):
+                self.plumber.progress({"done": done})
+                self.receiver.wait_for(done + 2)
+            self.task.update_state(state="PROGRESS", meta={"done": 2})
+            self.task.update_state(state="CONVERTING")
+            return "ok"
+
+        self.run_task(work)
         self.assertEqual(
-            [data.get("progress") for _, data in self.announced()], [{"done": 0}, {"done": 1}, None]
+            self.announced(),
+            [
+                ("started", None),
+                *[("running", {"done": done}) for done in range(3)],
+                ("completed", "ok"),
+            ],
         )
-        self.assertEqual(len({request.id for request in self.receiver.received}), 3)
 
     def test_progress_outside(self) -> None:
-        """Outside of a task it does nothing."""
+        """Outside of a task it does nothing, and nothing is canceled."""
         self.begin()
-        self.plumber.progress(1)
+        self.plumber.progress(1, raise_on_cancel=True)
+        self.assertFalse(self.plumber.canceled)
         self.assertEqual(self.announced(), [])
 
+    def test_cancel(self) -> None:
+        """The task hears of it by the answer to a report, and ends as Celery's revoked do."""
+        told = task_receipt("t-1", cancel=True)
+        self.begin(told, told)
+        passed = []
+
+        def work() -> None:
+            self.receiver.wait_for(1)
+            end = time.monotonic() + ANSWER
+            while not self.plumber.canceled and time.monotonic() < end:
+                time.sleep(0.01)
+            passed.append(1)
+            self.plumber.progress(1, raise_on_cancel=True)
+            passed.append(2)
+
+        self.run_task(work, task_id="t-1")
+        self.assertEqual(passed, [1])
+        state, error = self.announced()[-1]
+        self.assertEqual((state, error["type"]), ("canceled", "Canceled"))
+
+    def test_ignored(self) -> None:
+        """A task that tells Celery to ignore it has an end all the same."""
+        self.begin()
+
+        def work() -> None:
+            raise Ignore
+
+        self.run_task(work)
+        state, error = self.announced()[-1]
+        self.assertEqual((state, error["type"]), ("canceled", "Ignored"))
+
+    def test_too_large(self) -> None:
+        """The run has failed; the task has not."""
+        self.begin(task_receipt("t"), respond(413))
+        self.assertEqual(self.run_task(lambda: "x" * 1000).get(), "x" * 1000)
+        state, error = self.announced()[-1]
+        self.assertEqual((state, error["type"], error["size"]), ("failed", "too-large", 1002))
+
     def test_beyond_json(self) -> None:
-        """Values of Celery's JSON arrive bare; other results arrive as their repr, with a mark."""
+        """Values of Celery's JSON arrive bare; other results arrive as their repr."""
         self.begin()
         self.run_task(lambda: datetime(2012, 9, 28, tzinfo=UTC))
         self.run_task(lambda: {"nan": float("nan")})
         self.run_task(lambda: Unspeakable())
         self.run_task(lambda: {"key": UUID(int=7), "price": Decimal("1.50"), "own": Speaking()})
-        said = [data for _, data in self.announced()]
-        self.assertEqual(
-            (said[0]["result"], "repr" in said[0]), ("2012-09-28T00:00:00+00:00", False)
-        )
-        self.assertEqual((said[1]["result"], said[1]["repr"]), ("{'nan': nan}", True))
-        self.assertIn("Unspeakable", said[2]["result"])
-        self.assertEqual(
-            said[3]["result"], {"key": str(UUID(int=7)), "price": "1.50", "own": [1, 2]}
-        )
+        said = [data for state, data in self.announced() if state == "completed"]
+        self.assertEqual(said[0], "2012-09-28T00:00:00+00:00")
+        self.assertEqual(said[1], {"repr": "{'nan': nan}"})
+        self.assertIn("Unspeakable", said[2]["repr"])
+        self.assertEqual(said[3], {"key": str(UUID(int=7)), "price": "1.50", "own": [1, 2]})
 
     def test_account_is_a_number(self) -> None:
         """A task may be started for the number or the UUID that a database has as key."""
@@ -167,34 +222,38 @@ class EagerTests(SynchronousTestCase):
         for account in (7, UUID(int=7)):
             self.run_task(lambda: 1, **for_account(account))
         self.run_task(lambda: 1, headers={"account": 7})
+        self.announced()
         paths = [request.path for request in self.receiver.received]
-        self.assertEqual(paths, ["/hooks/7", f"/hooks/{UUID(int=7)}", "/hooks/7"])
+        expected = ["/hooks/7", f"/hooks/{UUID(int=7)}", "/hooks/7"]
+        self.assertEqual(paths[::2], expected)
+        self.assertEqual(paths[1::2], expected)
 
     def test_outcome_stays(self) -> None:
         """A refusal, or an impossible account, does not change the outcome of a task."""
-        self.begin(respond(413))
+        self.begin(respond(403), respond(403))
         self.assertEqual(self.run_task(lambda: 1).get(), 1)
         self.assertEqual(self.run_task(lambda: 2, headers={"account": ""}).get(), 2)
         self.assertEqual(self.run_task(lambda: 3, headers={"account": "\ud800"}).get(), 3)
-        self.assertEqual(len(self.receiver.received), 1)
+        self.announced()
+        self.assertEqual(len(self.receiver.received), 2)
 
     def test_comes_back(self) -> None:
-        """Events that were not accepted at once are sent later, in order."""
+        """Reports that were not accepted at once are sent later, in order, the newest progress."""
         self.begin(*[respond(503)] * 3)
         self.run_task(lambda: [self.plumber.progress(done) for done in range(3)] and "ok")
-        signals.worker_process_shutdown.send(sender=None)
-        kept = [data.get("progress", "ok") for _, data in self.announced()[3:]]
-        self.assertEqual(kept, [0, 1, 2, "ok"])
+        kept = self.announced()[3:]
+        self.assertEqual(kept, [("started", None), ("running", 2), ("completed", "ok")])
 
     def test_time_of_event(self) -> None:
-        """An event says when it happened, however long it was in the outbox."""
+        """A report says when it happened, however long it was in the outbox."""
         self.begin(respond(503))
         before = datetime.now(UTC)
         self.run_task(lambda: 1)
-        signals.worker_process_shutdown.send(sender=None)
-        times = {request.headers["ce-time"] for request in self.receiver.received}
-        self.assertEqual(len(times), 1)
-        self.assertTrue(before <= datetime.fromisoformat(times.pop()) <= datetime.now(UTC))
+        self.announced()
+        times = [request.headers["ce-time"] for request in self.receiver.received]
+        self.assertEqual(len(set(times)), 2)
+        for moment in times:
+            self.assertTrue(before <= datetime.fromisoformat(moment) <= datetime.now(UTC))
 
 
 class WorkerTestCase(SynchronousTestCase):
@@ -241,10 +300,19 @@ class _AnyPool(_Case):
 
     def events(self, account: str, number: int) -> list[dict[str, Any]]:
         """Return so many events of the account, read by long-poll."""
+        return self.read(account, lambda events: len(events) >= number)
+
+    def until_done(self, account: str) -> list[dict[str, Any]]:
+        """Return the events of the account up to the end of its task."""
+        return self.read(account, lambda events: bool(events) and events[-1]["task"]["done"])
+
+    def read(
+        self, account: str, is_enough: Callable[[list[dict[str, Any]]], bool]
+    ) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
         connection = HTTPConnection("127.0.0.1", self.server.port, timeout=2 * ANSWER)
         after = "earliest"
-        while len(events) < number:
+        while not is_enough(events):
             connection.request(
                 "GET", f"/events/{account}?{urlencode({'after': after, 'wait': ANSWER})}"
             )
@@ -254,11 +322,11 @@ class _AnyPool(_Case):
             events += page["events"]
             after = page["cursor"]
         connection.close()
-        self.assertEqual(len(events), number, self.process.output)
+        self.assertTrue(is_enough(events), (events, self.process.output))
         return events
 
     def test_announces(self) -> None:
-        """Results, failures, retries, progress and expired tasks reach their subscribers."""
+        """Each task is started and has one end; an attempt that is repeated is no end."""
         added = self.start("add", "result", 20, 22)
         self.start("fail", "failure")
         self.start("report", "progress", 3)
@@ -267,38 +335,44 @@ class _AnyPool(_Case):
         self.start("odd", "odd")
         self.start("add", "late", 1, 1, expires=datetime.now(UTC) - timedelta(hours=1))
 
-        [event] = self.events("result", 1)
+        started, event = self.events("result", 2)
+        self.assertEqual((started["type"], event["type"]), ("task.started", "task.completed"))
+        self.assertEqual((event["data"], event["content_type"]), (42, "application/json"))
         self.assertEqual(
-            (event["id"], event["type"], event["content_type"]),
-            (f"{added}:SUCCESS", "result", "application/json"),
+            event["task"], {"task": added, "run": added, "state": "completed", "done": True}
         )
+        event = self.events("failure", 2)[1]
+        error = {"type": "ValueError", "message": "no such thing"}
+        self.assertEqual((event["type"], event["task"]["error"]), ("task.failed", error))
+        told = self.until_done("progress")[:-1]
+        self.assertEqual(told[-1]["type"], "task.progress")
+        self.assertEqual(told[-1]["data"], {"done": 2, "of": 3})  # the last one always arrives
+        told = self.until_done("retry")
+        self.assertEqual({event["task"]["run"] for event in told}, {again})
+        self.assertEqual(told[-1]["data"], "at last")
         self.assertEqual(
-            event["data"],
-            {"task": f"{APP}.add", "task_id": added, "state": "SUCCESS", "result": 42},
+            self.until_done("rich")[-1]["data"], {"day": "2012-09-28", "price": "1.50"}
         )
-        [event] = self.events("failure", 1)
-        self.assertEqual(
-            (event["type"], event["data"]["error"]),
-            ("failure", {"type": "ValueError", "message": "no such thing"}),
-        )
-        told = self.events("progress", 4)
-        self.assertEqual([event["type"] for event in told], ["progress"] * 3 + ["result"])
-        self.assertEqual([event["data"]["progress"]["done"] for event in told[:3]], [0, 1, 2])
-        # Celery starts the next run before it says that there will be one: either event may be
-        # first.
-        result, retry = sorted(self.events("retry", 2), key=lambda event: event["type"])
-        self.assertEqual(
-            (retry["type"], retry["id"], retry["data"]["retries"]), ("retry", f"{again}:RETRY:0", 0)
-        )
-        self.assertEqual(retry["data"]["error"], {"type": "OSError", "message": "try again"})
-        self.assertEqual((result["type"], result["data"]["result"]), ("result", "at last"))
-        self.assertEqual(
-            self.events("rich", 1)[0]["data"]["result"], {"day": "2012-09-28", "price": "1.50"}
-        )
-        self.assertEqual(self.events("odd", 1)[0]["data"]["result"], "<something odd>")
+        self.assertEqual(self.until_done("odd")[-1]["data"], {"repr": "<something odd>"})
         [event] = self.events("late", 1)
-        self.assertEqual((event["type"], event["data"]["state"]), ("failure", "REVOKED"))
-        self.assertEqual(event["data"]["error"]["type"], "Expired")
+        self.assertEqual((event["type"], event["data"]["type"]), ("task.canceled", "Expired"))
+
+    def test_cancel(self) -> None:
+        """The task sees it at its next progress, and ends canceled (scenario 15)."""
+        self.start("endless", "cancel", task_id="t-1")
+        self.assertEqual(self.events("cancel", 1)[0]["type"], "task.started")
+        connection = HTTPConnection("127.0.0.1", self.server.port, timeout=2 * ANSWER)
+        self.addCleanup(connection.close)
+        connection.request("POST", "/tasks/cancel/t-1/cancel")
+        with connection.getresponse() as response:
+            self.assertEqual((response.status, response.read() != b""), (202, True))
+        connection.request("GET", f"/tasks/cancel/t-1?wait={ANSWER:.0f}")
+        with connection.getresponse() as response:
+            task = json.loads(response.read())
+        self.assertEqual((task["state"], task["error"]["type"]), ("canceled", "Canceled"))
+        connection.request("POST", "/tasks/cancel/t-1/cancel")
+        with connection.getresponse() as response:
+            self.assertEqual(response.status, 409)
 
 
 class PreforkTests(_AnyPool, WorkerTestCase):
@@ -310,14 +384,17 @@ class PreforkTests(_AnyPool, WorkerTestCase):
         """The main process announces for a child that died or was killed by a time limit."""
         self.start("die", "killed")
         self.start("sleep", "slow", 600, time_limit=1)
-        [killed] = self.events("killed", 1)
-        self.assertEqual(
-            (killed["type"], killed["data"]["error"]["type"]), ("failure", "WorkerLostError")
-        )
-        [slow] = self.events("slow", 1)
-        self.assertEqual(
-            (slow["type"], slow["data"]["error"]["type"]), ("failure", "TimeLimitExceeded")
-        )
+        for account, error in (("killed", "WorkerLostError"), ("slow", "TimeLimitExceeded")):
+            end = self.until_done(account)[-1]
+            self.assertEqual((end["type"], end["data"]["type"]), ("task.failed", error))
+
+    def test_revoked(self) -> None:
+        """A task that Celery ends has been canceled."""
+        id = self.start("sleep", "revoked", 600)
+        self.events("revoked", 1)
+        self.tasks.control.revoke(id, terminate=True)
+        end = self.until_done("revoked")[-1]
+        self.assertEqual((end["type"], end["data"]["type"]), ("task.canceled", "Terminated"))
 
 
 class SoloTests(_AnyPool, WorkerTestCase):
@@ -342,21 +419,21 @@ class AbsentPlumberTests(WorkerTestCase):
 
         def away(handler: Any) -> None:
             if back.is_set():
-                received.append(handler.headers["Webhook-Id"])
+                received.append(handler.headers["Task-State"])
             (receive if back.is_set() else respond(503))(handler)
 
         receiver = Receiver(*[away] * 1000)
         self.addCleanup(receiver.stop)
         tasks = self.client()
         process = self.worker(receiver.url, "--concurrency", "1", *options)
-        id = tasks.send_task(f"{APP}.add", (1, 1), headers={"account": "42"}).id
+        tasks.send_task(f"{APP}.add", (1, 1), headers={"account": "42"})
         receiver.wait_for(1)
         if "--max-tasks-per-child" not in options:
             process.terminate()
         process.wait_for(end)
         back.set()
         self.assertEqual(process.stop(), 0, process.output)
-        self.assertEqual(received, [f"{id}:SUCCESS"], process.output)
+        self.assertEqual(received, ["started", "completed"], process.output)
 
     def test_child_is_recycled(self) -> None:
         """A child that reaches its number of tasks empties its outbox before it exits."""

@@ -62,17 +62,36 @@ class SendTests(DocumentsTestCase):
             self.run_code([sys.executable, "-c"], blocks[name])
         self.assertEqual([event["data"] for event in self.events("42")], [{"total": 7}] * 2)
 
+    def test_tasks(self) -> None:
+        """A block, a function, a coroutine and a command are tasks, and have one end each."""
+        blocks = named_blocks("howto/send.rst")
+        for name in ("task.py", "decorator.py", "asyncio_task.py"):
+            self.run_code([sys.executable, "-c"], blocks[name])
+        command = blocks["run"].replace("asyncplumber", f"{sys.executable} -m asyncplumber")
+        options = f"run --url {self.server.url}"
+        command = command.replace("run", options, 1)
+        self.assertEqual(self.run_code(["sh", "-c"], command), '{"rows": 7}\n')
+        ends = [event for event in self.events("42") if event["task"]["done"]]
+        self.assertEqual(
+            [(event["task"]["task"], event["data"]) for event in ends],
+            [*((f"invoice-{n}", {"total": 7}) for n in (7, 8, 9)), ("nightly", {"rows": 7})],
+        )
+        for event in ends:
+            self.assertEqual(event["type"], "task.completed")
+
     def test_the_readme(self) -> None:
-        """Its three ways to send that need no broker."""
+        """Its four ways to send that need no broker."""
         text = (ROOT / "README.rst").read_text(encoding="utf-8")
         blocks = [dedent(block) for block in re.findall(r"::\n\n((?:    .*\n|\n)+)", text)]
         programs = [block for block in blocks if re.match(r"from asyncplumber.client", block)]
-        self.assertEqual(len(programs), 2)
+        self.assertEqual(len(programs), 3)
         for program in programs:
             self.run_code([sys.executable, "-c"], program)
         [curl] = [block for block in blocks if block.startswith("curl -d")]
         self.run_code(["sh", "-c"], curl)
-        self.assertEqual([event["data"] for event in self.events("demo")], [{"total": 7}] * 3)
+        events = self.events("demo")
+        events = [event for event in events if event["type"] in ("result", "task.completed")]
+        self.assertEqual([event["data"] for event in events], [{"total": 7}] * 4)
 
 
 class AdminTests(SynchronousTestCase):

@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from harness.processes import ROOT
+from harness.processes import ROOT, start_server
 from harness.receiver import Receiver, Step, close, respond, stall, task_receipt
 
 LONG = 30.0  # seconds that a process may take on a busy machine
@@ -30,9 +31,9 @@ class RunTestCase(SynchronousTestCase):
         self.addCleanup(receiver.stop)
         return receiver
 
-    def start(self, receiver: Receiver, *words: str, **env: str) -> subprocess.Popen[str]:
+    def start(self, url: str, *words: str, **env: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "asyncplumber", "run", "--account", "42", "--task", "t"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "ASYNCPLUMBER_URL": receiver.url}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "ASYNCPLUMBER_URL": url}
         return subprocess.Popen(
             [*command, *words],
             env={**environment, **env},
@@ -43,7 +44,7 @@ class RunTestCase(SynchronousTestCase):
 
     def run_command(self, receiver: Receiver, *words: str, **env: str) -> tuple[int, str, str]:
         """Run it; return its status, and what it printed."""
-        process = self.start(receiver, *words, **env)
+        process = self.start(receiver.url, *words, **env)
         out, err = process.communicate(timeout=2 * LONG)
         return process.returncode, out, err
 
@@ -118,6 +119,37 @@ class OutcomeTests(RunTestCase):
         self.assertEqual(self.told(receiver)[-1][1]["code"], 127)
 
 
+class ServerTests(RunTestCase):
+    """With a real server (scenario 18)."""
+
+    def test_one_of_two_that_start_at_once_runs(self) -> None:
+        """The other one ends as it did; the account hears of one run, and of its progress."""
+        server = start_server()
+        self.addCleanup(server.kill)
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        shell = (
+            f"echo ran >>{folder}/ran; sleep 1; echo oops >&2; "
+            'curl -sS -d \'{"page": 3}\' "$ASYNCPLUMBER_CALLBACK?state=running" >/dev/null; '
+            "echo '{\"a\":1}'; exit 3"
+        )
+        runs = [self.start(server.url, "--", "sh", "-c", shell) for _ in range(3)]
+        outputs = [run.communicate(timeout=2 * LONG) for run in runs]
+        self.assertEqual([run.returncode for run in runs], [3, 3, 3], outputs)
+        self.assertEqual((folder / "ran").read_text(), "ran\n", outputs)
+        self.assertEqual(sorted(out for out, _ in outputs), ["", "", '{"a":1}\n'])
+        with urlopen(f"{server.url}/events/42?after=earliest&wait=0") as response:
+            events = json.load(response)["events"]
+        self.assertEqual(
+            [(event["type"], event["data"]) for event in events],
+            [
+                ("task.started", None),
+                ("task.progress", {"page": 3}),
+                ("task.failed", {"type": "Exit", "code": 3, "message": "oops"}),
+            ],
+        )
+
+
 class AbsentPlumberTests(RunTestCase):
     """A plumber that is down, hangs, or refuses."""
 
@@ -167,7 +199,7 @@ class StopTests(RunTestCase):
         shell = (
             "trap 'echo usr1' USR1; trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done"
         )
-        process = self.start(receiver, "--", "sh", "-c", shell)
+        process = self.start(receiver.url, "--", "sh", "-c", shell)
         assert process.stdout is not None
         self.assertEqual(process.stdout.readline(), "ready\n")
         process.send_signal(signal.SIGUSR1)

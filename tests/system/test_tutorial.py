@@ -105,11 +105,15 @@ class TutorialTests(SynchronousTestCase):
         (self.folder / "shop.py").write_text(self.text("shop.py"), encoding="utf-8")
         self.start("worker", r" ready\.$")
         self.run_command("start-task")
-        self.until(lambda: len(self.events()) == 4, "the events of the task")
-        events = self.events()
-        self.assertEqual([event["type"] for event in events], ["progress"] * 3 + ["result"])
-        self.assertEqual(events[0]["data"]["progress"], {"page": 1, "of": 3})
-        self.assertEqual(events[3]["data"]["result"], {"pages": 3})
+        self.until(
+            lambda: any(event["type"] == "task.completed" for event in self.events()),
+            "the end of the task",
+        )
+        first, *progress, end = self.events()
+        self.assertEqual(first["type"], "task.started")
+        self.assertEqual({event["type"] for event in progress}, {"task.progress"})
+        self.assertEqual(progress[-1]["data"], {"page": 3, "of": 3})
+        self.assertEqual((end["type"], end["data"]), ("task.completed", {"pages": 3}))
 
     def test_an_application_of_ones_own(self) -> None:
         """Its callback is called, so its own page knows the result."""
