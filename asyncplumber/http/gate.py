@@ -56,6 +56,8 @@ _TICKET = b"ticket="
 _NO_REFERRER = (b"Referrer-Policy", b"no-referrer")
 _NO_STORE = (b"Cache-Control", b"no-store")
 _INSTANCES, _EVENTS = b"/instances/", b"/events"
+# What is read there may be held for long, and a cookie counts: pages are judged as for a POST.
+_WATCHED = (_EVENTS, TASKS)
 # What only an operator may see or do.
 _OPERATORS = (b"/admin", b"/revocations")
 _NO_OPERATOR = (
@@ -318,7 +320,7 @@ class Gate:
 
     def _check_page(self, request: Request, origins: Origins) -> None:
         """Refuse a page of another origin what changes something here: a subscriber does, too."""
-        is_event_request = request.target.startswith(_EVENTS)
+        is_event_request = request.target.startswith(_WATCHED)
         if request.method not in (b"GET", b"HEAD") or request.upgrade or is_event_request:
             origins.check(request.headers)
             fetch_metadata.check(request.headers, origins, is_event_request=is_event_request)
@@ -370,7 +372,7 @@ class Gate:
         if request.target.startswith(CALLBACKS):
             return _NO_REFERRER, _NO_STORE
         cors = self.origins.cors(request.headers)
-        if not request.target.startswith(_EVENTS):
+        if not request.target.startswith(_WATCHED):
             return cors
         cors = cors or (VARY,)
         return (*cors, _NO_REFERRER) if _TICKET in request.target else cors

@@ -193,6 +193,24 @@ class CookieTests(HazardCase):
                 self.assertEqual(int(client.received().split(b" ")[1]), status, lines)
                 client.disconnect()
 
+    def test_tasks_can_be_read_by_a_cookie(self) -> None:
+        """By the same pages; and nobody starts or cancels one."""
+        for lines, status in (
+            ((f"Origin: {APP}", "Sec-Fetch-Site: cross-site"), 404),
+            (("Sec-Fetch-Site: same-origin",), 404),
+            ((), 403),
+            (("Sec-Fetch-Site: none",), 403),
+            (("Sec-Fetch-Site: cross-site",), 403),
+            (("Sec-Fetch-Site: cross-site", f"Origin: {APP}", "Sec-Fetch-Mode: no-cors"), 403),
+            ((f"Origin: {EVIL}",), 403),
+        ):
+            reply = self.ask("GET", "/tasks/a/x?wait=5", self.COOKIE, *lines)
+            self.assertEqual(reply.status, status, lines)
+            if status == 404:
+                for method, path in (("PUT", "/tasks/a/x"), ("POST", "/tasks/a/x/cancel")):
+                    reply = self.ask(method, path, self.COOKIE, *lines)
+                    self.assertEqual(error_code(reply), (401, "unauthenticated"))
+
     def test_nobody_publishes_by_a_cookie(self) -> None:
         """Not even a page of our own, although the token in it would allow it."""
         for lines in ((), ("Sec-Fetch-Site: same-origin", "Origin: http://localhost")):

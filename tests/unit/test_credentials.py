@@ -166,6 +166,7 @@ class FindTests(SynchronousTestCase):
         self.assertEqual(self.refused(request, tickets=False).status, 401)
         for other in (
             facts(b"/hooks/a?ticket=t", Action.PUBLISH),
+            facts(b"/tasks/a/x?ticket=t"),
             facts(b"/instances?ticket=t", None),
             facts(b"/events/a?ticket=t&ticket=u"),
         ):
