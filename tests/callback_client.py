@@ -19,13 +19,14 @@ class CallbackCase:
 
     make_server: type[MemoryServer] = MemoryServer
     plumber: dict[str, Any] = {}
+    body_limit = 10_000
     server: MemoryServer
     assertEqual: Any
     assertIn: Any
 
     def setUp(self) -> None:
         """Make a server whose account 42 has a listener."""
-        self.server = self.make_server(plumber=self.plumber, body_limit=10_000)
+        self.server = self.make_server(plumber=self.plumber, body_limit=self.body_limit)
         self.events: list[Any] = []
         self.listen("42")
 

@@ -143,7 +143,8 @@ class Callbacks:
 
     async def _post(self, row: CallbackUrl, post: Post) -> Response:
         text = json_of(post.body)
-        asked = Asked(row, post.token, post.query, post.headers, text, self._mint.rate)
+        short = text if len(post.body) <= handshakes.LONGEST_BODY else None
+        asked = Asked(row, post.token, post.query, post.headers, short, self._mint.rate)
         response = handshakes.answer_post(asked, is_signed=False)
         if response is not None:
             self._count(row)

@@ -23,6 +23,7 @@ from asyncplumber.wire.json_text import value
 
 TEXT = b"text/plain; charset=utf-8"
 LONGEST_ECHO = 512  # characters
+LONGEST_BODY = 16 * 1024  # bytes; what is longer asks nothing
 _SAFE = re.compile(r"[A-Za-z0-9._~+/=-]{1,512}")
 # Microsoft Graph asks with the sentence "Validation: Testing client application reachability …".
 _SAFE_SENTENCE = re.compile(r"[A-Za-z0-9._~+/=: -]{1,512}")
@@ -38,7 +39,7 @@ class Asked:
         token: Its last segment.
         query: Its parameters.
         headers: Those of the request.
-        text: The body as JSON in one line; None if it is none.
+        text: The body as JSON in one line; None if it is none, or longer than `LONGEST_BODY`.
         rate: POSTs a minute that the URL takes; 0 for any number.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from asyncplumber.errors import BadRequest
@@ -110,9 +110,12 @@ def at_pointer(text: bytes, pointer: str) -> bytes | None:
     return found
 
 
-def _text_at(text: bytes, pointer: str) -> str | None:
-    """Return the string at a pointer; None if there is none, or something else."""
-    found = at_pointer(text, pointer)
+def _text_in(top: Mapping[str, bytes], pointer: str) -> str | None:
+    """Return the string at a pointer in an object; None if there is none, or something else."""
+    name, slash, rest = pointer[1:].partition("/")
+    found = top.get(name)
+    if found is not None and slash:
+        found = at_pointer(found, f"/{rest}")
     return str(value(found)) if found is not None and found[:1] == b'"' else None
 
 
@@ -179,15 +182,18 @@ def _of_known_headers(headers: Headers) -> Said | None:
 def _of_known_body(text: bytes) -> Said | None:
     if text[:1] != b"{":
         return None
-    top = members(text)
-    return _of_a2a(text, top) or _of_event(text, top) or _of_object(text, top)
+    try:
+        top = members(text)
+        return _of_a2a(top) or _of_event(top) or _of_object(top)
+    except BadRequest:  # it is large and has half a character, as no service that we know sends it
+        return None
 
 
-def _of_a2a(text: bytes, top: dict[str, bytes]) -> Said | None:
+def _of_a2a(top: Mapping[str, bytes]) -> Said | None:
     places: Iterable[str] = _A2A
     if top.get("kind", b"").decode("utf-8", "replace") in _A2A_KINDS:
         places = ("/status/state",)
-    word = next((found for place in places if (found := _text_at(text, place)) is not None), None)
+    word = next((found for place in places if (found := _text_in(top, place)) is not None), None)
     if word is not None:
         return said_by(word)
     if top.get("kind") == b'"artifact-update"' or "artifactUpdate" in top:
@@ -195,13 +201,13 @@ def _of_a2a(text: bytes, top: dict[str, bytes]) -> Said | None:
     return None
 
 
-def _of_event(text: bytes, top: dict[str, bytes]) -> Said | None:
+def _of_event(top: Mapping[str, bytes]) -> Said | None:
     """Return what an event of OpenAI, a CloudEvent or a CDEvent says by its type."""
     is_event = "specversion" in top or top.get("object") == b'"event"' or "context" in top
-    type = _text_at(text, "/type") or _text_at(text, "/context/type")
+    type = _text_in(top, "/type") or _text_in(top, "/context/type")
     if not is_event or type is None:
         return None
-    outcome = _text_at(text, _CDEVENT_OUTCOME) or _text_at(text, f"/data{_CDEVENT_OUTCOME}")
+    outcome = _text_in(top, _CDEVENT_OUTCOME) or _text_in(top, f"/data{_CDEVENT_OUTCOME}")
     if type.startswith("dev.cdevents.") and outcome is not None:
         return said_by(outcome)
     return _of_dotted(type)
@@ -213,9 +219,9 @@ def _of_dotted(type: str) -> Said | None:
     return told[-1] if told else None
 
 
-def _of_object(text: bytes, top: dict[str, bytes]) -> Said | None:
+def _of_object(top: Mapping[str, bytes]) -> Said | None:
     """Return what the member ``status`` says beside an id: of Replicate, cog, OpenAI or RQ."""
-    word = _text_at(text, "/status")
+    word = _text_in(top, "/status")
     if word is None or not {"id", "job_id"} & top.keys():
         return None
     told = said_by(word)
@@ -234,8 +240,11 @@ def explained(text: bytes) -> bytes:
     Args:
         text: A JSON object; see `json_of`.
     """
-    top = members(text)
-    traceback = _text_at(text, "/exc_info") if "func_name" in top else None
+    try:
+        top = members(text)
+    except BadRequest:  # see `_of_known_body`
+        return text
+    traceback = _text_in(top, "/exc_info") if "func_name" in top else None
     if traceback is not None:
         lines = traceback.strip().splitlines() or [""]
         del top["exc_info"]
@@ -245,7 +254,7 @@ def explained(text: bytes) -> bytes:
     if "message" in top or len(text) <= len(b"{}"):
         return text
     for place in _MESSAGES:
-        message = _text_at(text, place)
+        message = _text_in(top, place)
         if message:
             return b'{"message":%b,%b' % (_quoted(message), text[1:].lstrip())
     return text

@@ -20,6 +20,7 @@ from asyncplumber.wire.callbacks import (
     said,
 )
 from asyncplumber.wire.fields import Headers
+from asyncplumber.wire.json_text import SLOW_BYTES
 
 SUBMITTED, RUNNING = TaskState.SUBMITTED, TaskState.RUNNING
 COMPLETED, FAILED, CANCELED = TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED
@@ -256,6 +257,13 @@ class BodyTests(SynchronousTestCase):
     def test_what_is_no_object_or_array_is_not_looked_at(self) -> None:
         for body in (b"", b"7", b'"failed"', b"{", b"\xff", b"{}x", b"status=failed"):
             self.assertIsNone(json_of(body), body)
+
+    def test_a_large_result_may_have_half_a_character(self) -> None:
+        """`JSON.stringify` makes such text, and every other path here takes it."""
+        text = json_of(b'{"id": "p", "status": "failed", "x": "\\ud800%b"}' % (b"x" * SLOW_BYTES))
+        assert text is not None
+        self.assertIs(said(None, {}, text, "").state, COMPLETED)
+        self.assertEqual(explained(text), text)
 
     def test_the_layout_of_json_does_not_matter(self) -> None:
         text = json_of(b' \r\n{"id": "p",\n"status":\t"failed"}\n')

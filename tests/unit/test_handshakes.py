@@ -9,7 +9,7 @@ from urllib.parse import quote
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.http.callbacks import CONFIRM
-from asyncplumber.http.handshakes import LONGEST_ECHO
+from asyncplumber.http.handshakes import LONGEST_BODY, LONGEST_ECHO
 from asyncplumber.testing import NOW, ClientResponse
 from harness.mounted import MountedServer
 from tests import signing
@@ -165,6 +165,20 @@ class MountedHandshakeTests(HandshakeTests):
     """The same in a site of another application."""
 
     make_server = MountedServer
+
+
+class LongBodyTests(CallbackCase, SynchronousTestCase):
+    """No service asks with a long body."""
+
+    body_limit = 2 * LONGEST_BODY
+
+    def test_what_is_longer_is_an_event(self) -> None:
+        body = b'{"type": "url_verification", "challenge": "abc"}'
+        path = self.path()
+        reply = self.server.request("POST", path, body=body.ljust(LONGEST_BODY))
+        self.assertEqual((reply.status, reply.body, self.types), (200, b"abc", []))
+        self.assertEqual(self.post(path, body.ljust(LONGEST_BODY + 1))[0], 201)
+        self.assertEqual(self.types, ["result"])
 
 
 class ConfirmationTests(CallbackCase, SynchronousTestCase):
