@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, Protocol, Self
 
 from asyncplumber.client.beats import Beats
@@ -20,6 +21,7 @@ from asyncplumber.client.waiting import Entry, Kind
 
 DEADLINE = 60.0  # seconds without a report after which the plumber counts a run as lost
 BEAT_INTERVAL = 20.0  # seconds between two beats: two may fail before the run counts as lost
+PROGRESS_INTERVAL = 0.1  # seconds between two reports of progress; the plumber keeps fewer
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class RunReports:
         self._beats: Beats | None = None
         self._is_canceled = False
         self._has_ended = False
+        self._next_progress = 0.0  # when the next one may be sent, on the monotonic clock
 
     @property
     def canceled(self) -> bool:
@@ -95,7 +98,7 @@ class RunReports:
         """
         Tell the account how far the task is.
 
-        While one report waits, a newer one takes its place.
+        While one report waits, a newer one takes its place; there are at most ten in a second.
 
         Args:
             data: Bytes and text are sent as they are, all else as JSON.
@@ -284,7 +287,14 @@ class RunReports:
                 return self._too_large(len(request.body))
             return None
 
-        return Entry(request, kind, owner=self, prepare=self._prepare, settle=settle)
+        entry = Entry(request, kind, owner=self, prepare=self._prepare, settle=settle)
+        if kind is Kind.PROGRESS:
+            entry.prepare, entry.not_before = self._prepare_progress, self._next_progress
+        return entry
+
+    def _prepare_progress(self, request: Request) -> Request:
+        self._next_progress = monotonic() + PROGRESS_INTERVAL
+        return self._prepare(request)
 
     def _prepare(self, request: Request) -> Request:
         return request if self.run is None else with_run(request, self.run)

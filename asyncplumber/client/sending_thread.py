@@ -106,6 +106,7 @@ class SendingThread:
         """Return how many entries are left after so many seconds, or earlier if that is 0."""
         self._hurry.set()
         with self._changed:
+            self._changed.notify_all()
             self._ensure_thread()  # a process that could start no thread may have left entries
             self._changed.wait_for(lambda: not self._queue, seconds)
             waiting = len(self._queue)
@@ -181,11 +182,13 @@ class SendingThread:
             for beats in due:
                 beats.beat()
             with self._changed:
-                if self._queue:
-                    # It stays in the queue while it is sent, so that no other overtakes it.
-                    self._queue.sending = entry = self._queue.first
-                    return entry
-                moment = self._schedule.next()
+                now = float("inf") if self._hurry.is_set() else self._clock()
+                found = self._queue.next(now)
+                if isinstance(found, Entry):
+                    # It stays in the queue while it is sent, so that no other of its run overtakes.
+                    self._queue.sending = found
+                    return found
+                moment = min(filter(None, (found, self._schedule.next())), default=None)
                 if moment is None:
                     self._thread = None
                     self._changed.notify_all()

@@ -34,6 +34,7 @@ class Entry:
         request: The request.
         kind: What it is.
         expires: When it is given up, on the outbox's clock.
+        not_before: When it may be sent, unless something else of its run waits behind it.
         owner: The run that it reports of; None for an event.
         prepare: Returns the request as it is to be sent now; None sends it as it is.
         settle: Told the answer, or the exception that says why there is none.  It may return an
@@ -43,6 +44,7 @@ class Entry:
     request: Request
     kind: Kind = Kind.EVENT
     expires: float = float("inf")
+    not_before: float = 0.0
     owner: object = None
     prepare: Callable[[Request], Request] | None = None
     settle: Callable[[Any], Entry | None] | None = None
@@ -85,10 +87,23 @@ class WaitingEntries:
     def __contains__(self, entry: Entry) -> bool:
         return entry in self._entries
 
-    @property
-    def first(self) -> Entry:
-        """The oldest entry."""
-        return next(iter(self._entries))
+    def next(self, now: float) -> Entry | float | None:
+        """
+        Return the oldest entry that may be sent; or when there will be one; None if there is none.
+
+        Args:
+            now: The outbox's clock; infinity if nothing is to be waited for.
+        """
+        moment = None
+        for entry in self._entries:
+            if entry.not_before <= now or self.has_end(entry.owner):
+                return entry
+            moment = min(entry.not_before, moment or entry.not_before)
+        return moment
+
+    def has_end(self, owner: object) -> bool:
+        """Return whether the end of this run waits."""
+        return (id(owner), Kind.END) in self._by_run
 
     def has(self, owner: object) -> bool:
         """Return whether anything of this run waits."""

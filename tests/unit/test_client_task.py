@@ -159,6 +159,20 @@ class BlockTests(TaskTestCase):
             self.assertIs(current_task(), outer)
         self.assertIsNone(current_task())
 
+    def test_a_loop_that_reports_without_end(self) -> None:
+        """There are at most ten reports in a second, and the last one is sent in any case."""
+        sent = threading.Event()
+        self.sender.heard = lambda number: number == 3 and sent.set()
+        with self.plumber.task("42", "t") as task:
+            for number in range(5000):
+                task.progress(number)
+            self.assertTrue(sent.wait(LONG))
+            task.progress("last")
+        self.plumber.flush(LONG)
+        bodies = [request.body for request in self.sender.requests]
+        self.assertLess(len(bodies), 100)
+        self.assertEqual(bodies[-2], b"last")
+
     def test_a_plumber_that_is_away(self) -> None:
         """The block does not wait; one progress waits, the newest, and order holds."""
         self.sender.is_open.clear()
