@@ -138,6 +138,15 @@ class EmbedTests(SynchronousTestCase):
         lines = process.output.splitlines()
         self.assertEqual(lines[1:2], ["invoice {'total': 7}"], process.output)
 
+    def test_it_executes_tasks(self) -> None:
+        """A task of the application itself, and one that it reports."""
+        code = named_blocks("howto/embed.rst")["embedded_tasks.py"]
+        process = Process([sys.executable, "-c", code])
+        self.addCleanup(process.kill)
+        self.assertEqual(process.wait(), 0, process.output)
+        expected = ["completed {'total': 7}", "{'rows': 9}"]
+        self.assertEqual(process.output.splitlines(), expected)
+
 
 class ClientTests(SynchronousTestCase):
     """The guide about clients."""

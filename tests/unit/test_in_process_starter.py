@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from asyncplumber.core.tasks import journal
 from asyncplumber.core.tasks.errors import TaskEnded, UnknownTask
 from asyncplumber.core.tasks.settings import TaskSettings
 from asyncplumber.errors import BadAccount, NotFound, TooLarge, Unavailable
@@ -295,6 +296,14 @@ class ApplicationTests(InProcessCase):
         self.assertEqual(len(self.runs), 1)
         self.clock.advance(31)
         self.assertFalse(self.start(wait=10, max_age=60).joined)
+
+    def test_a_large_result_is_used_again_as_well(self) -> None:
+        self.patch(journal, "MAX_ROW_RESULT_BYTES", 10)
+        self.answer = lambda run: "x" * 100
+        self.start()
+        again = self.start(wait=10, max_age=60)
+        self.assertEqual((again.joined, again.data), (True, "x" * 100))
+        self.assertIsNone(self.successResultOf(self.plumber.tasks.get("42", "sum")).task.result)
 
     def test_without_a_starter_tasks_are_only_reported(self) -> None:
         plumber = Plumber(reactor=self.clock, wall=self.clock)

@@ -57,7 +57,8 @@ class TaskMethods:
         name, key = _names(account, task)
         content_type, body = ("", b"") if data is NOTHING else encode(data)
         request = StartRequest(name, key, content_type, body, max_age)
-        return await self.tasks.start(request, wait)
+        outcome = await self.tasks.start(request, wait)
+        return outcome._replace(task=await self.tasks.result(outcome.task))
 
     async def find_task(self, account: Key, task: Key, *, wait: float = 0.0) -> Outcome:
         """
@@ -65,6 +66,7 @@ class TaskMethods:
 
         Raises:
             UnknownTask: There is none.
+            ResultGone: It was completed, and its result was too large to be kept for long.
         """
         outcome = await self.tasks.get(*_names(account, task), wait)
         return outcome._replace(task=await self.tasks.result(outcome.task))
