@@ -48,7 +48,8 @@ class ServiceTests(SynchronousTestCase):
         folder = Path(mkdtemp(prefix="asyncplumber-test-"))
         self.addCleanup(FilePath(str(folder)).remove)
         self.folder = folder
-        self.server = start_server("--store", f"sqlite:{folder / 'results'}", "--log-requests")
+        store = f"sqlite:{folder / 'results'}"
+        self.server = start_server("--store", store, "--log-requests", "--callback-rate", "50")
         self.addCleanup(self.server.kill)
         self.tokens: list[str] = []
 
@@ -135,6 +136,7 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual(answer.headers["Content-Type"], "text/plain; charset=utf-8")
         answer = self.ask("OPTIONS", url, WebHook_Request_Origin="events.example.com")
         self.assertEqual(answer.headers["WebHook-Allowed-Origin"], "events.example.com")
+        self.assertEqual(answer.headers["WebHook-Allowed-Rate"], "50")
         answer = self.ask("GET", f"{url}?challenge=%3Cscript%3E")
         self.assertEqual((answer.status, "<script>" in answer.body), (400, False))
         self.assertEqual(self.events("h"), [])

@@ -70,6 +70,7 @@ class OptionsTests(TestCase):
             "progress-interval": (DEFAULT_SETTINGS.progress_interval, 0, 3600),
             "task-age": (DEFAULT_SETTINGS.age, 1, 316_224_000),
             "hold": (DEFAULT_SETTINGS.hold, 0, 120),
+            "callback-rate": (DEFAULT_SETTINGS.callback_rate, 0, 1_000_000),
         }
         for name, (default, least, most) in names.items():
             self.assertEqual(parsed()[name], default)
