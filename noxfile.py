@@ -26,6 +26,7 @@ SAMPLE = (
     "tests.system.test_celery",
     "tests.system.test_rq",
     "tests.system.test_integrations",
+    "tests.system.test_integration_hooks",
 )
 
 nox.options.error_on_missing_interpreters = False

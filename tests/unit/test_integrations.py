@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.client import Outbox, TaskCanceled, current_task
 from asyncplumber.client.request import Request
+from asyncplumber.integrations import handover as handover_module
 from asyncplumber.integrations.announcer import (
     QUEUE_DEADLINE,
     Address,
@@ -177,10 +178,15 @@ class AttemptTests(AttemptTestCase):
 class HandoverTests(AttemptTestCase):
     """What a process that ends gives to its parent."""
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(handover_module, "PATIENCE", 0.01)
+
     def test_what_is_sent_is_not_handed_over(self) -> None:
         """A plumber that is there has it already."""
         handover = Handover()
         self.announcer.begin(PLACE).succeed(1)
+        self.assertTrue(self.outbox.flush(LONG))
         handover.give(self.outbox)
         sender = FakeSender()
         parent = self.make_outbox(sender)
