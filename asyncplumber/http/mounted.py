@@ -50,8 +50,13 @@ def write_response(response: Response, request: IRequest) -> bytes:
     request.setResponseCode(response.status)
     request.setHeader(b"Content-Type", response.content_type)
     request.setHeader(b"Content-Length", b"%d" % len(response.body))
+    names = set()
     for name, value in PROTECTION + response.headers:
-        request.setHeader(name, value)
+        if name in names:  # such as Vary
+            request.responseHeaders.addRawHeader(name, value)
+        else:
+            request.setHeader(name, value)
+        names.add(name)
     return response.body
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncplumber.interfaces import Finished, Later, Refused
-from harness.mounted import MountedServer
+from harness.mounted import MountedServer, klein_site, nested_site, twisted_site
 from tests.task_http import JSON, TaskCase, header, told
 
 SUM = "/tasks/42/sum"
@@ -419,3 +419,27 @@ class MountedPathTests(PathTests):
     """The same in a site of another application."""
 
     make_server = MountedServer
+
+
+class PrefixTests(TaskCase):
+    """Below a path of a site."""
+
+    make_server = MountedServer
+    server: MountedServer
+
+    def test_locations_begin_with_the_path(self) -> None:
+        """Of twisted.web, of Klein, and of both within each other; and they lead to the task."""
+        resource = self.server.plumber.resource()
+        for make_site, prefix in (
+            (twisted_site, "/plumber"),
+            (klein_site, "/plumber"),
+            (nested_site, "/app/a/b/plumber"),
+        ):
+            client = self.server.connect_to(make_site(resource, self.server.clock))
+            path = f"{prefix}/tasks/a%2Fb/c%2Fd"
+            head = f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nPrefer: respond-async\r\n"
+            client.send(f"{head}Content-Length: 1\r\n\r\n1".encode())
+            reply = self.heard(client)
+            self.assertEqual((reply.status, header(reply, "Location")), (202, path))
+            client.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            self.assertEqual(told(self.heard(client))["task"], "c/d")
