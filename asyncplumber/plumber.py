@@ -90,8 +90,8 @@ class Plumber(ConsumerMethods, TaskMethods, Service):
         hosts: Names by which clients may address ``resource``, beside ``localhost`` and those of
             ``advertise_url`` and ``public_url``.
         origins: Origins whose pages may subscribe and post, beside its own.
-        authority: Says what the credential of a request allows.  None: everybody may subscribe and
-            publish.
+        authority: Says what the credential of a request allows.  None: everybody may subscribe,
+            publish and start tasks.
         page: Whether the page at ``/`` is served although there is an authority.
         log_requests: Whether the log gets a line for each request, and not only for each kind of
             those that are refused.

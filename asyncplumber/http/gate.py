@@ -128,7 +128,7 @@ class Gate:
             hosts: The names of this server; None for loopback names only.
             origins: Whose pages may subscribe and post; None for our own only.
             body_limit: Bytes of a body.
-            authority: Says what a credential allows; None: everybody may subscribe and publish.
+            authority: Says what a credential allows; None: everybody may do everything.
             requests: Counts and logs; None for one of its own.
             clients: Knows where clients are, and their limits; None for no limits.
         """

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Event
+from time import sleep
 from typing import Any
 
 from celery import Celery
-from celery.exceptions import TaskRevokedError
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -20,7 +20,8 @@ from asyncplumber.interfaces import Dispatch, IStoppableStarter, Later, StarterF
 from asyncplumber.starters import open_starter
 from asyncplumber.starters.address import parse_address
 from asyncplumber.starters.celery import THREADS, CeleryStarter, arguments, find_app
-from harness.processes import celery_settings, start_worker
+from harness.application import Answer, HttpClient
+from harness.processes import celery_settings, start_server, start_worker
 
 ANSWER = 30.0  # seconds that a real worker may take
 CALLBACK = "https://push.example.com/callbacks/Zx8"
@@ -155,35 +156,44 @@ class PublishTests(TestCase):
 
 
 class WorkerTests(TestCase):
-    """With a real worker, whose tasks run in child processes."""
+    """A server that starts a task of Celery, and a real worker, whose tasks run in processes."""
 
-    def setUp(self) -> None:
-        self.folder = Path(mkdtemp())
-        self.addCleanup(FilePath(str(self.folder)).remove)
-        self.app = Celery("client", set_as_current=False)
-        self.app.conf.update(celery_settings(self.folder))
-        self.worker = start_worker(
-            "tests.celery_app",
-            *("--pool", "prefork", "--concurrency", "1"),
-            env={"CELERY_TEST_FOLDER": str(self.folder), "ASYNCPLUMBER_URL": "http://127.0.0.1:1"},
+    async def setUp(self) -> None:
+        folder = Path(mkdtemp())
+        self.addCleanup(FilePath(str(folder)).remove)
+        celery_settings(folder)
+        env = {"CELERY_TEST_FOLDER": str(folder), "ASYNCPLUMBER_URL": "http://127.0.0.1:1"}
+        starter = ("--starter", "celery:tests.celery_app:app#tests.celery_app.sleep")
+        self.server = await deferToThread(start_server, *starter, env=env)
+        self.addCleanup(self.server.kill)
+        env["ASYNCPLUMBER_URL"] = self.server.url
+        options = ("--pool", "prefork", "--concurrency", "1")
+        worker = await deferToThread(start_worker, "tests.celery_app", *options, env=env)
+        self.addCleanup(worker.kill)
+        self.client = HttpClient(reactor)
+        self.addCleanup(self.client.close)
+
+    async def ask(self, method: str, path: str, input: Any = None, **headers: str) -> Answer:
+        return await self.client.send(method, self.server.url + path, input, headers)
+
+    async def test_from_request_to_result(self) -> None:
+        """One task runs to its end, and another is canceled while it runs."""
+        found = await self.ask("PUT", "/tasks/42/short", {"seconds": 0.2}, Prefer="wait=30")
+        self.assertEqual((found.status, found.json), (200, None))
+        found = await self.ask("PUT", "/tasks/42/long", [600], Prefer="respond-async")
+        self.assertEqual(found.status, 202)
+        while (await self.ask("GET", "/tasks/42/long")).json["state"] != "running":
+            await deferToThread(sleep, 0.1)
+        self.assertEqual((await self.ask("POST", "/tasks/42/long/cancel")).status, 202)
+        found = await self.ask("GET", "/tasks/42/long?wait=30")
+        self.assertEqual(found.json["state"], "canceled")
+        events = (await self.ask("GET", "/events/42?after=earliest&wait=0")).json["events"]
+        self.assertEqual(
+            [(each["task"]["task"], each["type"]) for each in events],
+            [
+                (key, f"task.{state}")
+                for key, end in (("short", "completed"), ("long", "canceled"))
+                for state in ("submitted", "started", end)
+            ],
         )
-        self.addCleanup(self.worker.kill)
-
-    def starter(self, task: str) -> CeleryStarter:
-        starter = CeleryStarter(self.app, f"tests.celery_app.{task}", reactor)
-        self.addCleanup(starter.stop)
-        return starter
-
-    async def result(self, run: str) -> Any:
-        outcome = self.app.AsyncResult(run)
-        return await deferToThread(outcome.get, timeout=ANSWER, interval=0.05)
-
-    async def test_a_task_runs_and_another_is_ended(self) -> None:
-        """By what the starter has sent, and by its revocation."""
-        await self.starter("add").start(dispatch(b"[3, 4]", run="sum"))
-        self.assertEqual(await self.result("sum"), 7)
-        sleeper = self.starter("sleep")
-        await sleeper.start(dispatch(b'{"seconds": 600}', run="long"))
-        await deferToThread(self.worker.wait_for, r"Task tests.celery_app.sleep\[long\] received")
-        await sleeper.cancel("42", "report/7", "long")
-        await self.assertFailure(Deferred.fromCoroutine(self.result("long")), TaskRevokedError)
+        self.assertEqual(len({each["task"]["run"] for each in events}), 2)

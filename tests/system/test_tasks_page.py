@@ -179,14 +179,12 @@ class ProgramTests(SynchronousTestCase):
         headers = {"account": "42", "plumber_task": "report-7"}
         outcome = names["render"].apply_async((2,), headers=headers, task_id=RUN)
         self.assertEqual(outcome.get(), {"pages": 2})
-        self.assertTrue(all(each.path == "/hooks/42" for each in receiver.received))
-        self.assertIn({"pages": 2}, _values(receiver))
-
-
-def _values(receiver: Receiver) -> list[Any]:
-    """Return what was sent, and what is in it by the name ``result``."""
-    found = [json.loads(each.body) for each in receiver.received if each.body]
-    return [*found, *(each["result"] for each in found if "result" in each)]
+        self.assertEqual({each.path for each in receiver.received}, {"/hooks/42"})
+        self.assertEqual({each.headers["task"] for each in receiver.received}, {"report-7"})
+        last = receiver.received[-1]
+        self.assertEqual(json.loads(last.body), {"pages": 2})
+        headers = last.headers
+        self.assertEqual((headers["task-run"], headers["task-state"]), (RUN, "completed"))
 
 
 _DJANGO = """
