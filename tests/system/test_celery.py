@@ -356,8 +356,9 @@ class _AnyPool(_Case):
         self.assertEqual(self.until_done("odd")[-1]["data"], {"repr": "<something odd>"})
         [event] = self.events("late", 1)
         self.assertEqual((event["type"], event["data"]["type"]), ("task.canceled", "Expired"))
+        self.check_cancel()
 
-    def test_cancel(self) -> None:
+    def check_cancel(self) -> None:
         """The task sees it at its next progress, and ends canceled (scenario 15)."""
         self.start("endless", "cancel", task_id="t-1")
         self.assertEqual(self.events("cancel", 1)[0]["type"], "task.started")
@@ -381,15 +382,13 @@ class PreforkTests(_AnyPool, WorkerTestCase):
     pool = "prefork"
 
     def test_lost(self) -> None:
-        """The main process announces for a child that died or was killed by a time limit."""
+        """The main process tells for a child that died, or was killed by a limit or by Celery."""
         self.start("die", "killed")
         self.start("sleep", "slow", 600, time_limit=1)
         for account, error in (("killed", "WorkerLostError"), ("slow", "TimeLimitExceeded")):
             end = self.until_done(account)[-1]
             self.assertEqual((end["type"], end["data"]["type"]), ("task.failed", error))
-
-    def test_revoked(self) -> None:
-        """A task that Celery ends has been canceled."""
+        # A task that Celery ends has been canceled.
         id = self.start("sleep", "revoked", 600)
         self.events("revoked", 1)
         self.tasks.control.revoke(id, terminate=True)
