@@ -191,6 +191,7 @@ class RunReports:
         self._has_ended = True
         self.stop_beats()
         self._deadline = deadline
+        self._next_progress = 0.0  # the next attempt must not overtake it
         if self.conflict is None:
             self._report(Kind.PROGRESS, "running", data, content_type=content_type)
 

@@ -177,6 +177,7 @@ class WaitingEntries:
         given_way = self._make_room(entry, more, now, new=0, spared=older)
         if given_way is not None:
             older.request, older.expires = entry.request, entry.expires
+            older.not_before = entry.not_before
             self._bytes += more
         return given_way
 

@@ -194,6 +194,7 @@ class Attempt:
 
     def release(self) -> None:
         """Be no longer the current task.  It beats no more."""
+        self.run.stop_beats()
         if self._is_entered:
             self._is_entered = False
             self.run.leave()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -134,6 +135,20 @@ class AttemptTests(AttemptTestCase):
         self.assertEqual(
             {request.headers["Task-Run"] for request in self.sender.requests}, {"job-1"}
         )
+
+    def test_the_next_attempt_does_not_overtake_a_retry(self) -> None:
+        """Its deadline would be that of the retry; so a retry does not wait as progress does."""
+        attempt = self.announcer.begin(PLACE)
+        attempt.run.progress({"done": 1})
+        self.assertTrue(self.outbox.flush(LONG))
+        attempt.run.progress({"done": 2})
+        attempt.retry(None, number=1)
+        heard = threading.Event()
+        self.sender.heard = lambda number: heard.set() if number == 4 else None
+        self.announcer.begin(PLACE).release()
+        heard.wait(LONG)
+        said = [request.headers["Task-Deadline"] for request in self.sender.requests]
+        self.assertEqual(said, ["60", "60", f"{QUEUE_DEADLINE:g}", "60"])
 
     def test_an_attempt_that_is_over_says_nothing_more(self) -> None:
         """A second end, or progress after one, is not sent."""
