@@ -54,7 +54,7 @@ _OPERATORS: dict[str, Callable[[Any], Any]] = {
     "$lt": lambda values: values[0] < values[1],
     "$lte": lambda values: values[0] <= values[1],
     "$gt": lambda values: values[0] > values[1],
-    "$and": all,
+    "$in": lambda values: values[0] in values[1],
     "$not": lambda values: not values[0],
     "$add": _add,
     "$subtract": _subtract,
@@ -102,6 +102,10 @@ class Evaluation:
         if name == "$cond":
             condition, then, otherwise = operand
             return self.value(then if self.value(condition) else otherwise)
+        if name == "$or":
+            return any(self.value(each) for each in operand)  # the first that holds
+        if name == "$and":
+            return all(self.value(each) for each in operand)
         if name == "$ifNull":
             value = self.value(operand[0])
             return self.value(operand[1]) if value is MISSING or value is None else value

@@ -130,6 +130,14 @@ class ClaimContract(TaskCase):
         await self.changed(task, {"is_announced": True})
         self.assertTrue((await self.tasks.claim(Claim("a", "k", "next"))).began)
 
+    async def test_a_run_that_has_ended_does_not_begin_again(self) -> None:
+        """Neither the newest one nor a former one: a claim may come late."""
+        await self.ended(await self.begun(run="r1"))
+        task = await self.ended(await self.begun(run="r2"))
+        for run in ("r1", "r2"):
+            self.assertEqual(await self.tasks.claim(Claim("a", "k", run)), (task, False))
+        await self.begun(run="r3")
+
     async def test_the_next_run_owes_nothing_to_the_one_before(self) -> None:
         """Except for the ids of those before it: the newest ones."""
         everything: dict[str, Any] = {

@@ -44,7 +44,7 @@ class Claimed(NamedTuple):
     """
     The row after a claim, and whether the claim began a run.
 
-    If not, one is live already, or one has ended and is not announced.
+    If not, one is live already, or one has ended and is not announced, or the run was there before.
     """
 
     task: Task
@@ -67,7 +67,9 @@ class ITasks(Interface):
         Of any number of claims at any number of instances, one begins a run.  A run that has ended
         is replaced, and its id goes to `Task.former`; but not before its end is announced: the
         row is all that is known of an end whose instance died before its event was kept.  Then
-        the row is returned as it is, and the caller announces it and claims again.
+        the row is returned as it is, and the caller announces it and claims again.  Nor is it
+        replaced by a run that it knows already, as its newest one or a former one: a claim that
+        comes late does not revive what has ended.
         """
 
     def get(account: str, key: str) -> Deferred[Task | None]:

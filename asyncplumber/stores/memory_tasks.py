@@ -43,7 +43,7 @@ class MemoryTasks:
     def claim(self, claim: Claim) -> Deferred[Claimed]:
         now, place = self._clock.seconds(), (claim.account, claim.key)
         found = self._tasks.get(place)
-        if found is not None and not can_follow(found):
+        if found is not None and not can_follow(found, claim.run):
             return succeed(Claimed(found, False))
         task = self._tasks[place] = claimed(claim, found, now)
         self._leases[place] = now + claim.lease

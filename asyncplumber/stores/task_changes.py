@@ -30,9 +30,9 @@ def claimed(claim: Claim, former: Task | None, now: float) -> Task:
     )
 
 
-def can_follow(found: Task) -> bool:
-    """Return whether a claim may replace this row; see `ITasks.claim`."""
-    return found.is_done and found.is_announced
+def can_follow(found: Task, run: str) -> bool:
+    """Return whether a claim of this run may replace this row; see `ITasks.claim`."""
+    return found.is_done and found.is_announced and run not in (found.run, *found.former)
 
 
 def is_same(found: Task, known: Task, overdue_at: float | None = None) -> bool:

@@ -65,7 +65,8 @@ class Journal:
         """
         while True:
             claimed = await self.tasks.claim(claim)
-            if claimed.began or not claimed.task.is_done:
+            task = claimed.task
+            if claimed.began or not task.is_done or task.is_announced:
                 return claimed
             announced, _ = await self.announce(claimed.task)
             await self.note(announced)

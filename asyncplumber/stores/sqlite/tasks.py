@@ -117,7 +117,7 @@ class SqliteTasks:
 
         def work(connection: Connection) -> Claimed:
             found = _found(connection, claim.account, claim.key)
-            if found is not None and not can_follow(found):
+            if found is not None and not can_follow(found, claim.run):
                 return Claimed(found, False)
             task = claimed(claim, found, now)
             values = _values(task)
