@@ -7,8 +7,8 @@ in.  Further fields:
 
 - ``is_done``: whether its run has ended
 - ``leased_until``: until when somebody dispatches it alone; missing if nobody has to
-- ``by``: the mark of the call that wrote it last.  A command whose answer was lost is sent again,
-  and finds its own mark.
+- ``by``: the mark of the call that changed it last.  A command whose answer was lost is sent again,
+  and finds its own mark.  Who knows that this mark is durable knows that what he reads is.
 - ``moves``: by which gaps its deadline was moved, see `MongoTasks.extend`
 """
 
@@ -27,9 +27,6 @@ from asyncplumber.task import FORMER_RUNS, NEVER, Task, TaskState
 
 NOW = "$$NOW"
 REMOVED = "$$REMOVE"  # in place of a value: without this field
-# Milliseconds after which a write is in the journal in any case.  The server writes it each 100 ms,
-# or at most 500, as it was configured.
-JOURNALED = 1000
 _TIMES = ("submitted_at", "updated_at", "started_at", "ended_at", "deadline")
 _OTHERS = (
     "account", "key", "run", "state", "patience", "progress", "progressed_at", "result",
@@ -37,10 +34,7 @@ _OTHERS = (
     "input_type", "attempts", "former", "end_id",
 )  # fmt: skip
 #: Fields of lists, which have no inputs: nobody is shown them, and they may be large.
-SHORT: Document = {
-    **dict.fromkeys((*_TIMES, *_OTHERS), 1),
-    "is_recent": {"$gt": ["$updated_at", {"$subtract": [NOW, JOURNALED]}]},
-}
+SHORT: Document = dict.fromkeys((*_TIMES, *_OTHERS, "by"), 1)
 FULL: Document = {**SHORT, "input": 1}
 
 
@@ -112,7 +106,16 @@ def as_task(row: Document) -> Task:
 def claim_pipeline(claim: Claim, by: ObjectId) -> list[Document]:
     """Return what begins a run, or leaves the document as it is, see `ITasks.claim`."""
     is_new = {"$eq": [{"$type": "$run"}, "missing"]}
-    is_kept = {"$and": [{"$not": [is_new]}, {"$not": [{"$and": ["$is_done", "$is_announced"]}]}]}
+    run = {"$literal": claim.run}
+    can_follow = {
+        "$and": [
+            "$is_done",
+            "$is_announced",
+            {"$ne": ["$run", run]},
+            {"$not": [{"$in": [run, {"$ifNull": ["$former", []]}]}]},
+        ]
+    }
+    is_kept = {"$not": [{"$or": [is_new, can_follow]}]}
     former = {"$concatArrays": [["$run"], "$former"]}
     fields = Task(
         claim.account,

@@ -9,7 +9,8 @@ that it is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from bson import ObjectId
@@ -40,6 +41,7 @@ from asyncplumber.task import Task
 
 T = TypeVar("T")
 
+REMEMBERED = 10_000  # documents that are known to be durable
 PAGE = 100  # tasks of one question: with results of 64 KiB, the answer is below 16 MiB
 _PAGE_BYTES = 8 * 1024 * 1024  # of payloads in a page; with more, the server may have cut it short
 _TOO_LARGE = (10334, 17419, 17420)  # server codes: the document would not fit
@@ -57,6 +59,7 @@ class MongoTasks:
     def __init__(self, link: MongoLink) -> None:
         self._link = link
         self._barrier = Barrier(link)
+        self._durable: OrderedDict[str, ObjectId] = OrderedDict()  # the marks of documents, by id
 
     def claim(self, claim: Claim) -> Deferred[Claimed]:
         return self._link.call(self._claim, claim)
@@ -100,7 +103,21 @@ class MongoTasks:
                 raise TooLarge from error
             raise
         row: Document | None = answer["value"]
+        if row is not None and "by" in row:
+            self._mark_durable([row])
         return row
+
+    def _mark_durable(self, rows: Iterable[Document]) -> None:
+        """Note that these documents are in the journal, with all that was changed before."""
+        durable = self._durable
+        for row in rows:
+            durable[row["_id"]] = row["by"]
+            durable.move_to_end(row["_id"])
+        while len(durable) > REMEMBERED:
+            durable.popitem(last=False)
+
+    def _is_durable(self, rows: Iterable[Document]) -> bool:
+        return all(self._durable.get(row["_id"]) == row["by"] for row in rows)
 
     def get(self, account: str, key: str) -> Deferred[Task | None]:
         async def work(deadline: float) -> Task | None:
@@ -134,7 +151,8 @@ class MongoTasks:
         return await self._barrier.read_flushed(
             deadline,
             lambda: self._link.rows(deadline, body),
-            lambda rows: not any(row["is_recent"] for row in rows),
+            self._is_durable,
+            self._mark_durable,
         )
 
     def of_account(
