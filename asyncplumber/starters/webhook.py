@@ -145,13 +145,18 @@ class WebhookStarter:
             headers[b"content-type"] = dispatch.content_type.encode()
         headers.update(self._signature(dispatch.run, dispatch.body))
         await self._room.acquire()
+        # No ``finally``: that would also run when a program that has ended is collected as garbage,
+        # and resume others that are.
+        sent = self._send(headers, dispatch.body).addBoth(self._release)
         try:
-            reply = await self._send(headers, dispatch.body)
+            reply = await sent
         except FetchFailed as error:
             return unusable(error, self._now())
-        finally:
-            self._room.release()
         return answer_of(reply, self._now())
+
+    def _release(self, result: Any) -> Any:
+        self._room.release()
+        return result
 
     async def _cancel(self, account: str, task: str, run: str) -> None:
         body = json.dumps({"account": account, "task": task, "run": run}).encode()
