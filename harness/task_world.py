@@ -161,10 +161,13 @@ class Instance:
         if len(self.world.alive) == 1:
             return
         self.is_dead = True
-        for lock, _ in self.tasks._turns._locks.values():
-            # Or a coroutine that is collected would resume another one that is, in any order.
-            lock._waiting.clear()
+        self.bury()
         self.world.restart_later()
+
+    def bury(self) -> None:
+        """Let no coroutine that is collected resume another one that is, in any order."""
+        for lock, _ in self.tasks._turns._locks.values():
+            lock._waiting.clear()
         calls, self.on_death = list(self.on_death.values()), {}
         for call in calls:
             call()
@@ -443,6 +446,8 @@ class World:
         self.has_faults = False
         self._restart()
         self._pass(CALM)
+        for instance in self.instances:
+            instance.bury()
 
     def _pass(self, seconds: float) -> None:
         until = self.clock.seconds() + seconds

@@ -141,6 +141,7 @@ class TasksCase(SynchronousTestCase):
         self.store = MemoryStore(Retention(), self.clock, shared=True)
         self.starter = RecordingStarter()
         self.instances: list[TaskInstance] = []
+        self._all: list[TaskInstance] = []  # also those that a test took away
         self.first, self.second = self.instance(), self.instance()
         self.turn()
         self.tasks = self.first.tasks
@@ -148,11 +149,19 @@ class TasksCase(SynchronousTestCase):
 
     def instance(self) -> TaskInstance:
         """Add an instance."""
-        return TaskInstance(self.clock, self.store, self.starter, self.instances, self.settings)
+        made = TaskInstance(self.clock, self.store, self.starter, self.instances, self.settings)
+        self._all.append(made)
+        return made
 
     def _stop(self) -> None:
-        for instance in self.instances:
+        # What a test left hanging ends here, and not when it is collected during another test.
+        for instance in self._all:
+            for proxy in (instance.rows, instance.history):
+                proxy.held.clear()
+                proxy.error = None
+                proxy.release()
             Deferred.fromCoroutine(instance.tasks.drain())
+        self.turn()
 
     def turn(self, times: int = 20) -> None:
         """Let so many turns of the reactor pass."""
