@@ -111,7 +111,7 @@ class MemoryTasks:
             for task in self._tasks.values()
             if not task.is_announced and task.updated_at <= horizon
         ]
-        found.sort(key=lambda task: (task.updated_at, task.account, task.key))
+        found.sort(key=lambda task: task.updated_at)
         return succeed(found[:limit])
 
     def extend(self, seconds: float, longer_than: float) -> Deferred[float]:

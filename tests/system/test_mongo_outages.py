@@ -14,9 +14,11 @@ from twisted.trial.unittest import TestCase
 
 from asyncplumber.errors import Unavailable
 from asyncplumber.event import Cursor, Instance, Stored
+from asyncplumber.interfaces import Claim
 from asyncplumber.stores import open_store
 from asyncplumber.stores.mongo import link as mongo_link
 from asyncplumber.stores.retention import Retention
+from asyncplumber.task import TaskState
 from harness.mongod import Mongod, with_database
 from tests.contracts import RealReactorWithFakeClock, append, draft, drafts, seqs
 
@@ -57,12 +59,15 @@ class OutageTests(TestCase):
             history.ensure("a"),
             store.ping(),
             store.registry.add_instance(Instance("1", "http://x")),
+            store.tasks.claim(Claim("a", "k", "r")),
+            store.callback_urls.get(b"digest"),
         )
         self.server.start()
         self.patch(mongo_link, "CALL_TIMEOUT", 20.0)  # it has to connect and to make indexes
         self.assertEqual(seqs(await append(store, drafts(2))), [1, 2])
         with pymongo.MongoClient(self.server.uri) as client:
             self.assertIn("place", client.test.events.index_information())
+            self.assertIn("deadline", client.test.tasks.index_information())
 
     async def test_a_killed_server_loses_nothing_that_was_accepted(self) -> None:
         """
@@ -144,13 +149,23 @@ class OutageTests(TestCase):
         store = await self.opened()
         history = store.history
         await append(store, drafts(2))
+        task, _ = await store.tasks.claim(Claim("a", "k", "r"))
         self.server.pause()
         try:
             await self.unavailable(
-                append(store, drafts(2, prefix="late")), history.ensure("a"), store.ping()
+                append(store, drafts(2, prefix="late")),
+                history.ensure("a"),
+                store.ping(),
+                store.tasks.claim(Claim("a", "late", "r")),
+                store.tasks.change(task, {"state": TaskState.COMPLETED}),
+                store.tasks.get("a", "k"),
+                store.tasks.extend(5.0, 30.0),
             )
         finally:
             self.server.resume()
+        # What was sent may have arrived.  Nothing else has.
+        self.assertEqual((await store.tasks.claim(Claim("a", "late", "r"))).task.run, "r")
+        self.assertEqual((await store.tasks.get("a", "k")).run, task.run)
         await append(store, drafts(2, prefix="after"))
         answers = await append(store, drafts(2, prefix="late"))
         events = await history.read("a", Cursor(answers[0].event.epoch, 0), None, 100)

@@ -7,12 +7,17 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
-from asyncplumber.errors import Unavailable
+from asyncplumber.errors import PlumberError, Unavailable
 from asyncplumber.event import Cursor, Instance, Stored
 from asyncplumber.interfaces import LEASE, Claim
 from asyncplumber.stores import open_store
@@ -20,6 +25,7 @@ from asyncplumber.stores.retention import Retention
 from asyncplumber.stores.sqlite import appender as sqlite_append
 from asyncplumber.stores.sqlite import connect as sqlite_connect
 from asyncplumber.stores.sqlite import file as sqlite_file
+from asyncplumber.stores.sqlite import tasks as sqlite_tasks
 from asyncplumber.stores.sqlite.store import SqliteStore
 from tests.contracts import (
     HistoryContract,
@@ -137,6 +143,105 @@ class SqliteTests(
         await self.assertFailure(self.store.ping(), Unavailable)
         other.execute("ROLLBACK")
         self.assertEqual(seqs(await append(self.store, drafts(1, prefix="after"))), [1])
+
+    async def test_tasks_of_a_locked_file_are_unavailable_and_come_back(self) -> None:
+        """Nothing is changed by a call that failed, and nothing is logged of what is secret."""
+        task = await self.begun(input=b"in")
+        url = await self.minted(secret="hush")
+        other = self.other()
+        other.execute("BEGIN EXCLUSIVE")
+        calls = [
+            self.tasks.claim(Claim("a", "other", "r")),
+            self.tasks.change(task, {"attempts": 1}),
+            self.tasks.undispatched(10, 10.0),
+            self.tasks.extend(5.0, 30.0),
+            self.tasks.forget(1.0, 10),
+            self.urls.add(url),
+            self.urls.remove("a", "i"),
+            self.urls.expire("a", "", "", 1.0),
+            self.urls.sweep(),
+        ]
+        with capturedLogs() as events:
+            for call in calls:
+                await self.assertFailure(call, Unavailable)
+        other.execute("ROLLBACK")
+        text = "\n".join(map(str, events))
+        self.assertNotIn("hush", text)
+        self.assertNotIn(repr(url.digest), text)
+        self.assertEqual(await self.tasks.of_account("a", 10), [replace(task, input=None)])
+        self.assertEqual(await self.urls.get(url.digest), url)
+
+    async def test_tasks_of_a_store_that_is_stopped_are_unavailable(self) -> None:
+        """Each call fails at once."""
+        await self.store.stop()
+        for call in (
+            self.tasks.claim(Claim("a", "k", "r")),
+            self.tasks.get("a", "k"),
+            self.tasks.of_account("a", 10),
+            self.tasks.overdue(10),
+            self.tasks.unannounced(10, 5.0),
+            self.urls.get(b""),
+            self.urls.of_account("a", 10),
+        ):
+            await self.assertFailure(call, Unavailable)
+
+    async def test_writes_that_wait_share_a_transaction(self) -> None:
+        """Of tasks and of callback URLs; one that cannot be stored fails alone."""
+        begins: list[str] = []
+
+        def trace(connection: sqlite3.Connection) -> None:
+            connection.set_trace_callback(lambda text: begins.append(text.split()[0]))
+
+        def wait(_: sqlite3.Connection) -> None:
+            self.assertTrue(asked.wait(10))
+
+        await self.store.file.run(trace)
+        asked = Event()
+        waited = self.store.file.run(wait)
+        claims = [self.tasks.claim(Claim("a", f"{n}", "r")) for n in range(50)]
+        bad = self.tasks.claim(Claim("a", "\ud800", "r"))
+        read = self.tasks.get("a", "7")
+        more = [self.urls.add(self.callback_url(f"{n}")) for n in range(3)]
+        claims += [self.tasks.claim(Claim("a", f"{n}", "s")) for n in range(50)]
+        asked.set()
+        await waited
+        answers = await gatherResults(claims)
+        self.assertEqual([began for _, began in answers], [True] * 50 + [False] * 50)
+        failure = await self.assertFailure(bad, PlumberError)
+        self.assertNotIsInstance(failure, Unavailable)
+        await gatherResults(more)
+        self.assertEqual((await read).run, "r")
+        self.assertEqual([begins.count(word) for word in ("BEGIN", "COMMIT")], [1, 1])
+
+    async def test_a_write_that_comes_too_late_fails_alone(self) -> None:
+        """Those that came after it are done."""
+        asked = Event()
+        waited = self.store.file.run(lambda _: asked.wait(10))
+        late = self.tasks.claim(Claim("a", "late", "r"))
+        await deferLater(self.reactor, 0.4, lambda: None)
+        claim = self.tasks.claim(Claim("a", "k", "r"))
+        asked.set()
+        await waited
+        await self.assertFailure(late, Unavailable)
+        self.assertTrue((await claim).began)
+        self.assertIsNone(await self.tasks.get("a", "late"))
+
+    async def test_the_sweeps_of_tasks_use_indexes(self) -> None:
+        """None of them looks at all tasks."""
+        for statement in (
+            sqlite_tasks._OVERDUE,
+            sqlite_tasks._UNDISPATCHED,
+            sqlite_tasks._UNANNOUNCED,
+            sqlite_tasks._FORGET,
+            sqlite_tasks._OF_ACCOUNT,
+            sqlite_tasks._LIVE,
+        ):
+            values = ("1",) * statement.count("?")
+            rows = self.other().execute(f"EXPLAIN QUERY PLAN {statement}", values)
+            plan = " / ".join(row[3] for row in rows)
+            self.assertIn("USING INDEX tasks_", plan.replace("COVERING ", ""), statement)
+            self.assertNotIn("SCAN tasks /", f"{plan} /", statement)
+            self.assertNotIn("B-TREE", plan, statement)
 
     async def test_a_full_disk_is_unavailable_and_loses_nothing(self) -> None:
         """An append that does not fit fails as a whole; when there is room, the next succeeds."""

@@ -46,7 +46,10 @@ _VALUES = ", ".join("?" * (len(_NAMES) + 1))
 _PUT = _sql("INSERT OR REPLACE INTO tasks ({columns}, leased_until) VALUES (", _VALUES, ")")
 _ORDER = "ORDER BY (ended_at IS NOT NULL), submitted_at DESC, key LIMIT ?"
 _OF_ACCOUNT = _sql(_SELECT_SHORT, "WHERE account = ?", _ORDER)
-_LIVE = _sql(_SELECT_SHORT, "WHERE account = ? AND (ended_at IS NOT NULL) = 0", _ORDER)
+_LIVE = _sql(
+    _SELECT_SHORT,
+    "WHERE account = ? AND (ended_at IS NOT NULL) = 0 ORDER BY submitted_at DESC, key LIMIT ?",
+)
 _OVERDUE = _sql(_SELECT, "WHERE deadline < ? ORDER BY deadline LIMIT ?")
 _UNDISPATCHED = _sql(
     "UPDATE tasks SET leased_until = ? WHERE rowid IN (SELECT rowid FROM tasks",
@@ -54,7 +57,7 @@ _UNDISPATCHED = _sql(
 )
 _UNANNOUNCED = _sql(
     _SELECT,
-    "WHERE is_announced = 0 AND updated_at <= ? ORDER BY updated_at, account, key LIMIT ?",
+    "WHERE is_announced = 0 AND updated_at <= ? ORDER BY updated_at LIMIT ?",
 )
 _PRESENT_UNTIL = "SELECT until FROM task_presence WHERE number = 1"
 _PRESENT = "INSERT OR REPLACE INTO task_presence VALUES (1, ?)"
