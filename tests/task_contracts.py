@@ -324,6 +324,21 @@ class ChangeContract(TaskCase):
         row = await self.changed(row, deadline_in=0.5)
         self.near(row.deadline, row.updated_at + 0.5)
 
+    async def test_of_two_progresses_that_replace_the_same_row_one_is_the_first(self) -> None:
+        """The other reads the row again: what it knows of it may be older than the progress."""
+        known = await self.changed(await self.begun(), {"state": RUNNING})
+        stores = [self.store, await self.opened()]
+        changes = [
+            store.tasks.change(known, {"progress": b"%d" % n, "progressed_at": 12.1 + n})
+            for n, store in enumerate(stores)
+        ]
+        rows = [row for row in [await change for change in changes] if row is not None]
+        self.assertEqual([await self.tasks.get("a", "k")], rows)
+        newer = await self.changed(rows[0], {"progress": b"3", "progressed_at": 15.3})
+        self.assertIsNone(await self.tasks.change(rows[0], {"progressed_at": 15.4}))
+        await self.changed(rows[0], {"is_cancel_requested": True})  # it does not replace that
+        await self.changed(newer, {"progressed_at": 15.3})
+
     async def test_a_change_of_what_is_overdue_spares_what_is_not(self) -> None:
         """A beat may come between the look at a row and its change."""
         task = await self.begun(deadline_in=10.0)

@@ -97,7 +97,9 @@ class ITasks(Interface):
             task: The row as it was read.
             changes: Attributes of `Task` and their new values.  ``updated_at`` becomes now.  A
                 ``state`` of RUNNING sets ``started_at``, if it is None; one that is done sets
-                ``ended_at``, takes the deadline away and deletes the input.
+                ``ended_at``, takes the deadline away and deletes the input.  With
+                ``progressed_at``, nothing is changed if another progress came since the row was
+                read.
             deadline_in: Seconds from now to the new deadline; `NEVER` takes it away.  None leaves
                 it as it is.
             lease: Seconds from now in which no other instance dispatches the run; None leaves that

@@ -74,7 +74,7 @@ class MemoryTasks:
     ) -> Deferred[Task | None]:
         now, place = self._clock.seconds(), (task.account, task.key)
         found = self._tasks.get(place)
-        if found is None or not is_same(found, task, now if overdue_only else None):
+        if found is None or not is_same(found, task, changes, now if overdue_only else None):
             return succeed(None)
         if lease is not None:
             self._leases[place] = now + lease

@@ -35,16 +35,21 @@ def can_follow(found: Task, run: str) -> bool:
     return found.is_done and found.is_announced and run not in (found.run, *found.former)
 
 
-def is_same(found: Task, known: Task, overdue_at: float | None = None) -> bool:
+def is_same(
+    found: Task, known: Task, changes: Mapping[str, Any], overdue_at: float | None = None
+) -> bool:
     """
     Return whether a row may be changed; see `ITasks.change`.
 
     Args:
         found: The row.
         known: What the caller knows of it.
+        changes: What is to be changed.
         overdue_at: The time at which its deadline must have passed; None if that does not matter.
     """
     if overdue_at is not None and not (found.deadline is not None and found.deadline < overdue_at):
+        return False
+    if "progressed_at" in changes and found.progressed_at != known.progressed_at:
         return False
     return found.run == known.run and found.state is known.state
 

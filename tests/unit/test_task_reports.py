@@ -268,6 +268,47 @@ class ProgressTests(TasksCase):
         self.assertEqual(self.progress()[-1], 2)
         self.assertEqual(self.row().progress, b'"data":2')
 
+    def test_what_waits_at_two_instances_comes_in_order_and_not_at_once(self) -> None:
+        """Both wait for the same moment.  The older one may be stored there, but nothing else."""
+        self.report(RUNNING, b"0", run="r1")
+        begin = self.clock.seconds()
+        for number in (1, 2):
+            self.wait(0.1)
+            tasks = self.instances[number - 1].tasks
+            reported = self.done(tasks.report(report_of(RUNNING, b"%d" % number, run="r1")))
+            self.assertTrue(reported.is_conflated)
+        self.wait(begin + PROGRESS_INTERVAL - self.clock.seconds())
+        self.assertEqual(self.row().progress, b'"data":1')
+        self.assertEqual(self.progress(), [1])
+        self.wait(PROGRESS_INTERVAL)
+        self.assertEqual(self.progress(), [1, 2])
+        self.assertEqual(self.row().progress, b'"data":2')
+
+    def test_the_last_value_is_kept_where_a_clock_is_behind(self) -> None:
+        now = self.clock.seconds
+        self.second.tasks._reports._now = lambda: now() - 0.3
+        self.report(RUNNING, b"0", run="r1")
+        self.wait(2 * PROGRESS_INTERVAL)
+        for instance, number in ((self.second, 1), (self.first, 2), (self.second, 3)):
+            self.done(instance.tasks.report(report_of(RUNNING, b"%d" % number, run="r1")))
+            self.wait(0.15)
+        self.wait(2 * PROGRESS_INTERVAL)
+        self.assertEqual(self.progress(), [1, 2, 3])
+
+    def test_an_older_value_whose_write_comes_late_replaces_nothing(self) -> None:
+        self.report(RUNNING, b"0", run="r1")
+        self.wait(0.1)
+        self.report(RUNNING, b"1", run="r1")
+        self.wait(0.1)
+        self.done(self.second.tasks.report(report_of(RUNNING, b"2", run="r1")))
+        self.first.rows.held.add("change")
+        self.wait(PROGRESS_INTERVAL)
+        self.assertEqual(self.progress(), [2])
+        self.first.rows.release()
+        self.wait(PROGRESS_INTERVAL)
+        self.assertEqual(self.progress(), [2])
+        self.assertEqual(self.row().progress, b'"data":2')
+
     def test_a_thousand_in_ten_seconds_are_at_most_twenty_one(self) -> None:
         self.report(RUNNING, run="r1")
         for number in range(1000):

@@ -25,11 +25,13 @@ class Waiting(NamedTuple):
         report: The report.
         run: The run that it is of.
         came_at: When it came in, in seconds since 1970.
+        former: The `Task.progressed_at` of the row that it is to replace.
     """
 
     report: Report
     run: str
     came_at: float
+    former: float
 
 
 class ConflatedProgress:
@@ -47,8 +49,9 @@ class ConflatedProgress:
         self._waiting: dict[Place, tuple[Waiting, IDelayedCall]] = {}
         self._stored: dict[Place, tuple[float, IDelayedCall]] = {}  # when, for some time
         self._size = 0  # bytes of the payloads that wait
-        #: Stores the progress of a task whose time has come; it calls `take`.
-        self.store: Callable[[Place], Coroutine[Any, Any, None]]
+        #: Stores the progress of a task whose time has come; it calls `take`.  True stores it
+        #: although another instance may have stored one a moment ago.
+        self.store: Callable[[Place, bool], Coroutine[Any, Any, None]]
 
     def stored(self, place: Place, interval: float) -> None:
         """Note that a progress of this task is stored now, and the next one not so soon."""
@@ -79,6 +82,9 @@ class ConflatedProgress:
         """Hold a progress for so many seconds, or for as long as the one whose place it takes."""
         former = self._waiting.get(place)
         call = self._clock.callLater(delay, self._due, place) if former is None else former[1]
+        if former is not None:
+            # Its time was set when that was the row: it may have been replaced since then.
+            waiting = waiting._replace(former=former[0].former)
         self._waiting[place] = waiting, call
         self._size += _size(waiting) - (_size(former[0]) if former is not None else 0)
 
@@ -94,7 +100,7 @@ class ConflatedProgress:
         return waiting
 
     def _due(self, place: Place) -> None:
-        Deferred.fromCoroutine(self.store(place)).addErrback(self._not_stored)
+        Deferred.fromCoroutine(self.store(place, False)).addErrback(self._not_stored)
 
     def _not_stored(self, failure: Failure) -> None:
         error = to_client_error(failure, self._log, "a progress could not be stored")
@@ -104,7 +110,7 @@ class ConflatedProgress:
         """Store all that waits, and forget the rest; what the store does not take now is lost."""
         for place in list(self._waiting):
             try:
-                await self.store(place)
+                await self.store(place, True)
             except Exception:
                 self._not_stored(Failure())
             self.take(place)

@@ -169,21 +169,22 @@ class Reports:
     async def _goes_on(self, report: Report, row: Task) -> Reported | None:
         if report.is_beat:
             return await self._renewed(report, row)
-        place, now = (row.account, row.key), self._now()
-        wait = self._wait_of(row, place, now)
+        # What is in the row came before, whatever the clock of the instance that took it says.
+        place, now = (row.account, row.key), max(self._now(), row.progressed_at)
+        wait = self._wait_of(row, place)
         has_former = self._progress.holds(place)
         if not has_former and (not wait or not self._progress.has_room):
             return await self._store(report, row, now)
         renewed = await self._renewed(report, row)
         if renewed is None:
             return None
-        self._progress.hold(place, Waiting(report, row.run, now), wait)
+        self._progress.hold(place, Waiting(report, row.run, now, row.progressed_at), wait)
         return renewed._replace(is_conflated=True)
 
-    def _wait_of(self, row: Task, place: Place, now: float) -> float:
+    def _wait_of(self, row: Task, place: Place) -> float:
         """Return the seconds until a progress may be stored, here or at another instance."""
         interval = self._settings.progress_interval
-        there = row.progressed_at + interval - now
+        there = row.progressed_at + interval - self._now()
         if there > interval:
             there = 0.0  # a clock that was set back holds nothing back
         return max(there, self._progress.wait_of(place, interval), 0.0)
@@ -225,28 +226,45 @@ class Reports:
         receipt = await self._journal.append(changed, PROGRESS_TYPE, report.draft)
         return Reported(changed, receipt)
 
-    async def _store_waiting(self, place: Place) -> None:
+    async def _store_waiting(self, place: Place, at_once: bool) -> None:
         """Store a progress that was held back."""
-        await self._turns.run(place, lambda: self._store_held(place))
+        await self._turns.run(place, lambda: self._store_held(place, at_once))
 
-    async def _store_held(self, place: Place) -> None:
+    async def _store_held(self, place: Place, at_once: bool) -> None:
         waiting = self._progress.take(place)
         if waiting is None:
             return  # it was stored before the end of its run
         try:
-            await self._store_if_newest(waiting)
+            later = await self._store_if_newest(waiting, at_once)
         except Unavailable:
             self._progress.hold(place, waiting, RETRY)
             raise
+        if later is not None:
+            self._progress.hold(place, later, self._settings.progress_interval)
 
-    async def _store_if_newest(self, waiting: Waiting) -> None:
-        """Store a progress of a run that goes on, unless another instance had a newer one."""
+    async def _store_if_newest(self, waiting: Waiting, at_once: bool = True) -> Waiting | None:
+        """
+        Store a progress of a run that goes on, unless another instance had a newer one.
+
+        Two instances hold back what came in the same interval, and their times come together.  One
+        of them is first; the other waits once more.  Otherwise the event of the newer progress
+        could come before that of the older one.
+
+        Returns:
+            The progress if it is to wait once more.
+        """
         report = waiting.report
-        row = await self._journal.tasks.get(report.draft.account, report.key)
-        if row is None or row.run != waiting.run or row.is_done:
-            return
-        if row.progressed_at <= waiting.came_at:
-            await self._store(report, row, waiting.came_at)
+        for _ in range(TRIES):
+            row = await self._journal.tasks.get(report.draft.account, report.key)
+            if row is None or row.run != waiting.run or row.is_done:
+                return None
+            if row.progressed_at > waiting.came_at:
+                return None
+            if row.progressed_at != waiting.former and not at_once:
+                return waiting._replace(former=row.progressed_at)
+            if await self._store(report, row, waiting.came_at) is not None:
+                return None
+        return None
 
     # The end
 

@@ -190,6 +190,8 @@ class MongoTasks:
         async def work(deadline: float) -> Task | None:
             by, id = ObjectId(), id_of(task.account, task.key)
             which: Document = {"_id": id, "run": task.run, "state": task.state.value}
+            if "progressed_at" in changes:
+                which["progressed_at"] = task.progressed_at
             if overdue_only:
                 which.update(is_before("deadline"))
             body = {
@@ -200,7 +202,7 @@ class MongoTasks:
             }
             size = _size(*[value for value in changes.values() if isinstance(value, bytes)])
             row = await self._modified(deadline, body, size)
-            if row is None and "state" in changes:
+            if row is None and not {"state", "progressed_at"}.isdisjoint(changes):
                 # Was it sent twice, and done the first time?
                 rows = await self._find(deadline, {"_id": id, "by": by}, {}, 1)
                 row = rows[0] if rows else None

@@ -154,7 +154,7 @@ class SqliteTasks:
 
         def work(connection: Connection) -> Task | None:
             found = _found(connection, task.account, task.key)
-            if found is None or not is_same(found, task, now if overdue_only else None):
+            if found is None or not is_same(found, task, changes, now if overdue_only else None):
                 return None
             changed = with_changes(found, changes, now, deadline_in)
             before, after = _values(found), _values(changed)
