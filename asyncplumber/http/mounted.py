@@ -50,8 +50,10 @@ def write_response(response: Response, request: IRequest) -> bytes:
     request.setResponseCode(response.status)
     request.setHeader(b"Content-Type", response.content_type)
     request.setHeader(b"Content-Length", b"%d" % len(response.body))
+    for name, value in PROTECTION:
+        request.setHeader(name, value)
     names = set()
-    for name, value in PROTECTION + response.headers:
+    for name, value in response.headers:  # these replace the former
         if name in names:  # such as Vary
             request.responseHeaders.addRawHeader(name, value)
         else:
