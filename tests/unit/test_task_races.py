@@ -66,7 +66,7 @@ class StartRaceTests(TasksCase):
     def test_one_that_dies_during_the_dispatch_leads_to_the_same_run_again(self) -> None:
         self.starter.answer = Deferred()
         self.start()
-        self.first.tasks._dispatcher.stop()  # type: ignore[union-attr]
+        Deferred.fromCoroutine(self.tasks.drain())
         self.starter.answer = Later()
         self.wait(DISPATCH_LEASE + SWEEP_INTERVAL + 1)
         runs = [each.run for each in self.starter.dispatched]
@@ -426,6 +426,29 @@ class HoldTests(TasksCase):
         self.assertFalse(self.successResultOf(held).task.is_done)
         self.end()
         self.assertEqual(self.second.types, ["submitted", "completed"])
+
+    def test_a_start_that_is_claimed_during_a_stop_is_dispatched_by_another_instance(self) -> None:
+        self.first.rows.held.add("claim")
+        self.tasks.start(START)
+        self.turn()
+        Deferred.fromCoroutine(self.tasks.drain())
+        self.first.rows.release()
+        self.turn()
+        self.assertEqual(self.starter.dispatched, [])
+        self.wait(DISPATCH_LEASE + SWEEP_INTERVAL)
+        self.assertEqual(len(self.starter.dispatched), 1)
+
+    def test_a_progress_that_is_being_taken_during_a_stop_is_stored(self) -> None:
+        self.report(RUNNING, b"1", run="r1")
+        self.first.rows.held.add("get")
+        taken = self.tasks.report(report_of(RUNNING, b"2", run="r1"))
+        stopped = Deferred.fromCoroutine(self.tasks.drain())
+        self.first.rows.held.clear()
+        self.first.rows.release()
+        self.turn()
+        self.assertTrue(self.successResultOf(taken).is_conflated)
+        self.successResultOf(stopped)
+        self.assertEqual(self.row().progress, b'"data":2')
 
     def test_a_client_that_leaves_stops_nothing(self) -> None:
         self.first.rows.held.add("claim")

@@ -90,11 +90,20 @@ class Dispatcher:
         self._room = Semaphore(MAX_DISPATCHES)
         self._under_way: dict[str, Deferred[None]] = {}  # by run
         self._warnings = RateLimitedLog(self._log, clock.seconds)
+        self._is_stopped = False
+
+    def start(self) -> None:
+        """Dispatch again after a `stop`."""
+        self._is_stopped = False
 
     def dispatch(self, task: Task) -> None:
-        """Dispatch a run that this instance has leased.  Harmless if that is under way."""
+        """
+        Dispatch a run that this instance has leased.  Harmless if that is under way.
+
+        After a `stop` it is left to the other instances, which take it over when its lease ends.
+        """
         run = task.run
-        if run in self._under_way:
+        if self._is_stopped or run in self._under_way:
             return
         under_way = self._under_way[run] = Deferred.fromCoroutine(self._dispatch(task))
         under_way.addErrback(self._failed).addCallback(lambda _: self._over(run))
@@ -103,7 +112,8 @@ class Dispatcher:
         del self._under_way[run]
 
     def stop(self) -> None:
-        """Give up what is under way.  Other instances take it over."""
+        """Give up what is under way, and begin nothing.  Other instances take it over."""
+        self._is_stopped = True
         for under_way in list(self._under_way.values()):
             under_way.cancel()
 

@@ -377,6 +377,8 @@ class Tasks:
     def serve(self) -> None:
         """Begin the sweeps: the store is open."""
         self._is_draining = False
+        if self._dispatcher is not None:
+            self._dispatcher.start()
         for task in self._periodic:
             task.start()
 
@@ -391,6 +393,6 @@ class Tasks:
             self._dispatcher.stop()
         if IStoppableStarter.providedBy(self._starter):
             await IStoppableStarter(self._starter).stop()
+        await self._turns.stop()  # first: a report that is being taken may leave a progress
         await self._progress.flush()
-        await self._turns.stop()
         await self._journal.stop()
