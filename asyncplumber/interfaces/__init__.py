@@ -38,6 +38,7 @@ from asyncplumber.interfaces.revocations import (
     RevocationKind,
 )
 from asyncplumber.interfaces.starter import (
+    Answer,
     Dispatch,
     Finished,
     IStarter,
@@ -68,6 +69,7 @@ __all__ = [
     "MAX_REVOCATIONS",
     "PAGE_BYTES",
     "REMEMBERED_URL",
+    "Answer",
     "Appended",
     "AwaitsBody",
     "CallbackUrl",

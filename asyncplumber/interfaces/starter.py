@@ -70,6 +70,10 @@ class Refused:
     message: str = ""
 
 
+#: What a starter answers to a `Dispatch`.
+Answer = Finished | Later | Refused
+
+
 class StarterFailed(Exception):
     """
     Nobody knows whether the run has begun: it is dispatched again, with the same id.
@@ -91,7 +95,7 @@ class IStarter(Interface):
         "bool: whether `Dispatch.callback` is wanted.  A starter without this attribute wants it"
     )
 
-    def start(dispatch: Dispatch) -> Deferred[Finished | Later | Refused]:
+    def start(dispatch: Dispatch) -> Deferred[Answer]:
         """
         Begin a run.
 

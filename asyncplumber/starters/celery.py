@@ -25,11 +25,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from asyncplumber.interfaces import (
+    Answer,
     Dispatch,
-    Finished,
     IStoppableStarter,
     Later,
-    Refused,
     StarterFailed,
 )
 from asyncplumber.rate_limited_log import RateLimitedLog
@@ -96,7 +95,7 @@ class CeleryStarter:
 
     # See `IStoppableStarter`
 
-    def start(self, dispatch: Dispatch) -> Deferred[Finished | Later | Refused]:
+    def start(self, dispatch: Dispatch) -> Deferred[Answer]:
         """Publish the message.  A message that may not have arrived is a `StarterFailed`."""
         sent = self._threads.call(partial(self._send, dispatch))
         sent.addTimeout(self._timeout, self._clock)

@@ -9,9 +9,10 @@ process dies, they stop, and the run is lost.
 from __future__ import annotations
 
 from asyncio import CancelledError as AsyncioCancelled
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from inspect import isawaitable
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -21,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from asyncplumber.concurrency import PeriodicTask
+from asyncplumber.concurrency import PeriodicTask, SingleFlight
 from asyncplumber.core.awaitables import as_deferred
 from asyncplumber.core.tasks.errors import Superseded, TaskEnded
 from asyncplumber.core.tasks.outcomes import Reported
@@ -34,7 +35,15 @@ from asyncplumber.errors import (
     to_client_error,
 )
 from asyncplumber.event import Draft, Event, new_id, timestamp
-from asyncplumber.interfaces import Dispatch, Finished, IStarter, Later, Refused, StarterFailed
+from asyncplumber.interfaces import (
+    Answer,
+    Dispatch,
+    Finished,
+    IStarter,
+    Later,
+    Refused,
+    StarterFailed,
+)
 from asyncplumber.sending import encode
 from asyncplumber.task import Report, TaskState
 from asyncplumber.wire.payload import payload_of
@@ -46,7 +55,35 @@ FIRST_DELAY = 0.5  # seconds until an end is reported again, doubled each time
 MAX_DELAY = 30.0  # seconds
 
 _CANCELED = (CancelledError, AsyncioCancelled)
-Answer = Finished | Later | Refused
+
+
+class _Newest:
+    """
+    The progress of one run that is not reported yet: only the newest.
+
+    A callable may make progress faster than the store takes reports, and in any thread.
+    """
+
+    def __init__(self, report: Callable[[str, bytes], Coroutine[Any, Any, None]]) -> None:
+        """`report` reports a progress: its content type, and its body."""
+        self._report = report
+        self._lock = Lock()
+        self._progress: tuple[str, bytes] | None = None
+        #: Reports it, one after the other.
+        self.reports = SingleFlight(self.flush)
+
+    def put(self, content_type: str, body: bytes) -> bool:
+        """Take the place of an older one, and return whether there was none.  For any thread."""
+        with self._lock:
+            former, self._progress = self._progress, (content_type, body)
+        return former is None
+
+    async def flush(self) -> None:
+        """Report it now, if there is one."""
+        with self._lock:
+            progress, self._progress = self._progress, None
+        if progress is not None:
+            await self._report(*progress)
 
 
 class Run:
@@ -63,14 +100,20 @@ class Run:
         is_canceled: Whether somebody asked the run to stop.  Its awaitable is cancelled as well.
     """
 
-    def __init__(self, dispatch: Dispatch, report: Callable[[Run, Any], Deferred[None]]) -> None:
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        progress: Callable[[Run, Any], Deferred[None]],
+        tell: Callable[[Run, str, bytes], Coroutine[Any, Any, None]],
+    ) -> None:
         self.account = dispatch.account
         self.task = dispatch.task
         self.run = dispatch.run
         self.content_type = dispatch.content_type
         self.body = dispatch.body
         self.is_canceled = False
-        self._report = report
+        self._progress = progress
+        self._newest = _Newest(partial(tell, self))
 
     @property
     def data(self) -> Any:
@@ -89,14 +132,16 @@ class Run:
         """
         Report how far the run is.  Call it from any thread, as often as you like.
 
+        While one report is under way, the newest of the others waits, in place of them.
+
         Args:
             data: What ``Plumber.send`` takes, at most 64 KiB.
 
         Returns:
-            A Deferred that fires when the report was taken.  It never fails, and need not be
-            waited for; `is_canceled` is up to date after it.
+            A Deferred that fires when the report was taken, or a newer one in its place.  It never
+            fails, and need not be waited for; `is_canceled` is up to date after it.
         """
-        return self._report(self, data)
+        return self._progress(self, data)
 
 
 @implementer(IStarter)
@@ -132,13 +177,14 @@ class InProcessStarter:
     def start(self, dispatch: Dispatch) -> Deferred[Answer]:
         if dispatch.run in self._under_way:
             return succeed(LATER)  # it is dispatched again, and goes on
-        return Deferred.fromCoroutine(self._start(Run(dispatch, self._progress)))
+        return Deferred.fromCoroutine(self._start(Run(dispatch, self._progress, self._tell)))
 
     async def _start(self, run: Run) -> Answer:
         try:
             outcome = self._call(run)
             if isawaitable(outcome):
                 outcome = self._watched(run, as_deferred(outcome))
+            self._flush(run)
             return self._answer(outcome)
         except StarterFailed:
             raise
@@ -149,13 +195,11 @@ class InProcessStarter:
     def _watched(self, run: Run, awaited: Deferred[Any]) -> Any:
         """Return the result of an awaitable, or `LATER` if it is not done; then it is watched."""
         if awaited.called and not awaited.paused and not isinstance(awaited.result, Deferred):
-            done, result = awaited, None
             outcome: list[Any] = []
-            done.addBoth(outcome.append)
-            result = outcome[0]
-            if isinstance(result, Failure):
-                result.raiseException()
-            return result
+            awaited.addBoth(outcome.append)
+            if isinstance(outcome[0], Failure):
+                outcome[0].raiseException()
+            return outcome[0]
         self._under_way[run.run] = run, awaited
         beats = PeriodicTask(lambda: self._beat(run), BEAT_INTERVAL, self._clock, now=True)
         beats.start()
@@ -174,19 +218,22 @@ class InProcessStarter:
     # While it runs
 
     async def _beat(self, run: Run) -> None:
-        await self._tell(run, b"", "")
+        await self._tell(run, "", b"")
 
     def _progress(self, run: Run, data: Any) -> Deferred[None]:
-        content_type, body = encode(data)
+        is_first = run._newest.put(*encode(data))
         if get_ident() == self._thread:
-            return Deferred.fromCoroutine(self._tell(run, body, content_type))
+            return run._newest.reports.run()
         # The application's thread cannot wait for a Deferred: it gets one that has fired.
-        cast(IReactorFromThreads, self._clock).callFromThread(
-            lambda: Deferred.fromCoroutine(self._tell(run, body, content_type))
-        )
+        if is_first:
+            cast(IReactorFromThreads, self._clock).callFromThread(run._newest.reports.request)
         return succeed(None)
 
-    async def _tell(self, run: Run, body: bytes, content_type: str) -> None:
+    def _flush(self, run: Run) -> None:
+        """Report the newest progress before what is reported after this call."""
+        Deferred.fromCoroutine(run._newest.flush())
+
+    async def _tell(self, run: Run, content_type: str, body: bytes) -> None:
         """Report that a run goes on, and learn whether it is to stop."""
         try:
             reported = await self.report(
@@ -225,7 +272,7 @@ class InProcessStarter:
             answer = self._answer(result)
             if isinstance(answer, Finished):
                 kind, body = answer.content_type, answer.body
-                self._report_end(self._report_of(run, TaskState.COMPLETED, kind, body))
+                self._report_end(run, self._report_of(run, TaskState.COMPLETED, kind, body))
             elif isinstance(answer, Refused):
                 error = {"type": answer.type, "message": answer.message or "it was refused"}
                 self._end(run, TaskState.FAILED, error)
@@ -239,9 +286,10 @@ class InProcessStarter:
         return {"type": type(failure.value).__name__, "message": failure.getErrorMessage()}
 
     def _end(self, run: Run, state: TaskState, error: dict[str, Any]) -> None:
-        self._report_end(self._report_of(run, state, *encode(error)))
+        self._report_end(run, self._report_of(run, state, *encode(error)))
 
-    def _report_end(self, report: Report) -> None:
+    def _report_end(self, run: Run, report: Report) -> None:
+        self._flush(run)
         Deferred.fromCoroutine(self._report_until_taken(report)).addErrback(
             lambda failure: to_client_error(failure, self._log, "the end of a run is not reported")
         )

@@ -28,6 +28,7 @@ from asyncplumber.auth.fetch import Fetcher, FetchFailed, Post, Reply
 from asyncplumber.concurrency import Semaphore
 from asyncplumber.event import is_plain
 from asyncplumber.interfaces import (
+    Answer,
     Dispatch,
     Finished,
     IStoppableStarter,
@@ -113,7 +114,7 @@ class WebhookStarter:
 
     # See `IStoppableStarter`
 
-    def start(self, dispatch: Dispatch) -> Deferred[Finished | Later | Refused]:
+    def start(self, dispatch: Dispatch) -> Deferred[Answer]:
         """POST the input.  The answer decides; no answer in time is a `StarterFailed`."""
         return Deferred.fromCoroutine(self._start(dispatch))
 
@@ -131,7 +132,7 @@ class WebhookStarter:
             telling.cancel()
         return self._close()
 
-    async def _start(self, dispatch: Dispatch) -> Finished | Later | Refused:
+    async def _start(self, dispatch: Dispatch) -> Answer:
         headers = {
             **self._about(dispatch.account, dispatch.task, dispatch.run),
             b"event-type": START,
@@ -215,7 +216,7 @@ def _quoted(text: str) -> bytes:
     return quote(text, safe="").encode("ascii")
 
 
-def answer_of(reply: Reply, now: float) -> Finished | Later | Refused:
+def answer_of(reply: Reply, now: float) -> Answer:
     """
     Return what an answer means.
 
@@ -245,7 +246,7 @@ def answer_of(reply: Reply, now: float) -> Finished | Later | Refused:
     raise StarterFailed(f"the application answered {status}", retry_after=pause)
 
 
-def unusable(error: FetchFailed, now: float) -> Finished | Later | Refused:
+def unusable(error: FetchFailed, now: float) -> Answer:
     """
     Return what an answer means whose body cannot be used.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -205,6 +206,40 @@ class LifeTests(InProcessCase):
         data = [event.data for event in self.events if event.type == "task.progress"]
         self.assertLess(len(data), 5)
         self.assertEqual(data[-1], {"done": 99})
+
+    def test_a_loop_of_progress_leaves_one_report_under_way_and_the_newest(self) -> None:
+        work = self.begin()
+        starter = self.plumber.tasks._starter
+        take, taken = self.plumber.tasks.report, []
+        held: Deferred[None] = Deferred()
+
+        def report(report: Any) -> Deferred[Any]:
+            taken.append(report.draft.payload)
+            return held.addCallback(lambda _: take(report))
+
+        starter.report = report
+        told = [self.runs[0].progress(number) for number in range(1000)]
+        self.assertEqual(taken, [b'"data":0'])
+        work.callback(7)
+        self.assertEqual(taken, [b'"data":0', b'"data":999', b'"data":7'])
+        held.callback(None)
+        self.turns()
+        self.assertEqual({self.successResultOf(each) for each in told}, {None})
+
+    def test_progress_in_a_thread_is_handed_to_the_reactor_once(self) -> None:
+        work = self.begin()
+        handed: list[Callable[[], object]] = []
+        self.clock.callFromThread = handed.append  # type: ignore[attr-defined]
+        thread = Thread(target=lambda: [self.runs[0].progress(number) for number in range(1000)])
+        thread.start()
+        thread.join()
+        self.assertEqual(len(handed), 1)
+        handed[0]()
+        self.turns()
+        work.callback(7)
+        self.turns()
+        progress = [event.data for event in self.events if event.type == "task.progress"]
+        self.assertEqual(progress, [999])
 
     def test_cancel_cancels_the_awaitable(self) -> None:
         self.begin()

@@ -34,7 +34,15 @@ from asyncplumber.errors import (
     to_client_error,
 )
 from asyncplumber.event import Draft, new_id, timestamp
-from asyncplumber.interfaces import Dispatch, Finished, IStarter, Later, Refused, StarterFailed
+from asyncplumber.interfaces import (
+    Answer,
+    Dispatch,
+    Finished,
+    IStarter,
+    Later,
+    Refused,
+    StarterFailed,
+)
 from asyncplumber.rate_limited_log import RateLimitedLog
 from asyncplumber.task import DISPATCH_LEASE, Report, Task, TaskState
 from asyncplumber.wire.payload import json_member, payload_of
@@ -44,7 +52,6 @@ FIRST_DELAY = 0.5  # seconds until a dispatch is tried again, doubled each time
 MAX_DELAY = 30.0  # seconds
 TRIES = 5  # how often a row is read again because a report was faster
 
-Answer = Finished | Later | Refused
 Take = Callable[[Report], Deferred[Reported]]
 
 
