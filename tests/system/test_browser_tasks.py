@@ -364,6 +364,31 @@ class TaskTests(SynchronousTestCase):
         """)
         self.assertEqual(found, ["ws://server.test/events/a%2Fb?tasks=", [[["a"], False]], True])
 
+    def test_nobody_waits_for_a_result_when_the_client_is_closed(self) -> None:
+        """The task may go on; a result that is known stays."""
+        found = self.js("""
+            const plumber = await connect();
+            world.socket.say(open("e.1"));
+            const started = plumber.start("sum", 1), seen = plumber.task("other");
+            world.socket.reply(1, 202, row("sum", "r1", "submitted"));
+            const ended = plumber.task("ended");
+            world.socket.say(news("e.2", "submitted", "r2", null, { task: "ended" }));
+            world.socket.say(news("e.3", "completed", "r2", 7, { task: "ended" }));
+            const waiting = [started.result, seen.result, ended.result];
+            plumber.close();
+            const found = await Promise.all(waiting.map(settled));
+            return [found, await settled(plumber.task("late").result), started.state];
+        """)
+        closed = ["error", "closed", "closed"]
+        self.assertEqual(
+            found,
+            [
+                [[*closed, "closed here"], [*closed, "closed here"], ["value", 7]],
+                [*closed, "the connection is closed"],
+                "submitted",
+            ],
+        )
+
     def test_a_closed_client_starts_nothing(self) -> None:
         """What it has asked and not heard is rejected."""
         found = self.js("""

@@ -35,6 +35,7 @@
   // without an end of the connection.
   const LONGEST_MESSAGE = 15000;
   const REQUESTS_AT_ONCE = 8; // over one WebSocket; the server takes 16
+  const CLOSED = "the connection is closed";
   const FORMER_RUNS = 16; // ids of runs that a task remembers, to know what is left of them
 
   const PROTOCOL = "plumber.v1";
@@ -113,7 +114,8 @@
     constructor(state, about = {}, status = null) {
       super(about.message || state);
       this.name = "TaskError";
-      this.state = state; // failed, canceled, lost; or refused: nothing was begun
+      // failed, canceled, lost; refused: nothing was begun; or closed: the task may go on
+      this.state = state;
       this.type = about.type ?? about.code ?? state;
       this.error = about;
       this.status = status; // of the request that was refused
@@ -225,6 +227,11 @@
         // It is too large for a list of tasks.
         this._owner._fetchResult(this).then(this._run.resolve, this._run.reject);
       }
+    }
+
+    /** Nothing more is heard of it here: nobody is to wait for ever. */
+    _leave(message, status = null) {
+      if (!this.done) this._run.reject(new TaskError("closed", { message }, status));
     }
 
     /** A start was refused: its promise is rejected, and the task goes on as it is. */
@@ -534,8 +541,7 @@
     /** Return the task with this key.  It is the same object each time. */
     task(key) {
       const isNew = !this._tasks.has(key);
-      if (isNew) this._tasks.set(key, new Task(this, key));
-      const task = this._tasks.get(key);
+      const task = this._taskOf(key);
       if (isNew && this.state === "open") this._refresh(task);
       return task;
     }
@@ -548,8 +554,7 @@
      * the answer.
      */
     start(key, input, { contentType = null, maxAge = null } = {}) {
-      if (!this._tasks.has(key)) this._tasks.set(key, new Task(this, key));
-      const task = this._tasks.get(key);
+      const task = this._taskOf(key);
       const call = promised();
       task._call = call;
       const body = contentType === null ? JSON.stringify(input) : String(input);
@@ -795,6 +800,15 @@
 
     // Tasks
 
+    _taskOf(key) {
+      if (!this._tasks.has(key)) {
+        const task = new Task(this, key);
+        if (this.state === "closed") task._leave(CLOSED);
+        this._tasks.set(key, task);
+      }
+      return this._tasks.get(key);
+    }
+
     get _wantsTasks() {
       return this.options.tasks || this._tasks.size > 0;
     }
@@ -837,7 +851,7 @@
       const id = ++this._lastId;
       const request = { id, method, about, resolve, reject, failures: 0, sentBy: null, ...more };
       if (this.state === "closed") {
-        reject(new TaskError("refused", { type: "closed", message: "the connection is closed" }));
+        reject(new TaskError("refused", { type: "closed", message: CLOSED }));
         return promise;
       }
       this._requests.set(id, request);
@@ -1003,6 +1017,7 @@
       for (const request of [...this._requests.values()]) {
         this._settle(request, new TaskError("refused", { type: "closed", message: reason }, status));
       }
+      for (const task of this._tasks.values()) task._leave(reason, status);
       if ([401, 403].includes(statusOf({ code, status }))) {
         this._emitRefused({ code, status, reason }, null);
       }
