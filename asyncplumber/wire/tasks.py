@@ -138,10 +138,17 @@ def error_of(state: TaskState, draft: Draft) -> bytes:
         state: FAILED or CANCELED.
         draft: The report.  An object keeps its members; a text is the message.
     """
-    data = Event.from_draft(draft, "", 0).data
-    error: dict[str, Any] = {"type": state.value, "message": f"the task {state.value}"}
-    if state is TaskState.CANCELED:
-        error["message"] = "the task was canceled"
+    was = "was " if state is TaskState.CANCELED else ""
+    default = {"type": state.value, "message": f"the task {was}{state.value}"}
+    try:
+        return _encoded(_explained(default, draft)).encode()
+    except ValueError:  # a number that is too large for Python, or infinite for browsers
+        return _encoded(default).encode()
+
+
+def _explained(default: Mapping[str, Any], draft: Draft) -> dict[str, Any]:
+    """Return an error with what its runner tells.  Raises ValueError for a number too large."""
+    error, data = dict(default), Event.from_draft(draft, "", 0).data
     if isinstance(data, dict):
         error.update(data)
         for name in ("type", "message"):
@@ -153,10 +160,7 @@ def error_of(state: TaskState, draft: Draft) -> bytes:
         error["data_base64"] = draft.payload.partition(b":")[2].strip(b'"').decode()
     elif not isinstance(data, bytes) and data is not None and data != "":
         error["data"] = data
-    try:
-        return _encoded(error).encode()
-    except ValueError:  # a number that is too large for Python, and infinite for browsers
-        return _encoded({"type": state.value, "message": f"the task {state.value}"}).encode()
+    return error
 
 
 def ended(task: Task, event: Event) -> Task:

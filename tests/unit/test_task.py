@@ -187,6 +187,8 @@ class WireTests(SynchronousTestCase):
             (b'{"message": 7}', "7"),
             (b"", "the task failed"),
             (b"1e999", "the task failed"),
+            (b'{"message": 1e999}', "the task failed"),
+            (b'{"tray": %b}' % (b"1" * 5000), "the task failed"),  # Python refuses to read it
         ]:
             content_type, payload = payload_of("", body)
             draft = Draft("42", "i", "i", "result", "", content_type, payload)
