@@ -203,6 +203,20 @@ class Child:
                 self._process.send_signal(number)
 
 
+def open_standard_descriptors() -> None:
+    """
+    Open those of the descriptors 0, 1 and 2 that are closed, as ``/dev/null``.
+
+    Otherwise the next connection would get that number, and what a command prints would be sent
+    over it.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    while null <= 2:
+        os.set_inheritable(null, True)
+        null = os.dup(null)
+    os.close(null)
+
+
 def _write(sink: int, data: bytes) -> bool:
     """Write all; return False if nobody reads it."""
     view = memoryview(data)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from asyncplumber.client.child import SIGNALED, Child
+from asyncplumber.client.child import SIGNALED, Child, open_standard_descriptors
 from asyncplumber.client.join import UNKNOWN, JoinedRun
 from asyncplumber.client.linger import send_later
 from asyncplumber.client.outbox import Outbox
@@ -76,6 +76,7 @@ def run(command: Command) -> int:
     Raises:
         ValueError: The URL or the token cannot be used.
     """
+    open_standard_descriptors()
     outbox = Outbox(command.url, token=command.token, exit_timeout=0.0)
     task = _start(outbox, command, _new_run())
     live = task.conflict.task if task.conflict is not None else {}

@@ -26,6 +26,8 @@ SUPERSEDED = respond(409, {"error": {"code": "superseded", "message": "no"}, "ta
 class RunTestCase(SynchronousTestCase):
     """Commands that are run as tasks."""
 
+    before: tuple[str, ...] = ()  # the words before those of `asyncplumber run`
+
     def receiver(self, *script: Step) -> Receiver:
         receiver = Receiver(*script)
         self.addCleanup(receiver.stop)
@@ -35,7 +37,7 @@ class RunTestCase(SynchronousTestCase):
         command = [sys.executable, "-m", "asyncplumber", "run", "--account", "42", "--task", "t"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "ASYNCPLUMBER_URL": url}
         return subprocess.Popen(
-            [*command, *words],
+            [*self.before, *command, *words],
             env={**environment, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -101,6 +103,13 @@ class OutcomeTests(RunTestCase):
         self.assertEqual((state, error["type"], error["size"]), ("failed", "too-large", 11))
         self.assertEqual(self.run_command(receiver, "--no-output", *words[2:])[0], 0)
         self.assertEqual(self.told(receiver)[-1], ("completed", None))
+
+    def test_a_closed_output(self) -> None:
+        """What the command prints goes to nobody, and not into a connection to the plumber."""
+        self.before = ("sh", "-c", 'exec "$@" >&-', "sh")
+        receiver = self.receiver(task_receipt("r"), respond(404))
+        self.assertEqual(self.run_command(receiver, "--", "echo", "5"), (0, "", ""))
+        self.assertEqual(self.told(receiver), [("started", None), ("completed", 5)])
 
     def test_a_process_that_is_left_behind(self) -> None:
         """It is not waited for, although it could still print."""
