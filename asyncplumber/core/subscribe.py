@@ -14,9 +14,9 @@ from asyncplumber.errors import BadRequest, PlumberError, to_client_error
 from asyncplumber.event import EARLIEST, Cursor
 from asyncplumber.grant import Grant
 from asyncplumber.wire.fields import Headers
+from asyncplumber.wire.preferences import MAX_WAIT
 
 WAIT = 25.0  # seconds of a long-poll; many proxies give up after 30
-MAX_WAIT = 120.0  # seconds of a long-poll, if the client asks for it
 
 Query = Mapping[str, Sequence[str]]
 _NO = ("0", "false")  # as the value of ``tasks``

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from math import inf
 from secrets import token_hex
 
-from asyncplumber.core.subscribe import MAX_WAIT, wait_in
+from asyncplumber.core.subscribe import wait_in
 from asyncplumber.errors import MethodNotAllowed
 from asyncplumber.http.request import Request
 from asyncplumber.http.task_paths import Page, TaskPath, location_of, task_path
 from asyncplumber.task import StartRequest
 from asyncplumber.wire.fields import header_text
 from asyncplumber.wire.parse import check_encoding, checked_content_type, unquoted
-from asyncplumber.wire.preferences import Freshness, Wish, freshness_of, wish_of
+from asyncplumber.wire.preferences import MAX_WAIT, Freshness, Wish, freshness_of, wish_of
 from asyncplumber.wire.tasks import task_key
 
 _READ, _WRITE = ("GET", "HEAD"), ("POST", "PUT")

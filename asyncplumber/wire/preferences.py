@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from asyncplumber.wire.fields import Headers
 
+MAX_WAIT = 120.0  # seconds that a request or a message can wait at most
 MAX_DIGITS = 9  # of a number of seconds: more would be thirty years
 
 # A word, perhaps with a value, which is a token or a quoted string; then parameters.  It takes

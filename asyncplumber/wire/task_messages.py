@@ -19,9 +19,9 @@ from asyncplumber.event import NAME_LENGTH, is_plain
 from asyncplumber.task import StartRequest, Task
 from asyncplumber.wire.json_text import members, one_line, value
 from asyncplumber.wire.payload import media_type
+from asyncplumber.wire.preferences import MAX_WAIT
 from asyncplumber.wire.tasks import task_key, task_object
 
-MAX_WAIT = 120.0  # seconds that a reply can wait for the end of a task
 MAX_ID_BYTES = 256  # of the JSON of an id
 JSON = "application/json"
 NO_ID = b"null"

@@ -7,11 +7,12 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from asyncplumber.core.channel import Channel
-from asyncplumber.core.subscribe import MAX_WAIT, WAIT, Admission, resume_point, wait_in
+from asyncplumber.core.subscribe import WAIT, Admission, resume_point, wait_in
 from asyncplumber.errors import BadCursor, BadRequest, PlumberError, Unavailable
 from asyncplumber.event import EARLIEST, Cursor
 from asyncplumber.grant import OPEN
 from asyncplumber.transports.choice import Transport, choose
+from asyncplumber.wire.preferences import MAX_WAIT
 from harness.core import CoreCase
 
 

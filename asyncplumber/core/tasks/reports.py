@@ -1,8 +1,8 @@
 """
 What runners report: beats, progress and ends.
 
-The rules are numbered in the page about tasks.  Reports of one task are taken one after the other
-at an instance; between instances the compare-and-set of the row decides.
+``docs/explanation/tasks.rst`` has the rules as a table.  Reports of one task are taken one after
+the other at an instance; between instances the compare-and-set of the row decides.
 """
 
 from __future__ import annotations

@@ -188,33 +188,30 @@ class Tasks:
         task, began = await self._journal.claim(claim)
         self.figures.started(joined=not began)
         if not began:
-            self._check_input(task, digest)
+            if _is_other(task, digest):
+                raise OtherInput(task)
             return Outcome(task, joined=True)
         task, _ = await self._journal.announce(task)
         assert self._dispatcher is not None
         self._dispatcher.dispatch(task)
         return Outcome(task)
 
-    @staticmethod
-    def _check_input(task: Task, digest: bytes) -> None:
-        if digest and task.digest and digest != task.digest:
-            raise OtherInput(task)
-
     async def _known(self, request: StartRequest) -> Outcome | None:
         """Return the live run, or a result that is young enough; None if there is neither."""
         task = await self._tasks.get(request.account, request.key)
         if task is None:
             return None
+        is_other = _is_other(task, input_digest(request.content_type, request.body))
         if not task.is_done:
-            self._check_input(task, input_digest(request.content_type, request.body))
+            if is_other:
+                raise OtherInput(task)
             return Outcome(task, joined=True)
         if task.state is not TaskState.COMPLETED or task.ended_at is None:
             return None
         age = max(0.0, self._now() - task.ended_at)
         if request.max_age is not None and age > request.max_age:
             return None
-        digest = input_digest(request.content_type, request.body)
-        if digest and task.digest and digest != task.digest:
+        if is_other:
             if request.is_once:
                 raise OtherInput(task)
             return None  # it is the result of another input
@@ -396,3 +393,8 @@ class Tasks:
         await self._turns.stop()  # first: a report that is being taken may leave a progress
         await self._progress.flush()
         await self._journal.stop()
+
+
+def _is_other(task: Task, digest: bytes) -> bool:
+    """Return whether a task has another input than this one; an empty digest is of no input."""
+    return bool(digest and task.digest and digest != task.digest)
