@@ -364,6 +364,20 @@ class TaskTests(SynchronousTestCase):
         """)
         self.assertEqual(found, ["ws://server.test/events/a%2Fb?tasks=", [[["a"], False]], True])
 
+    def test_nobody_waits_for_the_end_of_a_run_that_was_missed(self) -> None:
+        """A newer run has begun: its result is not that of the former one."""
+        found = self.js("""
+            const plumber = await connect();
+            world.socket.say(open("e.1"));
+            const task = plumber.task("sum");
+            world.socket.say(news("e.2", "started", "r1"));
+            const former = task.result;
+            world.socket.say(news("e.9", "started", "r2"), news("e.10", "completed", "r2", 7));
+            return [await settled(former), await settled(task.result)];
+        """)
+        missed = ["error", "lost", "superseded", "a newer run has begun"]
+        self.assertEqual(found, [missed, ["value", 7]])
+
     def test_nobody_waits_for_a_result_when_the_client_is_closed(self) -> None:
         """The task may go on; a result that is known stays."""
         found = self.js("""

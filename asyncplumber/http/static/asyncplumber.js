@@ -193,7 +193,12 @@
       if (!found?.run || this._former.includes(found.run)) return;
       const isNew = found.run !== this.run;
       if (isNew) {
-        if (this.run) this._reset(found.run);
+        if (this.run) {
+          // If the end of the former run was missed, nothing tells it any more.
+          const about = { type: "superseded", message: "a newer run has begun" };
+          this._run.reject(new TaskError("lost", about));
+          this._reset(found.run);
+        }
         this.run = found.run;
       }
       const rank = found.done ? 2 + Boolean(found.late) : Number(found.state !== "submitted");
