@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Beats(Protocol):
     """Beats that go on until they are stopped."""
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Beat no more.  Any thread may call this, and more than once."""
 
 
 class LoopBeats:
@@ -29,15 +30,19 @@ class LoopBeats:
     def __init__(self, loop: AbstractEventLoop, beat: Callable[[], None], interval: float) -> None:
         """Call ``beat`` each ``interval`` seconds, in the loop."""
         self._loop, self._beat, self._interval = loop, beat, interval
+        self._thread, self._is_stopped = get_ident(), False
         self._timer: TimerHandle = loop.call_later(interval, self._due)
 
     def _due(self) -> None:
-        self._timer = self._loop.call_later(self._interval, self._due)
-        self._beat()
+        if not self._is_stopped:
+            self._timer = self._loop.call_later(self._interval, self._due)
+            self._beat()
 
     def stop(self) -> None:
         """Beat no more."""
-        self._timer.cancel()
+        self._is_stopped = True
+        if get_ident() == self._thread:  # no other thread may touch a timer of the loop
+            self._timer.cancel()
 
 
 class Schedule:

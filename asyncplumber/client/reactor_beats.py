@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from twisted.internet.task import LoopingCall
@@ -14,13 +15,23 @@ class ReactorBeats:
 
     def __init__(self, clock: Any, beat: Callable[[], None], interval: float) -> None:
         """Call ``beat`` each ``interval`` seconds, by the clock."""
-        self._call = LoopingCall(beat)
+        self._beat = beat
+        self._thread, self._is_stopped = get_ident(), False
+        self._call = LoopingCall(self._due)
         self._call.clock = clock
         self._call.start(interval, now=False)
 
+    def _due(self) -> None:
+        if self._is_stopped:
+            self._call.stop()
+        else:
+            self._beat()
+
     def stop(self) -> None:
-        """Beat no more."""
-        if self._call.running:
+        """Beat no more.  Any thread may call this, and more than once."""
+        self._is_stopped = True
+        # No other thread may touch a timer of the reactor.
+        if get_ident() == self._thread and self._call.running:
             self._call.stop()
 
 

@@ -223,9 +223,10 @@ class RunReports:
         return self._report(Kind.END, state, data, wait, content_type)
 
     def stop_beats(self) -> None:
+        # The thread that sends does the same, perhaps at this moment, if the run has ended
+        # elsewhere.  They are kept: only the thread of their loop can take the timer away.
         if self._beats is not None:
             self._beats.stop()
-            self._beats = None
 
     def _report(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -42,6 +43,16 @@ class FakeSender:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def noting(cancel: Callable[[], None], threads: set[int]) -> Callable[[], None]:
+    """Return the same function, which notes the threads that call it."""
+
+    def noted() -> None:
+        threads.add(threading.get_ident())
+        cancel()
+
+    return noted
 
 
 class TaskTestCase(SynchronousTestCase):
@@ -343,6 +354,27 @@ class BeatTests(TaskTestCase):
         states = [request.headers["Task-State"] for request in self.sender.requests]
         self.assertEqual(states, ["started", "running", "running", "completed"])
         self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_the_thread_that_sends_touches_no_timer_of_the_reactor(self) -> None:
+        """It hears that the run has ended; the reactor takes the timer away."""
+        for seconds in (0.0, 20.0):  # the end comes before the next beat is due, or after it
+            clock = Clock()
+            threads: set[int] = set()
+            task = self.plumber.task("42", "t", clock=clock)
+            with task:
+                self.plumber.flush(LONG)
+                (call,) = clock.getDelayedCalls()
+                self.patch(call, "cancel", noting(call.cancel, threads))
+                self.sender.answers = [Refused(409, "ended", "it has ended")]
+                task.progress(1)
+                self.plumber.flush(LONG)
+                self.assertIsNotNone(task.conflict)
+                sent = len(self.sender.requests)
+                clock.advance(seconds)
+                self.plumber.flush(LONG)
+                self.assertEqual(len(self.sender.requests), sent)
+            self.assertEqual(clock.getDelayedCalls(), [])
+            self.assertLessEqual(threads, {threading.get_ident()})
 
     def test_a_beat_waits_only_if_nothing_else_does(self) -> None:
         """A plumber that was away is not flooded."""
